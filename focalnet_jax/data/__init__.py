@@ -1,0 +1,17 @@
+"""Input: TFDS data sets, read and transformed by Grain into batches of numpy arrays."""
+
+from focalnet_jax.data.pipeline import Batch, Shard, eval_batches, train_batches
+from focalnet_jax.data.sources import Source, open_source
+from focalnet_jax.data.transforms import INTERPOLATIONS, EvalTransform, TrainTransform
+
+__all__ = [
+    "INTERPOLATIONS",
+    "Batch",
+    "EvalTransform",
+    "Shard",
+    "Source",
+    "TrainTransform",
+    "eval_batches",
+    "open_source",
+    "train_batches",
+]

@@ -1,0 +1,31 @@
+"""The official code's initialisation, which is PyTorch's with one exception.
+
+microsoft/FocalNet draws the weights of `nn.Linear` from a truncated normal and
+leaves `nn.Conv2d` as PyTorch makes it, bias included (`FocalNet._init_weights`).
+"""
+
+import math
+
+import jax
+from flax import linen as nn
+
+# torch's `trunc_normal_(std=0.02)` cuts at -2 and 2, a hundred deviations out, so its
+# deviation is 0.02. (Flax's `truncated_normal(0.02)` cuts at two deviations: 0.0176.)
+linear_kernel = nn.initializers.truncated_normal(0.02, lower=-2 / 0.02, upper=2 / 0.02)
+
+# Uniform within 1 / sqrt(fan_in), as `torch.nn.Conv2d`: `kaiming_uniform_(a=sqrt(5))`.
+conv_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def conv_bias(fan_in: int) -> nn.initializers.Initializer:
+    """Uniform within 1 / sqrt(`fan_in`), as the bias of `torch.nn.Conv2d`.
+
+    Args:
+      fan_in: the inputs of one output value: kernel area times channels in a group.
+    """
+    bound = 1 / math.sqrt(fan_in)
+
+    def initialize(key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+
+    return initialize

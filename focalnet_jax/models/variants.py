@@ -1,0 +1,232 @@
+"""The published FocalNets by name, and how to make one.
+
+Settings: the `configs/focalnet_*.yaml` of microsoft/FocalNet, and for the isotropic
+models its factory functions; names as in timm. What all have in common (`mlp_ratio` 4,
+`focal_factor` 2, `layerscale_value` 1e-4 ...) stands as default in `FocalNetEncoder`.
+"""
+
+import dataclasses
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone, FocalNetEncoder
+from focalnet_jax.errors import did_you_mean
+from focalnet_jax.ops import IMPLEMENTATIONS
+
+
+def _hierarchical(*, depths, embed_dim, levels, window=3, **options) -> dict[str, Any]:
+    stages = len(depths)
+    return dict(
+        depths=depths,
+        embed_dim=embed_dim,
+        focal_levels=(levels,) * stages,
+        focal_windows=(window,) * stages,
+        **options,
+    )
+
+
+def _isotropic(embed_dim: int, **options) -> dict[str, Any]:
+    return dict(
+        depths=(12,),
+        embed_dim=embed_dim,
+        focal_levels=(3,),
+        focal_windows=(3,),
+        patch_size=16,
+        **options,
+    )
+
+
+_T, _S = (2, 2, 6, 2), (2, 2, 18, 2)
+_LARGE = dict(depths=_S, use_conv_embed=True, use_postln=True, use_layerscale=True)
+_HUGE = dict(_LARGE, embed_dim=352, use_postln_in_modulation=True)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    # ImageNet-1K; SRF and LRF are the small and the large receptive field.
+    "focalnet_tiny_srf": _hierarchical(depths=_T, embed_dim=96, levels=2),
+    "focalnet_tiny_lrf": _hierarchical(depths=_T, embed_dim=96, levels=3),
+    "focalnet_small_srf": _hierarchical(depths=_S, embed_dim=96, levels=2),
+    "focalnet_small_lrf": _hierarchical(depths=_S, embed_dim=96, levels=3),
+    "focalnet_base_srf": _hierarchical(depths=_S, embed_dim=128, levels=2),
+    "focalnet_base_lrf": _hierarchical(depths=_S, embed_dim=128, levels=3),
+    # ImageNet-1K, one stage as in ViT.
+    "focalnet_tiny_iso": _isotropic(192),
+    "focalnet_small_iso": _isotropic(384),
+    # Post-norm and layer scale stand in the official factory only, not in its yaml.
+    "focalnet_base_iso": _isotropic(768, use_postln=True, use_layerscale=True),
+    # ImageNet-22K.
+    "focalnet_large_fl3": _hierarchical(**_LARGE, embed_dim=192, levels=3, window=5),
+    "focalnet_large_fl4": _hierarchical(
+        **_LARGE, embed_dim=192, levels=4, normalize_modulator=True
+    ),
+    "focalnet_xlarge_fl3": _hierarchical(**_LARGE, embed_dim=256, levels=3, window=5),
+    # Disputed: the official yaml doesn't normalise the modulator, FocalNet-DINO does.
+    "focalnet_xlarge_fl4": _hierarchical(**_LARGE, embed_dim=256, levels=4),
+    "focalnet_huge_fl3": _hierarchical(**_HUGE, levels=3),
+    "focalnet_huge_fl4": _hierarchical(**_HUGE, levels=4),
+}
+
+# Every option that `create_model` takes, beside `num_classes`.
+ENCODER_OPTIONS = {
+    field.name: field
+    for field in dataclasses.fields(FocalNetEncoder)
+    if field.name not in ("parent", "name")
+}
+
+
+def list_models(pattern: str | None = None) -> list[str]:
+    """Names for `create_model`, those that match a shell-style `pattern` if given."""
+    return [name for name in VARIANTS if fnmatch.fnmatch(name, pattern or "*")]
+
+
+def create_model(name: str, *, num_classes: int = 1000, **overrides) -> FocalNet:
+    """Makes a published FocalNet, or one that differs from it by `overrides`.
+
+    `normalize_modulator` is disputed for two variants, and weights load either way:
+    it is True here for `focalnet_large_fl4`, as in the official yaml, FocalNet-DINO
+    and X-Decoder (timm leaves it out), and False for `focalnet_xlarge_fl4`, as in the
+    official yaml (FocalNet-DINO sets it). Who has weights can measure which is right.
+
+    Args:
+      name: one of `list_models()`.
+      num_classes: 0 for the pooled features in place of logits.
+      **overrides: any option of `FocalNetEncoder`, under the official code's names:
+        `depths`, `focal_levels`, `drop_path_rate`, `dtype`, `remat` and so on.
+
+    Returns:
+      A `FocalNet`; `init(key, images)` and `apply({"params": ...}, images)` it.
+
+    Raises:
+      ValueError: an unknown name, or a value that an option doesn't allow.
+      TypeError: an unknown option.
+    """
+    if isinstance(num_classes, bool) or not _is_whole(num_classes, least=0):
+        raise ValueError(f"num_classes={num_classes!r} is not a whole number from 0")
+    return FocalNet(_create_encoder(name, overrides), num_classes=num_classes)
+
+
+def create_backbone(
+    name: str,
+    *,
+    out_stages: Sequence[int] = (0, 1, 2, 3),
+    out_norm: bool = True,
+    **overrides,
+) -> FocalNetBackbone:
+    """Makes the encoder of a FocalNet return its stages' maps, for dense prediction.
+
+    The official dense recipes pass `stem_padding=3` where they use `use_conv_embed`.
+
+    Args:
+      name: one of `list_models()`.
+      out_stages: the stages whose maps to return, counted from 0.
+      out_norm: whether each map passes through a LayerNorm of its own.
+      **overrides: as for `create_model`.
+
+    Returns:
+      A `FocalNetBackbone`; `apply` returns a tuple of maps, `[b, h_s, w_s, c_s]`.
+
+    Raises:
+      ValueError: as `create_model`, and for a stage that the variant doesn't have.
+      TypeError: an unknown option.
+    """
+    encoder = _create_encoder(name, overrides)
+    out_stages, stages = tuple(out_stages), tuple(range(len(encoder.depths)))
+    ascending = tuple(sorted(set(out_stages)))
+    if not out_stages or out_stages != ascending or not set(out_stages) <= set(stages):
+        raise ValueError(
+            f"out_stages={out_stages} does not fit {name}: give stages among {stages}, "
+            "each once, in ascending order"
+        )
+    return FocalNetBackbone(encoder, out_stages=out_stages, out_norm=out_norm)
+
+
+def _create_encoder(name: str, overrides: dict[str, Any]) -> FocalNetEncoder:
+    if name not in VARIANTS:
+        raise ValueError(f"no model is named {name!r}{did_you_mean(name, VARIANTS)}")
+    for option in overrides:
+        if option not in ENCODER_OPTIONS:
+            names = [*ENCODER_OPTIONS, "num_classes"]
+            raise TypeError(
+                f"{name} has no option {option!r}{did_you_mean(option, names)}"
+            )
+    settings = VARIANTS[name] | overrides
+    for option in ("depths", "focal_levels", "focal_windows"):
+        settings[option] = _per_stage(option, settings[option])
+    for option in ("dtype", "param_dtype"):
+        if option in settings:
+            settings[option] = _float_dtype(option, settings[option])
+    encoder = FocalNetEncoder(**settings)
+    _check(encoder)
+    return encoder
+
+
+def _per_stage(option: str, value: Any) -> tuple[int, ...]:
+    if isinstance(value, Sequence) and all(_is_whole(v, least=1) for v in value):
+        return tuple(int(v) for v in value)
+    raise ValueError(
+        f"{option}={value!r} is not a tuple of whole numbers from 1, one for each stage"
+    )
+
+
+def _float_dtype(option: str, value: Any) -> jnp.dtype:
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"{option}={value!r} is not a floating point type such as 'float32' or "
+            "'bfloat16'"
+        )
+    return dtype
+
+
+def _is_whole(value: Any, *, least: int) -> bool:
+    try:
+        return int(value) == value and value >= least
+    except (TypeError, ValueError):
+        return False
+
+
+def _check(encoder: FocalNetEncoder) -> None:
+    """Raises ValueError for values and combinations that make no network."""
+    stages = len(encoder.depths)
+    for option in ("focal_levels", "focal_windows"):
+        entries = len(getattr(encoder, option))
+        if entries != stages:
+            raise ValueError(
+                f"{option} has {entries} entries and depths {stages}: give one a stage"
+            )
+    for option in ("embed_dim", "patch_size", "in_channels"):
+        if not _is_whole(getattr(encoder, option), least=1):
+            value = getattr(encoder, option)
+            raise ValueError(f"{option}={value!r} is not a whole number from 1")
+    for option in ("focal_factor", "stem_padding"):
+        if not _is_whole(getattr(encoder, option), least=0):
+            value = getattr(encoder, option)
+            raise ValueError(f"{option}={value!r} is not a whole number from 0")
+    for levels, window in zip(encoder.focal_levels, encoder.focal_windows):
+        sizes = [window + encoder.focal_factor * level for level in range(levels)]
+        if any(size % 2 == 0 for size in sizes):
+            raise ValueError(
+                f"focal_windows and focal_factor give kernel sizes {sizes}: use odd "
+                "windows and an even factor, so that every kernel has a centre"
+            )
+    if encoder.use_conv_embed and encoder.patch_size != 4:
+        raise ValueError(
+            f"patch_size={encoder.patch_size} has no effect with use_conv_embed=True, "
+            "whose stem is 7x7 with stride 4: leave it at 4"
+        )
+    for option in ("drop_rate", "drop_path_rate"):
+        if not 0 <= getattr(encoder, option) < 1:
+            value = getattr(encoder, option)
+            raise ValueError(f"{option}={value!r} is not in [0, 1)")
+    if not encoder.mlp_ratio > 0:
+        raise ValueError(f"mlp_ratio={encoder.mlp_ratio!r} is not above 0")
+    if encoder.implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation={encoder.implementation!r} is unknown"
+            f"{did_you_mean(encoder.implementation, IMPLEMENTATIONS)}"
+        )

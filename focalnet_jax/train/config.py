@@ -1,0 +1,218 @@
+"""Every field of a run's configuration, with its default and its meaning.
+
+A recipe in `configs/` starts from `default_config()` and sets what it is about. The
+command line sets scalars: `--config.batch_size=256`. Nothing in a recipe copies one
+field into another, since the command line comes later: what follows from several fields
+(the number of steps, the scaled learning rate) is computed where it is used.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict, config_dict
+
+from focalnet_jax.data import INTERPOLATIONS
+from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.models import FocalNet, create_model, list_models
+from focalnet_jax.models.variants import ENCODER_OPTIONS
+
+WEIGHT_DECAY_MASKS = ("nominal", "none")
+
+
+def default_config() -> ConfigDict:
+    """A new configuration; fields can be set in it, but not added."""
+    config = ConfigDict()
+
+    config.seed = 0  # of initialisation, order of examples, augmentation, drop path
+    config.batch_size = 1024  # images in a step, over all devices
+    config.num_epochs = 300.0
+    config.num_steps = config_dict.placeholder(int)  # if set, in place of num_epochs
+
+    # Learning rate: linear warmup, then a cosine, both per step. The three rates hold
+    # for a batch of `learning_rate_batch_size` and scale with batch_size; 0: as given.
+    config.learning_rate = 1e-3
+    config.warmup_learning_rate = 1e-6
+    config.final_learning_rate = 1e-5
+    config.learning_rate_batch_size = 1024
+    config.warmup_epochs = 20.0
+    config.warmup_prefix = False  # True: the cosine begins where the warmup ends
+
+    # AdamW.
+    config.adam_b1 = 0.9
+    config.adam_b2 = 0.999
+    config.adam_eps = 1e-8
+    config.weight_decay = 0.05
+    config.weight_decay_mask = "nominal"  # matrices and kernels; "none": no parameter
+    config.clip_norm = 5.0  # greatest global norm of the gradient; 0: unlimited
+    config.label_smoothing = 0.1
+
+    # Parameters to start from: a workdir or a checkpoint in it.
+    config.init_from = config_dict.placeholder(str)
+
+    config.model = ConfigDict()
+    config.model.name = "focalnet_tiny_srf"
+    config.model.num_classes = 1000
+    # Any option of `create_model`; those that are None keep the variant's value.
+    for option in ENCODER_OPTIONS:
+        config.model[option] = config_dict.placeholder(_option_type(option))
+
+    config.data = ConfigDict()
+    config.data.name = "imagenet2012"  # as TFDS spells it
+    config.data.data_dir = config_dict.placeholder(str)  # None: TFDS's own place
+    config.data.train_split = "train"
+    config.data.test_split = "validation"
+    config.data.image_size = 224
+    config.data.interpolation = "bicubic"
+    config.data.mean = (0.485, 0.456, 0.406)  # of pixels in [0, 1]
+    config.data.std = (0.229, 0.224, 0.225)
+    config.data.crop_area = (0.08, 1.0)  # share of the image in a training crop
+    config.data.crop_aspect = (3 / 4, 4 / 3)  # its width / height
+    config.data.flip = True
+    config.data.eval_crop = 0.875  # share of the shorter side that evaluation sees
+    config.data.threads = 2  # that decode, in this process or in each worker
+    config.data.workers = 0  # processes that decode; 0: this one
+
+    # Devices: batch rows are split over both axes, parameters over `fsdp`.
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # -1: all devices that `fsdp` leaves
+    config.mesh.fsdp = 1
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 1000  # the last step is always kept
+    config.checkpoint.keep = 2  # the newest ones
+
+    config.evaluate_every_steps = 5000  # and at the end
+    config.log_every_steps = 50
+
+    return config.lock()
+
+
+def _option_type(option: str) -> type:
+    if option in ("dtype", "param_dtype"):
+        return str  # by name
+    if option == "embed_dim":
+        return int
+    default = ENCODER_OPTIONS[option].default
+    return tuple if default is dataclasses.MISSING else type(default)
+
+
+def check_config(config: ConfigDict) -> FrozenConfigDict:
+    """Checks what can be checked before data or devices are touched, and freezes.
+
+    Raises:
+      SetupError: naming the field, what was given and what is allowed.
+    """
+    _check_fields(config.to_dict(), default_config().to_dict(), prefix="")
+    at_least = {
+        "batch_size": 1,
+        "num_epochs": 0,
+        "num_steps": 0,
+        "learning_rate": 0,
+        "warmup_learning_rate": 0,
+        "final_learning_rate": 0,
+        "learning_rate_batch_size": 0,
+        "warmup_epochs": 0,
+        "weight_decay": 0,
+        "clip_norm": 0,
+        "label_smoothing": 0,
+        "data.image_size": 1,
+        "data.threads": 1,
+        "data.workers": 0,
+        "mesh.fsdp": 1,
+        "checkpoint.every_steps": 1,
+        "checkpoint.keep": 1,
+        "evaluate_every_steps": 1,
+        "log_every_steps": 1,
+    }
+    for field, least in at_least.items():
+        value = _get(config, field)
+        if value is not None and not value >= least:
+            raise SetupError(f"{field}={value!r} is below {least}")
+    if config.mesh.data < 1 and config.mesh.data != -1:
+        raise SetupError(f"mesh.data={config.mesh.data} is neither -1 nor above 0")
+    if not config.label_smoothing < 1:
+        raise SetupError(f"label_smoothing={config.label_smoothing} is not below 1")
+    if not 0 < config.data.eval_crop <= 1:
+        raise SetupError(f"data.eval_crop={config.data.eval_crop} is not in (0, 1]")
+    for field in ("data.crop_area", "data.crop_aspect"):
+        value = _get(config, field)
+        if len(value) != 2 or not 0 < value[0] <= value[1]:
+            raise SetupError(f"{field}={value} is no range of two positive numbers")
+    for field in ("data.mean", "data.std"):
+        value = _get(config, field)
+        if len(value) != 3:
+            raise SetupError(f"{field}={value} has not three values, for R, G and B")
+    _check_choice(config, "weight_decay_mask", WEIGHT_DECAY_MASKS)
+    _check_choice(config, "data.interpolation", INTERPOLATIONS)
+    _check_choice(config, "model.name", list_models())
+    model = model_of(config)
+    if not model.num_classes:
+        raise SetupError("model.num_classes=0 makes no classifier: nothing to train")
+    if model.encoder.in_channels != 3:
+        raise SetupError(
+            f"model.in_channels={model.encoder.in_channels}, but images are read as RGB"
+        )
+    least = model.encoder.smallest_image()
+    if config.data.image_size < least:
+        raise SetupError(
+            f"data.image_size={config.data.image_size} is too small for "
+            f"{config.model.name}, which needs {least} (or model.pad_to_patch=True)"
+        )
+    return FrozenConfigDict(config)
+
+
+def _check_fields(given: dict, known: dict, *, prefix: str) -> None:
+    for field in given:
+        if field not in known:
+            hint = did_you_mean(field, known)
+            raise SetupError(f"the config has an unknown field {prefix}{field}{hint}")
+    for field, default in known.items():
+        if field not in given:
+            raise SetupError(f"the config lacks the field {prefix}{field}")
+        if isinstance(default, dict):
+            _check_fields(given[field], default, prefix=f"{prefix}{field}.")
+
+
+def _check_choice(config: ConfigDict, field: str, allowed) -> None:
+    value = _get(config, field)
+    if value not in allowed:
+        raise SetupError(f"{field}={value!r} is unknown{did_you_mean(value, allowed)}")
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    for name in field.split("."):
+        config = config[name]
+    return config
+
+
+def model_overrides(config: ConfigDict) -> dict[str, Any]:
+    """The arguments of `create_model` beside the name that the config sets."""
+    given = config.model.to_dict().items()
+    return {
+        option: value for option, value in given if option != "name" and value is not None
+    }
+
+
+def model_of(config: ConfigDict) -> FocalNet:
+    """The model that the config describes.
+
+    Raises:
+      SetupError: a value that the model doesn't allow.
+    """
+    try:
+        return create_model(config.model.name, **model_overrides(config))
+    except (TypeError, ValueError) as error:
+        raise SetupError(f"model.{error}") from error
+
+
+def total_steps(config: ConfigDict, num_examples: int) -> int:
+    """The number of steps of the whole run."""
+    if config.num_steps is not None:
+        return config.num_steps
+    return steps_of_epochs(config, config.num_epochs, num_examples)
+
+
+def steps_of_epochs(config: ConfigDict, epochs: float, num_examples: int) -> int:
+    """Steps that see `epochs * num_examples` images, rounded up."""
+    return math.ceil(epochs * num_examples / config.batch_size)

@@ -1,0 +1,269 @@
+"""Training and evaluation, from a checked configuration to files in a workdir."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import optax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from focalnet_jax.data import (
+    EvalTransform,
+    Source,
+    TrainTransform,
+    eval_batches,
+    open_source,
+    train_batches,
+)
+from focalnet_jax.errors import SetupError
+from focalnet_jax.evaluators import Classification
+from focalnet_jax.models import FocalNet, count_params
+from focalnet_jax.train import sharding, workdir as files
+from focalnet_jax.train.checkpoints import (
+    Checkpoints,
+    abstract_with_shardings,
+    load_params,
+    newest_params_path,
+)
+from focalnet_jax.train.config import model_of, total_steps
+from focalnet_jax.train.metrics import MetricsWriter
+from focalnet_jax.train.optimizer import make_optimizer, make_schedule
+from focalnet_jax.train.progress import Progress
+from focalnet_jax.train.state import TrainState, initial_state
+from focalnet_jax.train.step import make_predict, make_train_step
+
+
+def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
+    """Trains, or goes on with what lies in `workdir`; returns the last metrics.
+
+    Args:
+      config: from `check_config`.
+      workdir: holds everything that the run writes.
+
+    Raises:
+      SetupError: anything that whoever started the run can mend.
+    """
+    train_source = _open_source(config, config.data.train_split)
+    test_source = _open_source(config, config.data.test_split)
+    mesh = _mesh(config)
+    steps = total_steps(config, len(train_source))
+    schedule = make_schedule(config, len(train_source))
+    model = model_of(config)
+    optimizer = make_optimizer(config, schedule)
+    evaluator = _evaluator(config, model, test_source, mesh)
+
+    # One list of shardings, for birth, restoring and the step.
+    init = functools.partial(
+        initial_state,
+        model,
+        optimizer,
+        image_size=config.data.image_size,
+        seed=config.seed,
+    )
+    abstract_state = abstract_with_shardings(jax.eval_shape(init), mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+    train_step = jax.jit(
+        make_train_step(
+            model,
+            optimizer,
+            mean=config.data.mean,
+            std=config.data.std,
+            label_smoothing=config.label_smoothing,
+            seed=config.seed,
+        ),
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+    with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
+        # The order of what a run starts from:
+        # 1. the newest checkpoint in its workdir,
+        # 2. the parameters that `init_from` names, with a new optimiser,
+        # 3. new parameters.
+        if checkpoints.newest_step is not None:
+            files.check_same_model(workdir, config)
+            origin = f"resuming after step {checkpoints.newest_step:,} from {workdir}"
+            changed = files.changed_fields(workdir, config)
+            state = checkpoints.restore(abstract_state)
+        else:
+            changed = []
+            state = jax.jit(init, out_shardings=shardings)()
+            origin = "starting anew"
+            if config.init_from:
+                origin = f"starting from the parameters in {config.init_from}"
+                params = load_params(_absolute(config.init_from), abstract_state.params)
+                state = dataclasses.replace(state, params=params)
+        first_step = int(state.step)
+
+        if jax.process_index() == 0:
+            files.write_json(workdir / "config.json", config.to_dict())
+            files.write_json(workdir / "versions.json", files.versions())
+            description = files.model_description(config, train_source)
+            files.write_json(workdir / "model.json", description)
+
+        with (
+            MetricsWriter(workdir, first_step=first_step) as writer,
+            Progress(
+                first_step=first_step, total_steps=steps, batch_size=config.batch_size
+            ) as progress,
+        ):
+            progress.say(
+                f"{config.model.name}, {count_params(model):,} parameters; "
+                f"{len(train_source):,} images, {steps:,} steps of {config.batch_size}; "
+                f"{jax.device_count()} x {jax.devices()[0].device_kind}; {workdir}"
+            )
+            for change in changed:
+                progress.say(f"changed since the run began: {change}")
+            if first_step >= steps:
+                progress.say(f"{workdir} is finished: step {first_step:,} of {steps:,}")
+                return _evaluate(evaluator, state.params, progress)
+            progress.say(origin)
+
+            batches = _train_batches(config, train_source, mesh, first_step=first_step)
+            metrics = {}
+            for step in range(first_step + 1, steps + 1):
+                state, measured = train_step(state, next(batches))
+
+                # The order within a step is fixed: log, evaluate, write, save. So what
+                # stands in a checkpoint has its metrics on disk.
+                metrics = {}
+                if step % config.log_every_steps == 0 or step == steps:
+                    metrics = {f"train/{k}": v.item() for k, v in measured.items()}
+                    metrics["train/learning_rate"] = float(schedule(step - 1))
+                    metrics["train/images_per_second"] = progress.update(
+                        step, metrics["train/loss"]
+                    )
+                if step % config.evaluate_every_steps == 0 or step == steps:
+                    metrics |= _evaluate(evaluator, state.params, progress)
+                if metrics:
+                    writer.write(step, metrics)
+                if step % config.checkpoint.every_steps == 0 or step == steps:
+                    checkpoints.save(state)
+                if step == first_step + 1 or step % config.evaluate_every_steps == 0:
+                    jax.block_until_ready(state)
+                    progress.restart_clock(step)
+            progress.say(f"finished: step {steps:,} of {steps:,}, in {workdir}")
+            return metrics
+
+
+def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
+    """Evaluates the newest checkpoint in `workdir`, or else `config.init_from`.
+
+    Args:
+      config: from `check_config`.
+      workdir: of a run; nothing is written to it.
+
+    Raises:
+      SetupError: anything that whoever started it can mend.
+    """
+    test_source = _open_source(config, config.data.test_split)
+    mesh = _mesh(config)
+    model = model_of(config)
+    evaluator = _evaluator(config, model, test_source, mesh)
+
+    if newest_params_path(workdir) is not None:
+        files.check_same_model(workdir, config)
+        path = workdir
+    elif config.init_from:
+        path = _absolute(config.init_from)
+    else:
+        raise SetupError(
+            f"nothing to evaluate: {workdir} holds no checkpoint and init_from is not "
+            "set; train first, or give --workdir or --config.init_from"
+        )
+    init = functools.partial(
+        initial_state,
+        model,
+        optax.identity(),
+        image_size=config.data.image_size,
+        seed=config.seed,
+    )
+    abstract_params = abstract_with_shardings(jax.eval_shape(init), mesh).params
+    params = load_params(path, abstract_params)
+    with Progress(first_step=0, total_steps=0, batch_size=0) as progress:
+        progress.say(f"evaluating {newest_params_path(path).parent}")
+        return _evaluate(evaluator, params, progress)
+
+
+def _open_source(config: ConfigDict, split: str) -> Source:
+    source = open_source(config.data.name, split=split, data_dir=config.data.data_dir)
+    if (source.num_classes or 0) > config.model.num_classes:
+        raise SetupError(
+            f"model.num_classes={config.model.num_classes} is too few for "
+            f"{source.name}, which has {source.num_classes} classes"
+        )
+    return source
+
+
+def _mesh(config: ConfigDict) -> Mesh:
+    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    sharding.check_batch_size(config.batch_size, mesh)
+    return mesh
+
+
+def _train_batches(
+    config: ConfigDict, source: Source, mesh: Mesh, *, first_step: int
+) -> Iterator[dict[str, jax.Array]]:
+    batches = train_batches(
+        source,
+        TrainTransform(
+            config.data.image_size,
+            crop_area=config.data.crop_area,
+            crop_aspect=config.data.crop_aspect,
+            flip=config.data.flip,
+            interpolation=config.data.interpolation,
+        ),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        first_step=first_step,
+        **_loading(config, mesh),
+    )
+    return (sharding.to_device(batch, mesh) for batch in batches)
+
+
+def _evaluator(
+    config: ConfigDict, model: FocalNet, source: Source, mesh: Mesh
+) -> Classification:
+    transform = EvalTransform(
+        config.data.image_size,
+        crop=config.data.eval_crop,
+        interpolation=config.data.interpolation,
+    )
+
+    def make_batches():
+        batches = eval_batches(
+            source, transform, batch_size=config.batch_size, **_loading(config, mesh)
+        )
+        return (sharding.to_device(batch, mesh) for batch in batches)
+
+    predict = make_predict(model, mean=config.data.mean, std=config.data.std)
+    return Classification(predict, make_batches)
+
+
+def _loading(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+    return dict(
+        shard=sharding.process_shard(mesh, config.batch_size),
+        num_classes=config.model.num_classes,
+        threads=config.data.threads,
+        workers=config.data.workers,
+    )
+
+
+def _evaluate(
+    evaluator: Classification, params: Any, progress: Progress
+) -> dict[str, float]:
+    metrics = dict(evaluator.run(params))
+    progress.say(
+        f"test: top-1 {metrics['test/top1']:.2%}, top-5 {metrics['test/top5']:.2%}, "
+        f"loss {metrics['test/loss']:.3f} over {metrics['test/examples']:,} images"
+    )
+    return metrics
+
+
+def _absolute(path: str) -> epath.Path:
+    return epath.Path(path).expanduser().resolve()

@@ -1,0 +1,78 @@
+"""One step of training and one of prediction, as pure functions of arrays."""
+
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from focalnet_jax.models import FocalNet
+from focalnet_jax.train.losses import cross_entropy
+from focalnet_jax.train.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def normalize(
+    images: jax.Array, *, mean: Sequence[float], std: Sequence[float]
+) -> jax.Array:
+    """Makes `uint8 [b, h, w, 3]` float32, `(x / 255 - mean) / std` by channel."""
+    chex.assert_type(images, jnp.uint8)
+    mean, std = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def make_train_step(
+    model: FocalNet,
+    optimizer: optax.GradientTransformation,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    label_smoothing: float,
+    seed: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Makes the function that a run repeats; jit it with shardings.
+
+    It takes the state, and a batch with `image`, uint8 `[b, h, w, 3]`, and `label`,
+    `[b]`. It returns the next state, and `loss` and `gradient_norm` (before clipping),
+    float32 scalars. Its randomness depends on `seed` and the state's step alone.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        images = normalize(batch["image"], mean=mean, std=std)
+        step_key = jax.random.fold_in(jax.random.key(seed), state.step)
+        drop_path_key, dropout_key = jax.random.split(step_key)
+
+        def loss_of(params):
+            logits, _ = model.apply(
+                {"params": params},
+                images,
+                train=True,
+                rngs={"drop_path": drop_path_key, "dropout": dropout_key},
+            )
+            return cross_entropy(logits, batch["label"], label_smoothing=label_smoothing)
+
+        loss, gradients = jax.value_and_grad(loss_of)(state.params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(gradients, state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def make_predict(
+    model: FocalNet, *, mean: Sequence[float], std: Sequence[float]
+) -> Callable[[chex.ArrayTree, jax.Array], jax.Array]:
+    """Makes the function from parameters and `uint8 [b, h, w, 3]` to logits `[b, k]`."""
+
+    def predict(params: chex.ArrayTree, images: jax.Array) -> jax.Array:
+        logits, _ = model.apply(
+            {"params": params}, normalize(images, mean=mean, std=std), train=False
+        )
+        return logits
+
+    return predict
