@@ -8,28 +8,31 @@
 The same command on every host of a TPU pod slice starts one run on all of them.
 """
 
+import itertools
 import os
 import pathlib
 import sys
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from focalnet_jax.errors import SetupError
-from focalnet_jax.train import check_config, evaluate, train
+from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.train import check_config, check_field_name, evaluate, train
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
-    str(_CONFIGS / "digits.py"),
-    "A recipe; after a colon its variant. --config.FIELD=VALUE changes a field.",
+    None,  # A default would be read before `parse_flags` has seen the command line.
+    "A recipe; after a colon its variant. --config.FIELD=VALUE changes a field. "
+    "Default: configs/digits.py.",
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run lies; a run that lies there goes on. Default: "
-    "runs/<config>."
+    "workdir",
+    None,
+    "Where the run lies; a run that lies there goes on. Default: runs/<config>.",
 )
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 
@@ -37,16 +40,42 @@ _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: flags begin with --")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # libraries say much at INFO
     config = check_config(_CONFIG.value)
     start_processes()
     workdir = epath.Path(_WORKDIR.value or default_workdir()).expanduser().resolve()
     {"train": train, "eval": evaluate}[_MODE.value](config, workdir)
 
 
+def parse_flags(argv):
+    """Parses the command line, after a look at what names recipes and fields."""
+    names_recipe = False
+    for argument, following in itertools.zip_longest(argv[1:], argv[2:], fillvalue=""):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if flag == "config":
+            names_recipe = True
+            check_recipe(value if equals else following)
+        elif flag.startswith("config."):
+            check_field_name(flag.removeprefix("config."))
+    if not names_recipe:
+        argv.insert(1, f"--config={_CONFIGS / 'digits.py'}")
+    return app.parse_flags_with_usage(argv)
+
+
+def check_recipe(recipe: str) -> None:
+    """Raises SetupError if there is no such file."""
+    path = recipe.partition(":")[0]
+    if not pathlib.Path(path).is_file():
+        choice = [f"configs/{path.name}" for path in _CONFIGS.glob("*.py")]
+        raise SetupError(f"there is no recipe {path!r}{did_you_mean(path, choice)}")
+
+
 def default_workdir() -> str:
     """`runs/base_tiny_srf` for `--config=configs/base.py:tiny_srf`."""
-    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]), "", ""
-    return os.path.join("runs", pathlib.Path(path).stem)
+    config = config_flags.get_config_filename(flags.FLAGS["config"])
+    path, _, variant = config.partition(":")
+    return "_".join(["runs/" + pathlib.Path(path).stem, *variant.split(":")]).rstrip("_")
 
 
 def start_processes() -> None:
@@ -62,6 +91,8 @@ def start_processes() -> None:
 
 if __name__ == "__main__":
     try:
-        app.run(main)
+        app.run(main, flags_parser=parse_flags)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the newest checkpoint")
     except SetupError as error:
         sys.exit(f"error: {error}")

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone, FocalNetEncoder
 from focalnet_jax.errors import did_you_mean
+from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone, FocalNetEncoder
 from focalnet_jax.ops import IMPLEMENTATIONS
 
 

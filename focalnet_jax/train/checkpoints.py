@@ -102,6 +102,14 @@ def newest_params_path(path: epath.Path) -> epath.Path | None:
     return None
 
 
+def check_holds_params(path: epath.Path) -> epath.Path:
+    """As `newest_params_path`, but raises SetupError where there are none."""
+    found = newest_params_path(path)
+    if found is None:
+        raise SetupError(f"there is no checkpoint in {path}")
+    return found
+
+
 def load_params(path: epath.Path, abstract_params: PyTree) -> PyTree:
     """Reads parameters and checks that they fit.
 
@@ -112,12 +120,10 @@ def load_params(path: epath.Path, abstract_params: PyTree) -> PyTree:
     Raises:
       SetupError: nothing there, or a parameter too many, too few or of another shape.
     """
-    found = newest_params_path(path)
-    if found is None:
-        raise SetupError(f"there is no checkpoint in {path}")
+    found = check_holds_params(path)
+    stored = ocp.StandardCheckpointHandler().metadata(found)
+    _check_fit(found, _shapes(stored), _shapes(abstract_params))
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(found).item_metadata
-        _check_fit(found, _shapes(stored), _shapes(abstract_params))
         return checkpointer.restore(found, abstract_params)
 
 

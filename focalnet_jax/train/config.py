@@ -8,6 +8,7 @@ field into another, since the command line comes later: what follows from severa
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
@@ -160,6 +161,21 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
             f"{config.model.name}, which needs {least} (or model.pad_to_patch=True)"
         )
     return FrozenConfigDict(config)
+
+
+def check_field_name(name: str) -> None:
+    """Raises SetupError unless the dotted `name` is a field of the configuration."""
+    fields = list(_leaves(default_config()))
+    if name not in fields:
+        raise SetupError(f"the config has no field {name}{did_you_mean(name, fields)}")
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    for name in config:
+        if isinstance(config[name], ConfigDict):
+            yield from _leaves(config[name], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _check_fields(given: dict, known: dict, *, prefix: str) -> None:

@@ -22,10 +22,12 @@ from focalnet_jax.data import (
 from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Classification
 from focalnet_jax.models import FocalNet, count_params
-from focalnet_jax.train import sharding, workdir as files
+from focalnet_jax.train import sharding
+from focalnet_jax.train import workdir as files
 from focalnet_jax.train.checkpoints import (
     Checkpoints,
     abstract_with_shardings,
+    check_holds_params,
     load_params,
     newest_params_path,
 )
@@ -33,7 +35,7 @@ from focalnet_jax.train.config import model_of, total_steps
 from focalnet_jax.train.metrics import MetricsWriter
 from focalnet_jax.train.optimizer import make_optimizer, make_schedule
 from focalnet_jax.train.progress import Progress
-from focalnet_jax.train.state import TrainState, initial_state
+from focalnet_jax.train.state import initial_state
 from focalnet_jax.train.step import make_predict, make_train_step
 
 
@@ -50,6 +52,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     train_source = _open_source(config, config.data.train_split)
     test_source = _open_source(config, config.data.test_split)
     mesh = _mesh(config)
+    if config.init_from:
+        check_holds_params(_absolute(config.init_from))
     steps = total_steps(config, len(train_source))
     schedule = make_schedule(config, len(train_source))
     model = model_of(config)

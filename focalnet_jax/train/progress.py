@@ -43,11 +43,11 @@ class Progress:
             print(text, flush=True)
 
     def restart_clock(self, step: int) -> None:
-        """Leaves what came before, such as compilation or evaluation, out of the speed."""
+        """Leaves what came before, such as an evaluation, out of the speed."""
         self._last = (step, time.monotonic())
 
     def update(self, step: int, loss: float) -> float:
-        """Shows that `step` steps are done; returns images a second since the last call."""
+        """Shows that `step` is done; returns images a second since the last call."""
         last_step, last_time = self._last
         now = time.monotonic()
         self._last = (step, now)

@@ -1,11 +1,11 @@
 """The descriptions that lie in a run's directory, beside checkpoints and metrics.
 
-    config.json     the resolved configuration
-    versions.json   Python, packages and devices
-    model.json      what is needed to use the parameters elsewhere
-    metrics.jsonl   one object a line, `step` and metrics
-    events.out...   the same for TensorBoard
-    checkpoints/    Orbax
+config.json     the resolved configuration
+versions.json   Python, packages and devices
+model.json      what is needed to use the parameters elsewhere
+metrics.jsonl   one object a line, `step` and metrics
+events.out...   the same for TensorBoard
+checkpoints/    Orbax
 """
 
 import importlib.metadata
@@ -66,23 +66,41 @@ def versions() -> dict[str, Any]:
     return {"python": platform.python_version(), **packages, "devices": devices}
 
 
+# May change between runs: the parameters mean the same with any of their values.
+_FREE_OPTIONS = (
+    "dtype",
+    "param_dtype",
+    "drop_rate",
+    "drop_path_rate",
+    "remat",
+    "implementation",
+)
+
+
 def check_same_model(workdir: epath.Path, config: ConfigDict) -> None:
     """Raises SetupError if the checkpoints in `workdir` are of another model."""
     path = workdir / "model.json"
     if not path.exists():
         return
-    there = json.loads(path.read_text())
-    here = {"name": config.model.name, "overrides": model_overrides(config)}
-    if json.loads(json.dumps(here)) != {name: there[name] for name in here}:
+    stored = json.loads(path.read_text())
+    here = {"name": config.model.name, **_plain(model_overrides(config))}
+    there = {"name": stored["name"], **stored["overrides"]}
+    differences = [
+        f"model.{option}: {there.get(option)} there, {here.get(option)} in the config"
+        for option in sorted(here.keys() | there.keys())
+        if option not in _FREE_OPTIONS and here.get(option) != there.get(option)
+    ]
+    if differences:
+        lines = "\n  ".join(differences)
         raise SetupError(
-            f"the checkpoints in {workdir} are of {_spelled(there)}, the config asks for "
-            f"{_spelled(here)}: give another --workdir, or move that directory away"
+            f"{workdir} holds checkpoints of another model:\n  {lines}\n"
+            "Give another --workdir, or the same options as before"
         )
 
 
-def _spelled(model: dict[str, Any]) -> str:
-    overrides = ", ".join(f"{name}={value}" for name, value in model["overrides"].items())
-    return f"{model['name']}({overrides})"
+def _plain(tree: Any) -> Any:
+    """As JSON gives it back: tuples as lists."""
+    return json.loads(json.dumps(tree))
 
 
 def changed_fields(workdir: epath.Path, config: ConfigDict) -> list[str]:
@@ -91,7 +109,7 @@ def changed_fields(workdir: epath.Path, config: ConfigDict) -> list[str]:
     if not path.exists():
         return []
     before = _flatten(json.loads(path.read_text()))
-    now = _flatten(json.loads(config.to_json()))
+    now = _flatten(_plain(config.to_dict()))
     fields = sorted(before.keys() | now.keys())
     return [
         f"{field}: {before.get(field)} -> {now.get(field)}"
