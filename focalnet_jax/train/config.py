@@ -165,15 +165,16 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
 
 def check_field_name(name: str) -> None:
     """Raises SetupError unless the dotted `name` is a field of the configuration."""
-    fields = list(_leaves(default_config()))
+    fields = list(field_names(default_config()))
     if name not in fields:
         raise SetupError(f"the config has no field {name}{did_you_mean(name, fields)}")
 
 
-def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+def field_names(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all fields that hold values."""
     for name in config:
         if isinstance(config[name], ConfigDict):
-            yield from _leaves(config[name], f"{prefix}{name}.")
+            yield from field_names(config[name], f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
 

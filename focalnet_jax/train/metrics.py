@@ -1,11 +1,13 @@
 """Metrics in the workdir: `metrics.jsonl`, and events for TensorBoard."""
 
 import json
-import logging
+import time
 
 import jax
-import tensorboardX
 from etils import epath
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 
 class MetricsWriter:
@@ -23,11 +25,11 @@ class MetricsWriter:
             return
         self._path = workdir / "metrics.jsonl"
         _cut_back(self._path, first_step)
-        logging.getLogger("tensorboardX").setLevel(logging.ERROR)
-        # `purge_step` has TensorBoard forget what an earlier run wrote from there on.
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir), purge_step=first_step + 1 if first_step else None
-        )
+        self._events = EventFileWriter(str(workdir))
+        if first_step:
+            # Has TensorBoard forget what earlier files hold from this step on.
+            start = SessionLog(status=SessionLog.START)
+            self._add_event(first_step + 1, session_log=start)
 
     def __enter__(self):
         return self
@@ -42,9 +44,12 @@ class MetricsWriter:
             return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
-        for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
+        values = [Summary.Value(tag=name, simple_value=v) for name, v in metrics.items()]
+        self._add_event(step, summary=Summary(value=values))
         self._events.flush()
+
+    def _add_event(self, step: int, **content) -> None:
+        self._events.add_event(Event(step=step, wall_time=time.time(), **content))
 
 
 def _cut_back(path: epath.Path, step: int) -> None:

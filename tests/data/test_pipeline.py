@@ -1,0 +1,119 @@
+"""Batches are a function of the step alone: processes, threads, workers, restarts."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from focalnet_jax.data import (
+    EvalTransform,
+    Shard,
+    TrainTransform,
+    eval_batches,
+    open_source,
+    train_batches,
+)
+
+BATCH_SIZE = 60
+
+
+@pytest.fixture(scope="module")
+def source(data_dir):
+    return open_source("digits", split="train[:400]", data_dir=data_dir)
+
+
+def take(source, count, **options):
+    transform = TrainTransform(8)
+    batches = train_batches(
+        source, transform, **{"batch_size": BATCH_SIZE, "seed": 0} | options
+    )
+    return list(itertools.islice(batches, count))
+
+
+def assert_same(given, expected):
+    assert len(given) == len(expected)
+    for a, b in zip(given, expected):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_shapes_and_types(source):
+    (batch,) = take(source, 1)
+    types = {name: (value.shape, value.dtype) for name, value in batch.items()}
+    assert types == {
+        "image": ((60, 8, 8, 3), np.uint8),
+        "label": ((60,), np.int32),
+        "id": ((60,), np.int64),
+    }
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_processes_hold_neighbouring_rows_of_the_global_batch(source, processes):
+    whole = take(source, 15)
+    parts = [
+        take(source, 10, first_step=5, shard=Shard(index, processes))
+        for index in range(processes)
+    ]
+    joined = [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+        for step in zip(*parts)
+    ]
+    assert_same(joined, whole[5:])
+
+
+def test_epochs_follow_each_other_without_a_gap(source):
+    ids = np.concatenate([batch["id"] for batch in take(source, 20)])
+    epochs = ids.reshape(3, 400)  # 20 batches of 60
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(400))
+    assert not (epochs[0] == epochs[1]).all()
+    assert not (epochs[0] == np.arange(400)).all()
+
+
+def test_each_epoch_augments_anew_and_seeds_differ(source):
+    batches = take(source, 20)
+    images = {}
+    for batch in batches:
+        for index, image in zip(batch["id"], batch["image"]):
+            images.setdefault(index, []).append(image)
+    repeated = [len(np.unique(np.array(three), axis=0)) for three in images.values()]
+    assert np.mean(repeated) > 2.9
+    other = take(source, 1, seed=1)
+    assert not (other[0]["id"] == batches[0]["id"]).all()
+
+
+@pytest.mark.parametrize("options", [{"threads": 4}, {"workers": 2}])
+def test_threads_and_workers_change_nothing(source, options):
+    assert_same(take(source, 6, first_step=3, **options), take(source, 9)[3:])
+
+
+def test_a_late_step_is_reached_at_once(source):
+    (batch,) = take(source, 1, first_step=1_000_000)
+    assert batch["id"].shape == (60,)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_evaluation_sees_every_example_once(source, processes):
+    batches = [
+        batch
+        for index in range(processes)
+        for batch in eval_batches(
+            source, EvalTransform(8), batch_size=120, shard=Shard(index, processes)
+        )
+    ]
+    assert all(batch["image"].shape[0] == 120 // processes for batch in batches)
+    ids = np.concatenate([batch["id"][batch["mask"]] for batch in batches])
+    np.testing.assert_array_equal(np.sort(ids), np.arange(400))
+    padding = sum((~batch["mask"]).sum() for batch in batches)
+    assert padding == 80
+
+
+def test_labels_that_do_not_fit_name_their_record(source):
+    with pytest.raises(ValueError, match=r"record \d+ of digits.* has label \d"):
+        take(source, 1, num_classes=5)
+
+
+def test_rows_must_divide(source):
+    with pytest.raises(ValueError, match="60 rows don't divide over 7 shards"):
+        take(source, 1, shard=Shard(0, 7))

@@ -1,0 +1,255 @@
+"""What the modules compute and return: shapes, options, gradients, padding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from focalnet_jax import create_backbone, create_model
+
+TINY = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 3))
+EVERY_OPTION = dict(
+    use_conv_embed=True,
+    use_layerscale=True,
+    layerscale_value=0.5,
+    use_postln=True,
+    use_postln_in_modulation=True,
+    normalize_modulator=True,
+)
+make_tiny = functools.partial(create_model, "focalnet_tiny_srf", num_classes=5, **TINY)
+
+
+def random_images(height=32, width=40, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(1), (2, height, width, 3), dtype)
+
+
+def random_params(model, images, scale=0.3):
+    """Parameters of a size that matters, layer scales and biases included."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    leaves, tree = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    values = [
+        scale * jax.random.normal(key, leaf.shape, leaf.dtype)
+        for key, leaf in zip(keys, leaves)
+    ]
+    return jax.tree.unflatten(tree, values)
+
+
+def assert_trees_close(given, expected, tolerance):
+    """The greatest difference in each array, relative to its greatest value."""
+    given, expected = flatten_dict(given, sep="/"), flatten_dict(expected, sep="/")
+    assert given.keys() == expected.keys()
+    for name, value in given.items():
+        scale = jnp.abs(expected[name]).max()
+        assert jnp.abs(value - expected[name]).max() <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("options", [{}, EVERY_OPTION])
+def test_outputs_are_named_maps(options):
+    model = make_tiny(**options)
+    images = random_images(32, 40)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    assert variables.keys() == {"params"}
+    logits, outputs = jax.jit(model.apply)(variables, images)
+    assert logits.shape == (2, 5)
+    assert {name: value.shape for name, value in outputs.items()} == {
+        "stem": (2, 8, 10, 8),
+        "stage0": (2, 8, 10, 8),
+        "stage0/block0/gates": (2, 8, 10, 3),
+        "stage0/block0/modulator": (2, 8, 10, 8),
+        "stage1": (2, 4, 5, 16),
+        "stage1/block0/gates": (2, 4, 5, 2),
+        "stage1/block0/modulator": (2, 4, 5, 16),
+        "stage1/block1/gates": (2, 4, 5, 2),
+        "stage1/block1/modulator": (2, 4, 5, 16),
+        "pre_logits": (2, 16),
+    }
+
+
+def test_no_classes_give_the_pooled_features():
+    images = random_images()
+    model = make_tiny(num_classes=0)
+    params = random_params(model, images)
+    assert "head" not in params
+    pooled, outputs = model.apply({"params": params}, images)
+    np.testing.assert_array_equal(pooled, outputs["pre_logits"])
+
+
+def test_what_is_not_read_is_not_computed():
+    """A program for the stem alone holds none of the blocks' matrix products."""
+    images = random_images()
+    model = make_tiny()
+    params = random_params(model, images)
+
+    def flops(name):
+        function = jax.jit(lambda p, x: model.apply({"params": p}, x)[1][name])
+        return function.lower(params, images).compile().cost_analysis()["flops"]
+
+    assert flops("stem") < 0.2 * flops("pre_logits")
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("options", [{}, EVERY_OPTION])
+def test_variants_of_the_same_computation_agree(options):
+    """Implementations and remat: outputs and gradients, dropout and drop path on."""
+    types = dict(dtype="float64", param_dtype="float64")
+    images = random_images(dtype=jnp.float64)
+    reference = make_tiny(
+        implementation="lax", drop_path_rate=0.4, drop_rate=0.1, **types, **options
+    )
+    params = random_params(reference, images)
+
+    def loss_and_gradients(model):
+        def loss(params):
+            rngs = {"drop_path": jax.random.key(2), "dropout": jax.random.key(3)}
+            logits, outputs = model.apply(
+                {"params": params}, images, train=True, rngs=rngs
+            )
+            return (logits**2).sum(), outputs
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    gradients, outputs = loss_and_gradients(reference)
+    for implementation, remat in [("shifted", False), ("auto", True)]:
+        encoder = reference.encoder.clone(implementation=implementation, remat=remat)
+        model = reference.clone(encoder=encoder)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+        assert jax.tree.structure(shapes) == jax.tree.structure(params)
+        other_gradients, other_outputs = loss_and_gradients(model)
+        # float64 rounding through a few layers.
+        assert_trees_close(other_outputs, outputs, 1e-12)
+        assert_trees_close(other_gradients, gradients, 1e-10)
+
+
+def test_sizes_that_do_not_divide_are_floored_or_padded():
+    images = random_images(37, 43)
+    model = make_tiny()
+    params = random_params(model, images)
+    _, outputs = model.apply({"params": params}, images)
+    assert outputs["stage0"].shape == (2, 9, 10, 8)
+    assert outputs["stage1"].shape == (2, 4, 5, 16)
+    # What the convolutions don't reach doesn't matter.
+    _, cut = model.apply({"params": params}, images[:, :36, :40])
+    np.testing.assert_array_equal(outputs["pre_logits"], cut["pre_logits"])
+
+    padding = make_tiny(pad_to_patch=True)
+    _, outputs = padding.apply({"params": params}, images)
+    assert outputs["stage0"].shape == (2, 10, 11, 8)
+    assert outputs["stage1"].shape == (2, 5, 6, 16)
+    # Padding before the stem is the same as images with zeros at the bottom and right.
+    by_hand = jnp.pad(images, [(0, 0), (0, 3), (0, 1), (0, 0)])
+    _, expected = padding.apply({"params": params}, by_hand)
+    np.testing.assert_array_equal(outputs["stem"], expected["stem"])
+
+
+def test_conv_embedding_pads_by_two_or_three():
+    """56 rows from 224 either way: only the values tell."""
+    images = random_images(32, 32)
+    two, three = (make_tiny(use_conv_embed=True, stem_padding=p) for p in (2, 3))
+    params = random_params(two, images)
+    stems = []
+    for model in (two, three):
+        _, outputs = model.apply({"params": params}, images)
+        stems.append(outputs["stem"])
+        assert outputs["stem"].shape == (2, 8, 8, 8)
+    assert not np.allclose(*stems)
+
+
+def test_stem_is_the_written_out_convolution():
+    images = random_images(12, 12)
+    model = make_tiny(use_conv_embed=True)
+    params = random_params(model, images)
+    _, outputs = model.apply({"params": params}, images)
+    padded = np.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)])
+    embed = params["patch_embed"]
+    patch = padded[:, 4:11, 8:15]  # of row 1 and column 2
+    y = np.einsum("bhwi,hwio->bo", patch, embed["proj"]["kernel"])
+    y = y + embed["proj"]["bias"]
+    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
+    y = y * embed["norm"]["scale"] + embed["norm"]["bias"]
+    # float32 sums of 147 products.
+    np.testing.assert_allclose(outputs["stem"][:, 1, 2], y, rtol=0, atol=1e-5)
+
+
+def test_images_that_do_not_fit_are_errors():
+    model = make_tiny()
+    init = functools.partial(model.init, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"7 x 32 pixels are too small.*8 x 8"):
+        init(jnp.zeros((1, 7, 32, 3)))
+    with pytest.raises(TypeError, match="uint8, expected floating point"):
+        init(jnp.zeros((1, 32, 32, 3), jnp.uint8))
+    with pytest.raises(ValueError, match=r"expected \[batch, height, width, 3\]"):
+        init(jnp.zeros((1, 3, 32, 32)))
+    assert make_tiny(pad_to_patch=True).encoder.smallest_image() == 1
+
+
+def test_drop_path_grows_over_depth_and_drops_whole_examples():
+    model = make_tiny(drop_path_rate=0.5)
+    images = jnp.tile(random_images()[:1], (64, 1, 1, 1))
+    params = random_params(model, images)
+    rngs = {"drop_path": jax.random.key(0)}
+    _, outputs = model.apply({"params": params}, images, train=True, rngs=rngs)
+    # Rates 0, 1/4, 1/2: the first block drops nothing, the others have two branches.
+    distinct = [
+        len(np.unique(np.asarray(outputs[name]).round(3).reshape(64, -1), axis=0))
+        for name in ("stage0", "stage1")
+    ]
+    assert distinct[0] == 1
+    assert 4 < distinct[1] <= 16
+    again, _ = model.apply({"params": params}, images)
+    assert len(np.unique(np.asarray(again).round(3), axis=0)) == 1
+
+
+def test_drop_path_keeps_the_mean():
+    model = make_tiny(drop_path_rate=0.3, depths=(2, 1))
+    images = random_images()
+    params = random_params(model, images, scale=0.1)
+
+    def stage0(key):
+        rngs = {"drop_path": key}
+        return model.apply({"params": params}, images, train=True, rngs=rngs)[1]["stage0"]
+
+    mean = jax.vmap(stage0)(jax.random.split(jax.random.key(0), 4000)).mean(0)
+    expected = model.apply({"params": params}, images)[1]["stage0"]
+    # The second branch sees the first one's result, so the means differ a little.
+    assert jnp.abs(mean - expected).mean() < 0.02 * jnp.abs(expected).mean()
+
+
+def test_bfloat16_computes_on_float32_parameters():
+    images = random_images()
+    model, reference = make_tiny(dtype="bfloat16"), make_tiny()
+    params = random_params(model, images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    logits, outputs = model.apply({"params": params}, images)
+    assert {v.dtype for v in [logits, *outputs.values()]} == {jnp.dtype("bfloat16")}
+    expected, _ = reference.apply({"params": params}, images)
+    # 8 bits, through some twenty operations.
+    assert jnp.abs(logits - expected).max() < 0.1 * jnp.abs(expected).max()
+
+
+def test_backbone_normalizes_each_stage():
+    images = random_images()
+    backbone = create_backbone("focalnet_tiny_srf", out_stages=(0, 1), **TINY)
+    params = random_params(backbone, images)
+    assert "norm" not in params
+    assert "head" not in params
+    maps = backbone.apply({"params": params}, images)
+    plain = create_backbone("focalnet_tiny_srf", out_stages=(1,), out_norm=False, **TINY)
+    (raw,) = plain.apply({"params": params}, images)
+    _, outputs = make_tiny().encoder.apply({"params": params}, images)
+    np.testing.assert_array_equal(raw, outputs["stage1"])
+    for stage, given in enumerate(maps):
+        x = outputs[f"stage{stage}"]
+        x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        norm = params[f"norm{stage}"]
+        expected = x * norm["scale"] + norm["bias"]
+        np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5)  # float32
+
+
+def test_other_numbers_of_input_channels():
+    model = make_tiny(in_channels=1)
+    images = random_images()[..., :1]
+    assert model.apply(model.init(jax.random.key(0), images), images)[0].shape == (2, 5)

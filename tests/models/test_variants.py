@@ -1,0 +1,157 @@
+"""The published variants: sizes, settings, and what an option may not be."""
+
+import jax.numpy as jnp
+import pytest
+
+import focalnet_jax
+from focalnet_jax import count_multiply_adds, count_params, create_backbone, create_model
+
+# Parameters without a head, for 1,000 and for 21,842 classes; from the official code.
+PARAMETERS = {
+    "focalnet_tiny_srf": (27_658_116, 28_427_116, 44_454_614),
+    "focalnet_tiny_lrf": (27_878_928, 28_647_928, 44_675_426),
+    "focalnet_small_srf": (49_122_216, 49_891_216, 65_918_714),
+    "focalnet_small_lrf": (49_573_440, 50_342_440, 66_369_938),
+    "focalnet_base_srf": (87_123_144, 88_148_144, 109_511_194),
+    "focalnet_base_lrf": (87_724_768, 88_749_768, 110_112_818),
+    "focalnet_tiny_iso": (5_687_280, 5_880_280, 9_902_786),
+    "focalnet_small_iso": (21_991_344, 22_376_344, 30_400_514),
+    "focalnet_base_iso": (86_468_400, 87_237_400, 103_264_898),
+    "focalnet_large_fl3": (205_563_744, 207_100_744, 239_134_898),
+    "focalnet_large_fl4": (205_744_248, 207_281_248, 239_315_402),
+    "focalnet_xlarge_fl3": (364_033_120, 366_082_120, 408_787_378),
+    "focalnet_xlarge_fl4": (364_273_784, 366_322_784, 409_028_042),
+    "focalnet_huge_fl3": (683_747_424, 686_564_424, 745_276_338),
+    "focalnet_huge_fl4": (686_460_664, 689_277_664, 747_989_578),
+}
+
+# Billions of multiply-adds at 224 pixels: the paper's figure, the official flops().
+GIGA_MULTIPLY_ADDS = {
+    "focalnet_tiny_srf": ("4.4", "4.41"),
+    "focalnet_tiny_lrf": ("4.5", "4.49"),
+    "focalnet_small_srf": ("8.6", "8.61"),
+    "focalnet_small_lrf": ("8.7", "8.73"),
+    "focalnet_base_srf": ("15.3", "15.26"),
+    "focalnet_base_lrf": ("15.4", "15.42"),
+    "focalnet_tiny_iso": ("1.1", "1.11"),
+    "focalnet_small_iso": ("4.3", "4.30"),
+    "focalnet_base_iso": ("16.9", "16.93"),
+}
+
+
+def test_lists_the_official_variants():
+    assert focalnet_jax.list_models() == list(PARAMETERS)
+    assert focalnet_jax.list_models("*tiny*rf") == [
+        "focalnet_tiny_srf",
+        "focalnet_tiny_lrf",
+    ]
+    assert focalnet_jax.list_models("resnet*") == []
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts(name):
+    without_head, in_1k, _ = PARAMETERS[name]
+    assert count_params(create_model(name, num_classes=0)) == without_head
+    assert count_params(create_model(name)) == in_1k
+
+
+@pytest.mark.parametrize("name", ["focalnet_tiny_srf", "focalnet_huge_fl4"])
+def test_parameter_counts_with_a_22k_head(name):
+    model = create_model(name, num_classes=21842)
+    assert count_params(model) == PARAMETERS[name][2]
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_all_parameter_counts_with_a_22k_head(name):
+    model = create_model(name, num_classes=21842)
+    assert count_params(model) == PARAMETERS[name][2]
+
+
+@pytest.mark.parametrize("name", GIGA_MULTIPLY_ADDS)
+def test_multiply_adds_are_the_papers(name):
+    count = count_multiply_adds(create_model(name), 224) / 1e9
+    in_paper, official = GIGA_MULTIPLY_ADDS[name]
+    assert f"{count:.1f}" == in_paper
+    # The official formula rounds the last LayerNorm's share.
+    assert count == pytest.approx(float(official), abs=0.006)
+
+
+def test_multiply_adds_count_the_overlap_of_the_embeddings():
+    # 34.79 in the official flops(), which takes 7x7/4 for 4x4/4 and 3x3/2 for 2x2/2.
+    overlap = 3 * (7**2 - 4**2) * 192 * 56**2
+    for stage in range(3):
+        channels, side = 192 * 2**stage, 28 // 2**stage
+        overlap += (3**2 - 2**2) * channels * 2 * channels * side**2
+    count = count_multiply_adds(create_model("focalnet_large_fl3"), 224)
+    assert (count - overlap) / 1e9 == pytest.approx(34.79, abs=0.006)
+
+
+def test_multiply_adds_do_not_depend_on_the_implementation():
+    counts = {
+        count_multiply_adds(
+            create_model("focalnet_tiny_srf", implementation=implementation, remat=remat),
+            (64, 96),
+        )
+        for implementation in ("auto", "lax", "shifted")
+        for remat in (False, True)
+    }
+    assert len(counts) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "normalized"),
+    [
+        ("focalnet_large_fl4", True),
+        ("focalnet_large_fl3", False),
+        ("focalnet_xlarge_fl4", False),
+        ("focalnet_huge_fl4", False),
+    ],
+)
+def test_normalized_modulators(name, normalized):
+    assert create_model(name).encoder.normalize_modulator == normalized
+    other = create_model(name, normalize_modulator=not normalized)
+    assert other.encoder.normalize_modulator != normalized
+
+
+def test_lists_and_names_of_types_are_accepted():
+    model = create_model(
+        "focalnet_tiny_srf", depths=[1, 1, 1, 1], focal_levels=[1] * 4, dtype="bfloat16"
+    )
+    assert model.encoder.depths == (1, 1, 1, 1)
+    assert model.encoder.dtype == jnp.bfloat16
+    assert create_model("focalnet_tiny_srf").encoder.drop_path_rate == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"depths": (2, 2)}, "focal_levels has 4 entries and depths 2"),
+        ({"depths": 2}, "depths=2 is not a tuple"),
+        ({"focal_windows": (3, 3, 3, 2)}, r"kernel sizes \[2, 4\]"),
+        ({"focal_factor": 1}, r"kernel sizes \[3, 4\]"),
+        ({"patch_size": 8, "use_conv_embed": True}, "patch_size=8 has no effect"),
+        ({"drop_path_rate": 1.0}, r"drop_path_rate=1.0 is not in \[0, 1\)"),
+        ({"implementation": "shited"}, "did you mean 'shifted'"),
+        ({"dtype": "int32"}, "dtype='int32' is not a floating point type"),
+        ({"num_classes": -1}, "num_classes=-1"),
+        ({"mlp_ratio": 0}, "mlp_ratio=0"),
+        ({"embed_dim": 0}, "embed_dim=0"),
+    ],
+)
+def test_values_that_make_no_network_are_errors(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        create_model("focalnet_tiny_srf", **overrides)
+
+
+def test_unknown_names_are_errors_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'focalnet_tiny_srf'"):
+        create_model("focalnet_tiny_sfr")
+    with pytest.raises(TypeError, match="did you mean 'focal_levels'"):
+        create_model("focalnet_tiny_srf", focal_level=2)
+
+
+@pytest.mark.parametrize("out_stages", [(), (4,), (1, 0), (1, 1)])
+def test_stages_that_a_backbone_lacks_are_errors(out_stages):
+    with pytest.raises(ValueError, match="out_stages"):
+        create_backbone("focalnet_tiny_srf", out_stages=out_stages)

@@ -1,0 +1,91 @@
+"""Context aggregation against its equations in PyTorch, and over numbers of axes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from focalnet_jax.ops import aggregate_context
+
+LEVELS = 3
+SIZES = [3, 5, 7]
+
+
+def make_inputs(spatial, channels=4):
+    rng = np.random.default_rng(0)
+    context = rng.normal(size=(2, *spatial, channels))
+    gates = rng.normal(size=(2, *spatial, LEVELS + 1))
+    rank = len(spatial)
+    kernels = [0.3 * rng.normal(size=(k,) * rank + (1, channels)) for k in SIZES]
+    return context, gates, kernels
+
+
+def in_torch(torch, context, gates, kernels, *, normalize):
+    """The official code's lines, channels first; gradients flow to its arguments."""
+    context, gates = context.permute(0, 3, 1, 2), gates.permute(0, 3, 1, 2)
+    gelu = torch.nn.functional.gelu
+    aggregated = 0
+    for level, kernel in enumerate(kernels):
+        size = kernel.shape[0]
+        weight = kernel.permute(3, 2, 0, 1)
+        context = torch.nn.functional.conv2d(
+            context, weight, padding=size // 2, groups=weight.shape[0]
+        )
+        context = gelu(context)
+        aggregated = aggregated + context * gates[:, level : level + 1]
+    pooled = gelu(context.mean(2, keepdim=True).mean(3, keepdim=True))
+    aggregated = aggregated + pooled * gates[:, LEVELS:]
+    if normalize:
+        aggregated = aggregated / (LEVELS + 1)
+    return aggregated.permute(0, 2, 3, 1)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("implementation", ["lax", "shifted"])
+def test_equals_the_official_code(implementation, normalize):
+    torch = pytest.importorskip("torch", reason="the reference is written in torch")
+    inputs = make_inputs((6, 5))
+    weights = np.random.default_rng(1).normal(size=inputs[0].shape)
+
+    def loss(inputs):
+        result = aggregate_context(
+            *inputs, normalize=normalize, implementation=implementation
+        )
+        return (result * weights).sum(), result
+
+    gradients, result = jax.grad(loss, has_aux=True)(jax.tree.map(jnp.array, inputs))
+
+    variables = jax.tree.map(lambda a: torch.tensor(a, requires_grad=True), inputs)
+    expected = in_torch(torch, *variables, normalize=normalize)
+    (expected * torch.tensor(weights)).sum().backward()
+
+    # float64: sums of some hundred terms of order 1.
+    np.testing.assert_allclose(result, expected.detach(), rtol=0, atol=1e-12)
+    for given, variable in zip(jax.tree.leaves(gradients), jax.tree.leaves(variables)):
+        np.testing.assert_allclose(given, variable.grad, rtol=0, atol=1e-11)
+
+
+@pytest.mark.usefixtures("float64")
+def test_axes_of_length_one_change_nothing():
+    """The same function on `[b, t, c]`, `[b, t, 1, c]` and `[b, 1, t, 1, c]`."""
+    context, gates, kernels = make_inputs((9,))
+    line = aggregate_context(jnp.array(context), gates, [jnp.array(k) for k in kernels])
+    plane = aggregate_context(
+        jnp.array(context[:, :, None]),
+        gates[:, :, None],
+        [jnp.array(k[:, None]) for k in kernels],
+    )
+    volume = aggregate_context(
+        jnp.array(context[:, None, :, None]),
+        gates[:, None, :, None],
+        [jnp.array(k[None, :, None]) for k in kernels],
+    )
+    np.testing.assert_allclose(plane[:, :, 0], line, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(volume[:, 0, :, 0], line, rtol=0, atol=1e-14)
+
+
+def test_refuses_gates_for_another_number_of_levels():
+    context, gates, kernels = make_inputs((6, 5))
+    with pytest.raises(AssertionError):
+        aggregate_context(jnp.array(context), gates[..., :-1], kernels)

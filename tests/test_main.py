@@ -1,0 +1,137 @@
+"""The program as people run it: commands, messages, processes."""
+
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+TINY = [
+    "--config.batch_size=16",
+    "--config.num_steps=4",
+    "--config.model.depths=(1,1)",
+    "--config.model.embed_dim=8",
+    "--config.model.focal_levels=(1,1)",
+    "--config.model.focal_windows=(3,3)",
+    "--config.model.drop_rate=0.1",
+    "--config.log_every_steps=1",
+    "--config.checkpoint.every_steps=2",
+]
+
+
+@pytest.fixture(scope="module")
+def environment(data_dir):
+    """As on a machine with one CPU device and the digits prepared."""
+    inherited = {name: v for name, v in os.environ.items() if name != "XLA_FLAGS"}
+    return inherited | {"TFDS_DATA_DIR": data_dir, "JAX_PLATFORMS": "cpu"}
+
+
+def start(*arguments, directory, environment):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), *arguments],
+        cwd=directory,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(*arguments, directory, environment):
+    process = start(*arguments, directory=directory, environment=environment)
+    output, errors = process.communicate()
+    return process.returncode, output, errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.learning_rte=1"], "no field learning_rte; did you mean 'learning_ra"),
+        (["--config.model.nam=x"], "no field model.nam; did you mean 'model.name'"),
+        (["--config=configs/bse.py"], "no recipe 'configs/bse.py'; did you mean 'confi"),
+        (["--config=configs/base.py"], "tfds build imagenet2012 --file_format=array_rec"),
+        (["--config", "configs/base.py:tiny"], "did you mean 'tiny_"),
+        (["--config=configs/digits.py:x"], "has no variants"),
+        (["--config.model.name=focalnet_tny_srf"], "did you mean 'focalnet_tiny_srf'"),
+        (["--config.mesh.fsdp=2"], "don't make up the 1 devices"),
+        (["--mode=eval"], "holds no checkpoint and init_from is not set"),
+    ],
+)
+def test_errors_are_one_message_without_a_trace(
+    arguments, message, environment, tmp_path
+):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    code, output, errors = run(*arguments, directory=tmp_path, environment=environment)
+    assert code == 1
+    assert "Traceback" not in errors
+    error = errors[errors.index("error: ") :]
+    assert message in error
+    assert not output
+
+
+def test_default_run_resumes_and_is_evaluated(environment, tmp_path):
+    """`python main.py`, stopped and started, then `--mode=eval`."""
+    here = dict(directory=tmp_path, environment=environment)
+    code, output, errors = run(*TINY, "--config.num_steps=3", **here)
+    assert code == 0, errors
+    assert "starting anew" in output
+    code, output, errors = run(*TINY, **here)
+    assert code == 0, errors
+    assert "resuming after step 3" in output
+    assert "finished: step 4 of 4" in output
+    code, again, _ = run(*TINY, **here)
+    assert code == 0
+    assert "is finished: step 4 of 4" in again
+    code, evaluated, _ = run(*TINY, "--mode=eval", **here)
+    assert code == 0
+    tests = [re.search("test: .*", text)[0] for text in (output, again, evaluated)]
+    assert len(set(tests)) == 1
+    lines = (tmp_path / "runs" / "digits" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_two_processes_train_as_one(environment, tmp_path):
+    """The same batches, the same losses; checkpoints of two are read by one."""
+    one = ["--workdir=one", *TINY]
+    code, _, errors = run(*one, directory=tmp_path, environment=environment)
+    assert code == 0, errors
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for index in range(2):
+        joined = environment | {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": str(index),
+        }
+        here = dict(directory=tmp_path, environment=joined)
+        processes.append(start("--workdir=two", *TINY, **here))
+    results = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], results
+    assert "2 x cpu" in results[0][0]
+    # Only the first process speaks; the other one's transport doesn't know.
+    lines = results[1][0].splitlines()
+    assert [line for line in lines if not line.startswith("[Gloo]")] == []
+
+    losses = []
+    for workdir in ("one", "two"):
+        lines = (tmp_path / workdir / "metrics.jsonl").read_text().splitlines()
+        metrics = [json.loads(line) for line in lines]
+        losses.append([line["train/loss"] for line in metrics])
+        assert metrics[-1]["test/examples"] == 360
+    # float32, and sums in another order.
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+    code, output, errors = run(
+        "--workdir=two", *TINY, "--mode=eval", directory=tmp_path, environment=environment
+    )
+    assert code == 0, errors
+    assert "over 360 images" in output

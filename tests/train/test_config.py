@@ -1,0 +1,131 @@
+"""Configurations: recipes, errors at the door, and no field that nothing reads."""
+
+import importlib.util
+import pathlib
+
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+
+from focalnet_jax.errors import SetupError
+from focalnet_jax.train import check_config, default_config, evaluate, train
+from focalnet_jax.train.config import check_field_name, field_names, model_of, total_steps
+
+RECIPES = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+def load_recipe(path, *args):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*args)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_pass_the_door(path):
+    check_config(load_recipe(path))
+
+
+def test_base_is_the_release_recipe():
+    config = load_recipe(next(p for p in RECIPES if p.stem == "base"))
+    assert config.model.name == "focalnet_base_lrf"
+    assert config.model.drop_path_rate == 0.5
+    assert (config.num_epochs, config.warmup_epochs) == (300, 20)
+    assert (config.learning_rate, config.batch_size) == (1e-3, 1024)
+    assert (config.warmup_learning_rate, config.final_learning_rate) == (1e-6, 1e-5)
+    assert (config.weight_decay, config.clip_norm) == (0.05, 5.0)
+    assert config.label_smoothing == 0.1
+    assert not config.warmup_prefix
+    assert total_steps(config, 1_281_167) == 375_342
+
+
+def test_base_has_a_variant_for_every_1k_model():
+    path = next(p for p in RECIPES if p.stem == "base")
+    config = load_recipe(path, "tiny_srf")
+    assert config.model.name == "focalnet_tiny_srf"
+    assert config.model.drop_path_rate == 0.2
+    with pytest.raises(SetupError, match="did you mean 'tiny_iso'"):
+        load_recipe(path, "tiny_is")
+
+
+def set_field(config, field, value):
+    *groups, name = field.split(".")
+    for group in groups:
+        config = config[group]
+    config[name] = value
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("batch_size", 0, "batch_size=0 is below 1"),
+        ("label_smoothing", 1.0, "label_smoothing=1.0 is not below 1"),
+        ("weight_decay_mask", "nominl", "did you mean 'nominal'"),
+        ("mesh.data", 0, "mesh.data=0 is neither -1 nor above 0"),
+        ("data.interpolation", "bicubc", "did you mean 'bicubic'"),
+        ("data.crop_area", (0.5, 0.1), "data.crop_area"),
+        ("data.mean", (0.5,), "has not three values"),
+        ("data.eval_crop", 1.5, "data.eval_crop=1.5"),
+        ("data.image_size", 4, "too small for focalnet_tiny_srf, which needs 8"),
+        ("model.name", "focalnet_tny_srf", "did you mean 'focalnet_tiny_srf'"),
+        ("model.depths", (1, 1, 1), "model.focal_levels has 2 entries and depths 3"),
+        ("model.in_channels", 1, "images are read as RGB"),
+        ("model.num_classes", 0, "model.num_classes=0"),
+        ("checkpoint.every_steps", 0, "checkpoint.every_steps=0 is below 1"),
+    ],
+)
+def test_values_that_cannot_be_are_named(tiny_config, field, value, message):
+    check_config(tiny_config)
+    set_field(tiny_config, field, value)
+    with pytest.raises(SetupError, match=message):
+        check_config(tiny_config)
+
+
+def test_fields_that_do_not_exist_are_named():
+    with pytest.raises(AttributeError, match="learning_rate"):
+        default_config().learning_rte = 1.0
+    config = ConfigDict(default_config().to_dict() | {"learning_rte": 1.0})
+    with pytest.raises(SetupError, match="learning_rte; did you mean 'learning_rate'"):
+        check_config(config)
+    del config["learning_rte"], config["seed"]
+    with pytest.raises(SetupError, match="lacks the field seed"):
+        check_config(config)
+    with pytest.raises(SetupError, match="did you mean 'mesh.fsdp'"):
+        check_field_name("mesh.fspd")
+
+
+def test_every_option_of_the_model_is_a_field(tiny_config):
+    tiny_config.model.use_postln = True
+    tiny_config.model.dtype = "bfloat16"
+    encoder = model_of(tiny_config).encoder
+    assert encoder.use_postln
+    assert encoder.dtype == "bfloat16"
+
+
+def test_every_field_is_read_by_someone(tiny_config, tmp_path, monkeypatch):
+    """A run and its evaluation between them read all of the configuration.
+
+    Fields are noted where they are read by name; writing the whole to `config.json`
+    doesn't count.
+    """
+    tiny_config.num_steps = 1
+    tiny_config.data.image_size = 8
+    config = check_config(tiny_config)
+    groups = ("model", "data", "mesh", "checkpoint")
+    prefixes = {id(config): ""} | {id(config[group]): f"{group}." for group in groups}
+    read = set()
+    get = ConfigDict.__getattr__
+
+    def noting(self, name):
+        read.add(prefixes.get(id(self), "?.") + name)
+        return get(self, name)
+
+    monkeypatch.setattr(ConfigDict, "__getattr__", noting)
+    train(config, epath.Path(tmp_path))
+    evaluate(config, epath.Path(tmp_path))
+    monkeypatch.undo()
+
+    # The model's options go to `create_model` as a whole, which refuses unknown ones.
+    # `num_steps`, set here, stands in for `num_epochs`.
+    unread = set(field_names(default_config())) - read
+    assert {name for name in unread if not name.startswith("model.")} == {"num_epochs"}

@@ -1,0 +1,245 @@
+"""Runs: their files, their resumption to the bit, their evaluation."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from focalnet_jax.errors import SetupError
+from focalnet_jax.train import check_config, evaluate, loop, train
+from focalnet_jax.train.checkpoints import load_params, newest_params_path
+from focalnet_jax.train.metrics import MetricsWriter
+
+
+def read_metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+
+
+def stored_arrays(workdir, step):
+    """Every array of a checkpoint, parameters and optimiser's state."""
+    import orbax.checkpoint as ocp
+
+    arrays = {}
+    for item in ("params", "optimizer"):
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.restore(workdir / "checkpoints" / str(step) / item)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return arrays
+
+
+@pytest.fixture
+def seen_ids(monkeypatch):
+    """The example ids of every training batch that is loaded for use."""
+    ids = []
+    to_device = loop.sharding.to_device
+
+    def recording(batch, mesh):
+        if "mask" not in batch:
+            ids.append(batch["id"].tolist())
+        return to_device(batch, mesh)
+
+    monkeypatch.setattr(loop.sharding, "to_device", recording)
+    return ids
+
+
+class Stop(Exception):
+    """Stands for a crash."""
+
+
+def train_until(config, workdir, step, monkeypatch):
+    """Stops as a crash would: after the work of `step`, before anything of the next."""
+    write = MetricsWriter.write
+
+    def crash_after(self, at, metrics):
+        write(self, at, metrics)
+        if at == step:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsWriter, "write", crash_after)
+        with pytest.raises(Stop):
+            train(config, workdir)
+
+
+def test_resumed_run_is_the_unbroken_one_bit_for_bit(
+    tiny_config, tmp_path, monkeypatch, seen_ids
+):
+    """In mid-epoch, after a checkpoint and two steps more, all randomness on."""
+    tiny_config.num_steps = 8
+    config = check_config(tiny_config)
+    unbroken, broken = epath.Path(tmp_path / "unbroken"), epath.Path(tmp_path / "broken")
+    train(config, unbroken)
+    expected_ids = seen_ids.copy()
+    seen_ids.clear()
+
+    train_until(config, broken, 5, monkeypatch)  # the newest checkpoint is of step 3
+    assert [line["step"] for line in read_metrics(broken)] == [1, 2, 3, 4, 5]
+    assert seen_ids == expected_ids[:5]
+    seen_ids.clear()
+    train(config, broken)
+    assert seen_ids == expected_ids[3:]
+
+    def without_speed(lines):
+        return [
+            {name: value for name, value in line.items() if "per_second" not in name}
+            for line in lines
+        ]
+
+    traces = [without_speed(read_metrics(workdir)) for workdir in (unbroken, broken)]
+    assert traces[0] == traces[1]
+    assert [line["step"] for line in traces[1]] == list(range(1, 9))
+    arrays = [stored_arrays(workdir, 8) for workdir in (unbroken, broken)]
+    assert arrays[0].keys() == arrays[1].keys()
+    for name, value in arrays[0].items():
+        np.testing.assert_array_equal(arrays[1][name], value, err_msg=name)
+    assert any("mu" in name for name in arrays[0])
+
+
+def test_workdir_describes_the_run(tiny_config, tmp_path, capsys):
+    workdir = epath.Path(tmp_path)
+    metrics = train(check_config(tiny_config), workdir)
+    assert json.loads((workdir / "config.json").read_text())["batch_size"] == 16
+    assert json.loads((workdir / "versions.json").read_text())["jax"] == jax.__version__
+    model = json.loads((workdir / "model.json").read_text())
+    assert model["name"] == "focalnet_tiny_srf"
+    assert model["overrides"]["depths"] == [1, 1]
+    assert (model["image_size"], model["crop"]) == (16, 0.875)
+    assert model["interpolation"] == "bicubic"
+    assert model["classes"] == list("0123456789")
+    assert len(list(workdir.glob("events.out.tfevents*"))) == 1
+    last = read_metrics(workdir)[-1]
+    assert last["step"] == 6
+    assert last["test/top1"] == metrics["test/top1"]
+    assert last["test/examples"] == 360
+    assert 0 <= last["test/top1"] <= last["test/top5"] <= 1
+    assert last.keys() >= {"train/loss", "train/learning_rate", "train/gradient_norm"}
+    steps = sorted(p.name for p in (workdir / "checkpoints").iterdir())
+    assert steps == ["3", "6"]
+    assert "finished: step 6 of 6" in capsys.readouterr().out
+
+    # Again: it is finished, and says so; and evaluation finds the same.
+    again = train(check_config(tiny_config), workdir)
+    assert "is finished: step 6 of 6" in capsys.readouterr().out
+    evaluated = evaluate(check_config(tiny_config), workdir)
+    for name in ("test/top1", "test/top5", "test/loss", "test/examples"):
+        assert again[name] == evaluated[name] == metrics[name]
+    assert len(read_metrics(workdir)) == 6
+
+
+def test_training_learns(tiny_config, tmp_path):
+    tiny_config.num_steps = 60
+    tiny_config.batch_size = 64
+    tiny_config.model.drop_path_rate = tiny_config.model.drop_rate = 0.0
+    tiny_config.checkpoint.every_steps = 60
+    tiny_config.data.crop_area = (0.8, 1.0)
+    tiny_config.data.flip = False
+    metrics = train(check_config(tiny_config), epath.Path(tmp_path))
+    assert metrics["test/top1"] > 0.5  # chance is 0.1
+
+
+def test_starting_from_other_parameters(tiny_config, tmp_path, capsys):
+    first, second = epath.Path(tmp_path / "first"), epath.Path(tmp_path / "second")
+    trained = train(check_config(tiny_config), first)
+    tiny_config.init_from = str(first)
+    assert evaluate(check_config(tiny_config), second) == {
+        name: value for name, value in trained.items() if name.startswith("test/")
+    }
+    tiny_config.num_steps = 1
+    tiny_config.learning_rate = tiny_config.warmup_learning_rate = 0.0
+    tiny_config.final_learning_rate = 0.0
+    started = train(check_config(tiny_config), second)
+    assert f"starting from the parameters in {first}" in capsys.readouterr().out
+    assert started["test/loss"] == trained["test/loss"]
+    assert newest_params_path(second) == second / "checkpoints" / "1" / "params"
+
+
+def test_parameters_that_do_not_fit_are_listed(tiny_config, tmp_path):
+    first = epath.Path(tmp_path / "first")
+    tiny_config.num_steps = 1
+    train(check_config(tiny_config), first)
+    tiny_config.init_from = str(first)
+    tiny_config.model.use_layerscale = True
+    tiny_config.model.focal_levels = (2, 2)
+    with pytest.raises(SetupError) as error:
+        train(check_config(tiny_config), epath.Path(tmp_path / "second"))
+    message = str(error.value)
+    assert "layers_0/blocks_0/gamma_1 (8,) is not stored" in message
+    assert "f/bias is stored as (34,), the model has (35,)" in message
+    assert "layers_1/blocks_0/modulation/focal_layers_1/kernel" in message
+
+    tiny_config.init_from = None
+    with pytest.raises(SetupError, match=r"model.use_layerscale: None there, True in"):
+        train(check_config(tiny_config), first)
+
+
+def test_changed_fields_are_said_on_resumption(tiny_config, tmp_path, capsys):
+    workdir = epath.Path(tmp_path)
+    tiny_config.num_steps = 3
+    train(check_config(tiny_config), workdir)
+    tiny_config.num_steps = 4
+    train(check_config(tiny_config), workdir)
+    output = capsys.readouterr().out
+    assert "changed since the run began: num_steps: 3 -> 4" in output
+    assert "resuming after step 3" in output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.num_classes": 9}, "model.num_classes=9 is too few for digits"),
+        ({"batch_size": 12}, "batch_size=12 doesn't divide over 8 devices"),
+        ({"mesh.fsdp": 3}, "don't make up the 8 devices"),
+        ({"data.test_split": "test[:0]"}, "is empty"),
+        ({"init_from": "/nowhere"}, "there is no checkpoint in /nowhere"),
+    ],
+)
+def test_errors_come_before_compilation(tiny_config, tmp_path, changes, message):
+    tiny_config.update_from_flattened_dict(changes)
+    with pytest.raises(SetupError, match=message):
+        train(check_config(tiny_config), epath.Path(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_without_parameters_says_what_to_do(tiny_config, tmp_path):
+    with pytest.raises(SetupError, match="nothing to evaluate.*init_from is not set"):
+        evaluate(check_config(tiny_config), epath.Path(tmp_path))
+
+
+def test_metrics_are_cut_back_to_the_restored_step(tmp_path):
+    """In both places each step stands once, with what was written last."""
+    workdir = epath.Path(tmp_path)
+    with MetricsWriter(workdir, first_step=0) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"train/loss": 1.0})
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train/lo')  # as a crash leaves it
+    with MetricsWriter(workdir, first_step=2) as writer:
+        writer.write(3, {"train/loss": 0.5})
+    expected = [(1, 1.0), (2, 1.0), (3, 0.5)]
+    lines = read_metrics(workdir)
+    assert [(line["step"], line["train/loss"]) for line in lines] == expected
+    events = EventAccumulator(str(workdir)).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in events] == expected
+
+
+def test_checkpoints_do_not_depend_on_the_mesh(tiny_config, tmp_path):
+    """Written by 8 x 1 devices, read by 2 x 4."""
+    workdir = epath.Path(tmp_path)
+    trained = train(check_config(tiny_config), workdir)
+    tiny_config.mesh.fsdp = 4
+    evaluated = evaluate(check_config(tiny_config), workdir)
+    assert evaluated["test/top1"] == trained["test/top1"]
+    assert evaluated["test/loss"] == pytest.approx(trained["test/loss"], rel=1e-6)
+    resumed_config = ConfigDict(tiny_config)
+    resumed_config.num_steps = 7
+    assert train(check_config(resumed_config), workdir)["test/examples"] == 360
+
+
+def test_missing_parameters_are_an_error(tmp_path):
+    with pytest.raises(SetupError, match="there is no checkpoint"):
+        load_params(epath.Path(tmp_path), {})
