@@ -79,14 +79,24 @@ def default_workdir() -> str:
 
 
 def start_processes() -> None:
-    """Joins the processes of a run, where there are several."""
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if address:
+    """Joins the processes of a run, where there are several.
+
+    They are those that the environment names, or that JAX finds by itself: the hosts of
+    a TPU pod slice, the tasks of a Slurm job.
+    """
+    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
         jax.distributed.initialize(
             address,
             num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
             process_id=int(os.environ["JAX_PROCESS_ID"]),
         )
+        return
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        if "coordinator_address" not in str(error):
+            raise
+        # JAX found no cluster: this process is alone.
 
 
 if __name__ == "__main__":

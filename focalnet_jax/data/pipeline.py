@@ -76,7 +76,7 @@ def train_batches(
         .random_map(_LoadForTraining(source, transform, num_classes))
         .batch(shard.rows(batch_size))[shard.index :: shard.count][first_step:]
     )
-    return iter(_iterate(batches, threads=threads, workers=workers))
+    return _iterate(batches, threads=threads, workers=workers)
 
 
 def eval_batches(
@@ -100,19 +100,25 @@ def eval_batches(
         .map(_LoadForEvaluation(source, transform, num_classes))
         .batch(shard.rows(batch_size))[shard.index :: shard.count]
     )
-    return iter(_iterate(batches, threads=threads, workers=workers))
+    return _iterate(batches, threads=threads, workers=workers)
 
 
-def _iterate(batches: grain.MapDataset, *, threads: int, workers: int):
+def _iterate(batches: grain.MapDataset, *, threads: int, workers: int) -> Iterator[Batch]:
     # An element is a whole batch, so a few in advance are enough.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     dataset = batches.to_iter_dataset(options)
-    if workers:
-        # Grain's workers read absl flags, which only a program's main parses.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return dataset
+    if not workers:
+        yield from dataset
+        return
+    # Grain's workers read absl flags, which only a program's main parses.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    iterator = iter(dataset)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()  # or its shared memory would outlive it
 
 
 @dataclasses.dataclass(frozen=True)

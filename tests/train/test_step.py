@@ -1,0 +1,90 @@
+"""One training step: what it computes by, what it draws, what it returns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from focalnet_jax import create_model
+from focalnet_jax.train.state import initial_state
+from focalnet_jax.train.step import make_predict, make_train_step, normalize
+
+STATISTICS = dict(mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
+
+
+def make_step(seed=0, **options):
+    model = create_model(
+        "focalnet_tiny_srf",
+        num_classes=4,
+        depths=(1, 1),
+        embed_dim=8,
+        focal_levels=(2, 1),
+        focal_windows=(3, 3),
+        **options,
+    )
+    optimizer = optax.sgd(0.1)
+    state = jax.jit(lambda: initial_state(model, optimizer, image_size=8, seed=seed))()
+    step = make_train_step(model, optimizer, label_smoothing=0.1, seed=seed, **STATISTICS)
+    return model, state, step
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    return {"image": images, "label": np.arange(6, dtype=np.int32) % 4}
+
+
+def test_normalizes_by_channel(batch):
+    given = normalize(batch["image"], **STATISTICS)
+    expected = (batch["image"] / 255 - STATISTICS["mean"]) / STATISTICS["std"]
+    assert given.dtype == jnp.float32
+    np.testing.assert_allclose(given, expected, rtol=0, atol=1e-6)  # float32
+    with pytest.raises(AssertionError):
+        normalize(batch["image"].astype(np.float32), **STATISTICS)
+
+
+@pytest.mark.parametrize(("platform", "has_convolution"), [("tpu", True), ("cpu", False)])
+def test_step_for_a_tpu_holds_the_depthwise_convolution(batch, platform, has_convolution):
+    """Compiled ahead of time, on a machine whose own devices are CPUs."""
+    _, state, step = make_step()
+    traced = jax.jit(step).trace(state, batch)
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("feature_group_count = 8 " in program) == has_convolution
+    assert "stablehlo.convolution" in program  # the stem is one everywhere
+
+
+def test_randomness_follows_from_seed_and_step(batch):
+    _, state, step = make_step(drop_path_rate=0.5, drop_rate=0.5)
+    step = jax.jit(step)
+    first, _ = step(state, batch)
+    again, metrics = step(state, batch)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again)):
+        np.testing.assert_array_equal(a, b)
+    later = jax.tree.map(jnp.copy, state)
+    later = type(state)(later.step + 1, later.params, later.opt_state)
+    assert step(later, batch)[1]["loss"] != metrics["loss"]
+    _, _, other = make_step(seed=1, drop_path_rate=0.5, drop_rate=0.5)
+    assert jax.jit(other)(state, batch)[1]["loss"] != metrics["loss"]
+
+
+def test_step_descends_the_smoothed_loss(batch):
+    model, state, step = make_step()
+    next_state, metrics = jax.jit(step)(state, batch)
+    assert int(next_state.step) == 1
+
+    def loss(params):
+        logits = make_predict(model, **STATISTICS)(params, batch["image"])
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], 4), 0.1)
+        return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+
+    expected, gradients = jax.jit(jax.value_and_grad(loss))(state.params)
+    # float32, sums in another order.
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    squares = sum((g**2).sum() for g in jax.tree.leaves(gradients))
+    np.testing.assert_allclose(metrics["gradient_norm"], jnp.sqrt(squares), rtol=1e-4)
+    for new, old, gradient in zip(
+        *map(jax.tree.leaves, (next_state.params, state.params, gradients))
+    ):
+        np.testing.assert_allclose(new, old - 0.1 * gradient, rtol=0, atol=1e-5)
