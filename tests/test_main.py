@@ -87,7 +87,7 @@ def test_default_run_resumes_and_is_evaluated(environment, tmp_path):
     assert "finished: step 4 of 4" in output
     code, again, _ = run(*TINY, **here)
     assert code == 0
-    assert "is finished: step 4 of 4" in again
+    assert "the run is finished: step 4 of 4" in again
     code, evaluated, _ = run(*TINY, "--mode=eval", **here)
     assert code == 0
     tests = [re.search("test: .*", text)[0] for text in (output, again, evaluated)]

@@ -11,7 +11,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from focalnet_jax.data.sources import Source
+from focalnet_jax.data.sources import Source, check_label
 from focalnet_jax.data.transforms import EvalTransform, TrainTransform
 
 Batch = dict[str, np.ndarray]
@@ -66,7 +66,7 @@ def train_batches(
       index of the record in `source`; where b is the shard's number of rows.
 
     Raises:
-      ValueError: a label outside of `[0, num_classes)`, naming the record.
+      SetupError: a label outside of `[0, num_classes)`, naming the record.
     """
     batches = (
         grain.MapDataset.range(len(source))
@@ -149,9 +149,5 @@ class _LoadForEvaluation(grain.transforms.Map):
 
 
 def _example(source: Source, index, image, label, num_classes) -> Batch:
-    if label < 0 or (num_classes is not None and label >= num_classes):
-        raise ValueError(
-            f"record {index} of {source.name} has label {label}, "
-            f"which does not fit model.num_classes={num_classes}"
-        )
+    check_label(source.name, index, label, num_classes=num_classes)
     return {"image": image, "label": np.int32(label), "id": np.int64(index)}

@@ -37,6 +37,17 @@ class Source:
         return len(self.records)
 
 
+def check_label(name: str, index: int, label: int, *, num_classes: int | None) -> None:
+    """Raises SetupError unless the label of a source's record fits `num_classes`."""
+    if label < 0:
+        raise SetupError(f"record {index} of {name} has label {label}, that is, none")
+    if num_classes is not None and label >= num_classes:
+        raise SetupError(
+            f"record {index} of {name} has label {label}, which does not fit "
+            f"model.num_classes={num_classes}"
+        )
+
+
 def open_source(name: str, *, split: str, data_dir: str | None = None) -> Source:
     """Opens a split of a TFDS data set; prepares it if it is an embedded one.
 

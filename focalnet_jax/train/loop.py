@@ -1,5 +1,6 @@
 """Training and evaluation, from a checked configuration to files in a workdir."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from focalnet_jax.data import (
     EvalTransform,
     Source,
     TrainTransform,
+    check_label,
     eval_batches,
     open_source,
     train_batches,
@@ -84,75 +86,72 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         donate_argnums=0,
     )
 
-    with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir, keep=config.checkpoint.keep)
+        )
         # The order of what a run starts from:
         # 1. the newest checkpoint in its workdir,
         # 2. the parameters that `init_from` names, with a new optimiser,
         # 3. new parameters.
         if checkpoints.newest_step is not None:
             files.check_same_model(workdir, config)
-            origin = f"resuming after step {checkpoints.newest_step:,} from {workdir}"
-            changed = files.changed_fields(workdir, config)
             state = checkpoints.restore(abstract_state)
+            origin = f"resuming after step {int(state.step):,}"
+            changes = files.changed_fields(workdir, config)
+            origin += "".join(f"\n  with {change}" for change in changes)
+        elif config.init_from:
+            state = jax.jit(init, out_shardings=shardings)()
+            params = load_params(_absolute(config.init_from), abstract_state.params)
+            state = dataclasses.replace(state, params=params)
+            origin = f"starting from the parameters in {config.init_from}"
         else:
-            changed = []
             state = jax.jit(init, out_shardings=shardings)()
             origin = "starting anew"
-            if config.init_from:
-                origin = f"starting from the parameters in {config.init_from}"
-                params = load_params(_absolute(config.init_from), abstract_state.params)
-                state = dataclasses.replace(state, params=params)
         first_step = int(state.step)
 
-        if jax.process_index() == 0:
-            files.write_json(workdir / "config.json", config.to_dict())
-            files.write_json(workdir / "versions.json", files.versions())
-            description = files.model_description(config, train_source)
-            files.write_json(workdir / "model.json", description)
-
-        with (
-            MetricsWriter(workdir, first_step=first_step) as writer,
+        progress = stack.enter_context(
             Progress(
                 first_step=first_step, total_steps=steps, batch_size=config.batch_size
-            ) as progress,
-        ):
-            progress.say(
-                f"{config.model.name}, {count_params(model):,} parameters; "
-                f"{len(train_source):,} images, {steps:,} steps of {config.batch_size}; "
-                f"{jax.device_count()} x {jax.devices()[0].device_kind}; {workdir}"
             )
-            for change in changed:
-                progress.say(f"changed since the run began: {change}")
-            if first_step >= steps:
-                progress.say(f"{workdir} is finished: step {first_step:,} of {steps:,}")
-                return _evaluate(evaluator, state.params, progress)
-            progress.say(origin)
+        )
+        progress.say(
+            f"{config.model.name}, {count_params(model):,} parameters; "
+            f"{len(train_source):,} images, {steps:,} steps of {config.batch_size}; "
+            f"{jax.device_count()} x {jax.devices()[0].device_kind}; {workdir}"
+        )
+        if first_step >= steps:
+            progress.say(f"the run is finished: step {first_step:,} of {steps:,}")
+            return _evaluate(evaluator, state.params, progress)
+        progress.say(origin)
 
-            batches = _train_batches(config, train_source, mesh, first_step=first_step)
+        files.describe_run(workdir, config, train_source)
+        writer = stack.enter_context(MetricsWriter(workdir, first_step=first_step))
+        batches = _train_batches(config, train_source, mesh, first_step=first_step)
+        for step in range(first_step + 1, steps + 1):
+            state, measured = train_step(state, next(batches))
+
+            # The order within a step is fixed: log, evaluate, write, save. So what
+            # stands in a checkpoint has its metrics on disk.
+            is_last = step == steps
             metrics = {}
-            for step in range(first_step + 1, steps + 1):
-                state, measured = train_step(state, next(batches))
-
-                # The order within a step is fixed: log, evaluate, write, save. So what
-                # stands in a checkpoint has its metrics on disk.
-                metrics = {}
-                if step % config.log_every_steps == 0 or step == steps:
-                    metrics = {f"train/{k}": v.item() for k, v in measured.items()}
-                    metrics["train/learning_rate"] = float(schedule(step - 1))
-                    metrics["train/images_per_second"] = progress.update(
-                        step, metrics["train/loss"]
-                    )
-                if step % config.evaluate_every_steps == 0 or step == steps:
-                    metrics |= _evaluate(evaluator, state.params, progress)
-                if metrics:
-                    writer.write(step, metrics)
-                if step % config.checkpoint.every_steps == 0 or step == steps:
-                    checkpoints.save(state)
-                if step == first_step + 1 or step % config.evaluate_every_steps == 0:
-                    jax.block_until_ready(state)
-                    progress.restart_clock(step)
-            progress.say(f"finished: step {steps:,} of {steps:,}, in {workdir}")
-            return metrics
+            if is_last or step % config.log_every_steps == 0:
+                metrics = {f"train/{k}": v.item() for k, v in measured.items()}
+                speed = progress.update(step, metrics["train/loss"])
+                metrics["train/learning_rate"] = float(schedule(step - 1))
+                metrics["train/images_per_second"] = speed
+            if is_last or step % config.evaluate_every_steps == 0:
+                metrics |= _evaluate(evaluator, state.params, progress)
+                progress.restart_clock(step)
+            if metrics:
+                writer.write(step, metrics)
+            if is_last or step % config.checkpoint.every_steps == 0:
+                checkpoints.save(state)
+            if step == first_step + 1:  # compilation is not part of the speed
+                jax.block_until_ready(state)
+                progress.restart_clock(step)
+        progress.say(f"finished: step {steps:,} of {steps:,}")
+        return metrics
 
 
 def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
@@ -201,6 +200,10 @@ def _open_source(config: ConfigDict, split: str) -> Source:
             f"model.num_classes={config.model.num_classes} is too few for "
             f"{source.name}, which has {source.num_classes} classes"
         )
+    # Some splits have no labels, and some data sets don't say how many classes they
+    # have: one record tells most of them. All are checked as they are read.
+    label = source.records[0]["label"]
+    check_label(source.name, 0, label, num_classes=config.model.num_classes)
     return source
 
 

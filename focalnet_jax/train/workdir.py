@@ -34,6 +34,14 @@ _PACKAGES = (
 )
 
 
+def describe_run(workdir: epath.Path, config: ConfigDict, source: Source) -> None:
+    """Writes `config.json`, `versions.json` and `model.json`, on the first process."""
+    if jax.process_index() == 0:
+        write_json(workdir / "config.json", config.to_dict())
+        write_json(workdir / "versions.json", versions())
+        write_json(workdir / "model.json", model_description(config, source))
+
+
 def write_json(path: epath.Path, content: Any) -> None:
     """Writes aside and renames: a reader sees the old file or the new one."""
     aside = path.parent / f"{path.name}.tmp"

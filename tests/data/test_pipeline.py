@@ -13,6 +13,7 @@ from focalnet_jax.data import (
     open_source,
     train_batches,
 )
+from focalnet_jax.errors import SetupError
 
 BATCH_SIZE = 60
 
@@ -110,7 +111,7 @@ def test_evaluation_sees_every_example_once(source, processes):
 
 
 def test_labels_that_do_not_fit_name_their_record(source):
-    with pytest.raises(ValueError, match=r"record \d+ of digits.* has label \d"):
+    with pytest.raises(SetupError, match=r"record \d+ of digits.* has label \d"):
         take(source, 1, num_classes=5)
 
 

@@ -124,7 +124,7 @@ def test_workdir_describes_the_run(tiny_config, tmp_path, capsys):
 
     # Again: it is finished, and says so; and evaluation finds the same.
     again = train(check_config(tiny_config), workdir)
-    assert "is finished: step 6 of 6" in capsys.readouterr().out
+    assert "the run is finished: step 6 of 6" in capsys.readouterr().out
     evaluated = evaluate(check_config(tiny_config), workdir)
     for name in ("test/top1", "test/top5", "test/loss", "test/examples"):
         assert again[name] == evaluated[name] == metrics[name]
@@ -184,7 +184,7 @@ def test_changed_fields_are_said_on_resumption(tiny_config, tmp_path, capsys):
     tiny_config.num_steps = 4
     train(check_config(tiny_config), workdir)
     output = capsys.readouterr().out
-    assert "changed since the run began: num_steps: 3 -> 4" in output
+    assert "with num_steps: 3 -> 4" in output
     assert "resuming after step 3" in output
 
 
