@@ -108,7 +108,7 @@ def test_every_field_is_read_by_someone(tiny_config, tmp_path, monkeypatch):
     Fields are noted where they are read by name; writing the whole to `config.json`
     doesn't count.
     """
-    tiny_config.num_steps = 1
+    tiny_config.num_steps = 2
     tiny_config.data.image_size = 8
     config = check_config(tiny_config)
     groups = ("model", "data", "mesh", "checkpoint")
