@@ -11,15 +11,21 @@ The same command on every host of a TPU pod slice starts one run on all of them.
 import itertools
 import os
 import pathlib
+import re
 import sys
 
 import jax
 from absl import app, flags, logging
-from etils import epath
 from ml_collections import config_flags
 
 from focalnet_jax.errors import SetupError, did_you_mean
-from focalnet_jax.train import check_config, check_field_name, evaluate, train
+from focalnet_jax.train import (
+    absolute_path,
+    check_config,
+    check_field_name,
+    evaluate,
+    train,
+)
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
 
@@ -44,7 +50,7 @@ def main(argv):
         logging.set_verbosity(logging.WARNING)  # libraries say much at INFO
     config = check_config(_CONFIG.value)
     start_processes()
-    workdir = epath.Path(_WORKDIR.value or default_workdir()).expanduser().resolve()
+    workdir = absolute_path(_WORKDIR.value or default_workdir())
     {"train": train, "eval": evaluate}[_MODE.value](config, workdir)
 
 
@@ -56,11 +62,17 @@ def parse_flags(argv):
         if flag == "config":
             names_recipe = True
             check_recipe(value if equals else following)
-        elif flag.startswith("config."):
-            check_field_name(flag.removeprefix("config."))
+        elif field := re.fullmatch(r"(?:no)?config\.(.+)", flag):
+            check_field_name(field[1])
     if not names_recipe:
         argv.insert(1, f"--config={_CONFIGS / 'digits.py'}")
-    return app.parse_flags_with_usage(argv)
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:
+        # A recipe sets a field that `default_config` doesn't have.
+        if misspelt := re.search(r'Key "(\w+)" does not exist', str(error)):
+            check_field_name(misspelt[1])
+        raise
 
 
 def check_recipe(recipe: str) -> None:
@@ -85,6 +97,12 @@ def start_processes() -> None:
     a TPU pod slice, the tasks of a Slurm job.
     """
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+            if not os.environ.get(name, "").isdigit():
+                raise SetupError(
+                    f"JAX_COORDINATOR_ADDRESS is set, so {name} must be a whole number; "
+                    f"it is {os.environ.get(name)!r}"
+                )
         jax.distributed.initialize(
             address,
             num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
@@ -103,6 +121,8 @@ if __name__ == "__main__":
     try:
         app.run(main, flags_parser=parse_flags)
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the newest checkpoint")
+        sys.exit(
+            "interrupted; the same command goes on from the newest checkpoint, if any"
+        )
     except SetupError as error:
         sys.exit(f"error: {error}")

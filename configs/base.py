@@ -58,7 +58,7 @@ def get_config(variant: str = ""):
     config.data.image_size = 224
     config.data.workers = 8
 
-    config.checkpoint.every_steps = 1251  # an epoch
+    config.checkpoint.every_steps = 1251  # an epoch, at this batch size
     config.evaluate_every_steps = 1251 * 5
     config.log_every_steps = 50
     return config

@@ -12,6 +12,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
+TIMEOUT = 300  # seconds; a process that hangs is an error too
+
 TINY = [
     "--config.batch_size=16",
     "--config.num_steps=4",
@@ -23,6 +25,16 @@ TINY = [
     "--config.log_every_steps=1",
     "--config.checkpoint.every_steps=2",
 ]
+
+
+MISSPELT = """
+from focalnet_jax.train import default_config
+
+def get_config():
+    config = default_config()
+    config.learning_rte = 1e-3
+    return config
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +57,7 @@ def start(*arguments, directory, environment):
 
 def run(*arguments, directory, environment):
     process = start(*arguments, directory=directory, environment=environment)
-    output, errors = process.communicate()
+    output, errors = process.communicate(timeout=TIMEOUT)
     return process.returncode, output, errors
 
 
@@ -54,6 +66,8 @@ def run(*arguments, directory, environment):
     [
         (["--config.learning_rte=1"], "no field learning_rte; did you mean 'learning_ra"),
         (["--config.model.nam=x"], "no field model.nam; did you mean 'model.name'"),
+        (["--noconfig.data.flp"], "no field data.flp; did you mean 'data.flip'"),
+        (["--config=misspelt.py"], "no field learning_rte; did you mean 'learning_ra"),
         (["--config=configs/bse.py"], "no recipe 'configs/bse.py'; did you mean 'confi"),
         (["--config=configs/base.py"], "tfds build imagenet2012 --file_format=array_rec"),
         (["--config", "configs/base.py:tiny"], "did you mean 'tiny_"),
@@ -67,6 +81,7 @@ def test_errors_are_one_message_without_a_trace(
     arguments, message, environment, tmp_path
 ):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "misspelt.py").write_text(MISSPELT)
     code, output, errors = run(*arguments, directory=tmp_path, environment=environment)
     assert code == 1
     assert "Traceback" not in errors
@@ -96,6 +111,15 @@ def test_default_run_resumes_and_is_evaluated(environment, tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
+@pytest.mark.extended
+def test_default_reaches_what_its_head_says(environment, tmp_path):
+    code, _, errors = run(directory=tmp_path, environment=environment)
+    assert code == 0, errors
+    last = (tmp_path / "runs" / "digits" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["test/top1"] >= 0.97
+    assert json.loads(last)["test/examples"] == 360
+
+
 def test_two_processes_train_as_one(environment, tmp_path):
     """The same batches, the same losses; checkpoints of two are read by one."""
     one = ["--workdir=one", *TINY]
@@ -114,7 +138,11 @@ def test_two_processes_train_as_one(environment, tmp_path):
         }
         here = dict(directory=tmp_path, environment=joined)
         processes.append(start("--workdir=two", *TINY, **here))
-    results = [process.communicate() for process in processes]
+    try:
+        results = [process.communicate(timeout=TIMEOUT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], results
     assert "2 x cpu" in results[0][0]
     # Only the first process speaks; the other one's transport doesn't know.

@@ -7,7 +7,6 @@ scikit-learn package, so nothing is downloaded.
 
 import numpy as np
 import PIL.Image
-import sklearn.datasets
 import tensorflow_datasets as tfds
 
 # One fifth of each digit, drawn once: `train_test_split(arange(1797), test_size=360,
@@ -64,6 +63,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, *, test: bool):
+        import sklearn.datasets  # takes a second, and is needed once
+
         digits = sklearn.datasets.load_digits()
         # Grey levels are stored as 0 to 16.
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)

@@ -89,6 +89,8 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         # The list of all TFDS data sets would bury the message.
         hint = near if len(near) < 100 else "; see https://www.tensorflow.org/datasets"
         raise SetupError(f"data.name={name!r} is no TFDS data set{hint}") from error
+    except (AssertionError, ValueError) as error:  # an unknown config or version
+        raise SetupError(f"data.name={name!r} cannot be opened: {error}") from error
 
 
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:

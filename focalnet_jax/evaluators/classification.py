@@ -39,8 +39,10 @@ class Classification:
 
     def run(self, params: Any) -> Iterator[tuple[str, float]]:
         """Yields names and values: accuracies as fractions, the mean loss, the count."""
-        # Fetched at the end, so that no batch waits for the one before.
-        sums = [self._count(params, batch) for batch in self._make_batches()]
+        sums = []
+        for batch in self._make_batches():
+            sums.append(self._count(params, batch))
+            jax.block_until_ready(sums[-2:][0])  # one batch in advance, not the split
         totals = jax.tree.map(lambda *parts: sum(p.item() for p in parts), *sums)
         for metric in ("top1", "top5", "loss"):
             yield f"{self._name}/{metric}", totals[metric] / totals["examples"]

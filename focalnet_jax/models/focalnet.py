@@ -59,7 +59,7 @@ class FocalModulation(nn.Module):
       focal_level: number of depthwise levels; the global level comes on top.
       focal_window: kernel size of the first level.
       focal_factor: by how much the kernel grows each level.
-      normalize_modulator: divide the aggregated context by the number of levels.
+      normalize_modulator: divide the aggregated context by `focal_level + 1`.
       use_postln_in_modulation: LayerNorm before the last projection.
       drop_rate: dropout after the last projection.
       implementation: of the depthwise convolutions, see `focalnet_jax.ops`.
@@ -331,7 +331,8 @@ class FocalNetEncoder(nn.Module):
       use_layerscale, layerscale_value: per-channel scales on the residual branches.
       use_postln: LayerNorm after, not before, each branch.
       use_postln_in_modulation: LayerNorm inside the modulation.
-      normalize_modulator: divide the aggregated context by the number of levels.
+      normalize_modulator: divide the aggregated context by the number of levels, the
+        global one included.
       drop_rate: dropout after the stem, in the modulation and in the MLPs.
       drop_path_rate: stochastic depth of the last block; grows from 0 linearly.
       in_channels: channels of the images.

@@ -22,13 +22,14 @@ def count_multiply_adds(model: Model, image_size: int | tuple[int, int]) -> int:
     """Multiply-adds for one image, forward: what the paper prints as FLOPs.
 
     Matrix products and convolutions are read off the traced program, so a fork's are
-    counted as they are. To them come, as in the official `flops()`, the products with
-    the gates and with the query, and one multiply-add an element for each LayerNorm.
-    Biases, GELUs, layer scales and residual sums are left out here as there.
+    counted too, those in a `scan` once an iteration. To them come, as in the official
+    `flops()`, the products with the gates and with the query, and one multiply-add an
+    element for each LayerNorm. Biases, GELUs, layer scales and residual sums are left
+    out here as there.
 
-    Beyond the official `flops()` this counts the overlap of the convolutions between
-    stages with `use_conv_embed` (large, xlarge and huge), which are taken for patches
-    that don't overlap there: large_fl3 has 35.7 G here at 224 pixels and 34.8 G there.
+    Beyond the official `flops()` this counts the overlap of the convolutions of stem
+    and downsamplings with `use_conv_embed` (large, xlarge and huge), which are taken for
+    patches that don't overlap there: large_fl3 has 35.7 G at 224 pixels, 34.8 G there.
 
     Args:
       model: from `create_model` or `create_backbone`.
@@ -77,7 +78,9 @@ def _matrix_multiply_adds(jaxpr: core.Jaxpr) -> int:
             kernel = equation.invars[1].aval
             out_axis = equation.params["dimension_numbers"].rhs_spec[0]
             total += output.size * kernel.size // kernel.shape[out_axis]
-        total += sum(_matrix_multiply_adds(inner) for inner in _programs_in(equation))
+        times = equation.params.get("length", 1)  # of a scan
+        inner = sum(_matrix_multiply_adds(program) for program in _programs_in(equation))
+        total += times * inner
     return total
 
 

@@ -136,8 +136,8 @@ def create_backbone(
     ascending = tuple(sorted(set(out_stages)))
     if not out_stages or out_stages != ascending or not set(out_stages) <= set(stages):
         raise ValueError(
-            f"out_stages={out_stages} does not fit {name}: give stages among {stages}, "
-            "each once, in ascending order"
+            f"out_stages={out_stages} does not fit {name}: pass out_stages={stages} or "
+            "some of them, each once, in ascending order"
         )
     return FocalNetBackbone(encoder, out_stages=out_stages, out_norm=out_norm)
 
@@ -154,6 +154,9 @@ def _create_encoder(name: str, overrides: dict[str, Any]) -> FocalNetEncoder:
     settings = VARIANTS[name] | overrides
     for option in ("depths", "focal_levels", "focal_windows"):
         settings[option] = _per_stage(option, settings[option])
+    for option in ("embed_dim", "patch_size", "in_channels"):
+        if _is_whole(settings.get(option), least=1):
+            settings[option] = int(settings[option])
     for option in ("dtype", "param_dtype"):
         if option in settings:
             settings[option] = _float_dtype(option, settings[option])
@@ -219,6 +222,10 @@ def _check(encoder: FocalNetEncoder) -> None:
             f"patch_size={encoder.patch_size} has no effect with use_conv_embed=True, "
             "whose stem is 7x7 with stride 4: leave it at 4"
         )
+    for option, field in ENCODER_OPTIONS.items():
+        value = getattr(encoder, option)
+        if isinstance(field.default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{option}={value!r} is neither True nor False")
     for option in ("drop_rate", "drop_path_rate"):
         if not 0 <= getattr(encoder, option) < 1:
             value = getattr(encoder, option)

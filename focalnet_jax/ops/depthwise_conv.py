@@ -65,7 +65,7 @@ def depthwise_conv(
 
 
 def _lax_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    spatial = "DHW"[-(x.ndim - 2) :]
+    spatial = "0123456789"[: x.ndim - 2]
     return jax.lax.conv_general_dilated(
         x,
         kernel,

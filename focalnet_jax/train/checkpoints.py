@@ -114,17 +114,16 @@ def load_params(path: epath.Path, abstract_params: PyTree) -> PyTree:
     """Reads parameters and checks that they fit.
 
     Args:
-      path: as `newest_params_path` takes it.
+      path: from `newest_params_path` or `check_holds_params`.
       abstract_params: expected shapes and dtypes, with shardings.
 
     Raises:
-      SetupError: nothing there, or a parameter too many, too few or of another shape.
+      SetupError: a parameter too many, too few or of another shape.
     """
-    found = check_holds_params(path)
-    stored = ocp.StandardCheckpointHandler().metadata(found)
-    _check_fit(found, _shapes(stored), _shapes(abstract_params))
+    stored = ocp.StandardCheckpointHandler().metadata(path)
+    _check_fit(path, _shapes(stored), _shapes(abstract_params))
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(found, abstract_params)
+        return checkpointer.restore(path, abstract_params)
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -106,6 +106,7 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
     """
     _check_fields(config.to_dict(), default_config().to_dict(), prefix="")
     at_least = {
+        "seed": 0,
         "batch_size": 1,
         "num_epochs": 0,
         "num_steps": 0,
@@ -114,6 +115,9 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
         "final_learning_rate": 0,
         "learning_rate_batch_size": 0,
         "warmup_epochs": 0,
+        "adam_b1": 0,
+        "adam_b2": 0,
+        "adam_eps": 0,
         "weight_decay": 0,
         "clip_norm": 0,
         "label_smoothing": 0,
@@ -132,18 +136,20 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
             raise SetupError(f"{field}={value!r} is below {least}")
     if config.mesh.data < 1 and config.mesh.data != -1:
         raise SetupError(f"mesh.data={config.mesh.data} is neither -1 nor above 0")
-    if not config.label_smoothing < 1:
-        raise SetupError(f"label_smoothing={config.label_smoothing} is not below 1")
+    for field in ("label_smoothing", "adam_b1", "adam_b2"):
+        if not config[field] < 1:
+            raise SetupError(f"{field}={config[field]} is not below 1")
     if not 0 < config.data.eval_crop <= 1:
         raise SetupError(f"data.eval_crop={config.data.eval_crop} is not in (0, 1]")
     for field in ("data.crop_area", "data.crop_aspect"):
-        value = _get(config, field)
-        if len(value) != 2 or not 0 < value[0] <= value[1]:
-            raise SetupError(f"{field}={value} is no range of two positive numbers")
-    for field in ("data.mean", "data.std"):
-        value = _get(config, field)
-        if len(value) != 3:
-            raise SetupError(f"{field}={value} has not three values, for R, G and B")
+        value = _numbers(config, field, count=2)
+        if not 0 < value[0] <= value[1]:
+            raise SetupError(f"{field}={value} is no range of positive numbers")
+    if config.data.crop_area[1] > 1:
+        raise SetupError(f"data.crop_area={config.data.crop_area} is more than an image")
+    _numbers(config, "data.mean", count=3)
+    if min(_numbers(config, "data.std", count=3)) <= 0:
+        raise SetupError(f"data.std={config.data.std} is not above 0 in every channel")
     _check_choice(config, "weight_decay_mask", WEIGHT_DECAY_MASKS)
     _check_choice(config, "data.interpolation", INTERPOLATIONS)
     _check_choice(config, "model.name", list_models())
@@ -195,6 +201,13 @@ def _check_choice(config: ConfigDict, field: str, allowed) -> None:
     value = _get(config, field)
     if value not in allowed:
         raise SetupError(f"{field}={value!r} is unknown{did_you_mean(value, allowed)}")
+
+
+def _numbers(config: ConfigDict, field: str, *, count: int) -> tuple[float, ...]:
+    value = _get(config, field)
+    if len(value) != count or not all(isinstance(v, (int, float)) for v in value):
+        raise SetupError(f"{field}={value} is not {count} numbers")
+    return value
 
 
 def _get(config: ConfigDict, field: str) -> Any:

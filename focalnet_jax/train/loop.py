@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +34,7 @@ from focalnet_jax.train.checkpoints import (
     load_params,
     newest_params_path,
 )
-from focalnet_jax.train.config import model_of, total_steps
+from focalnet_jax.train.config import model_of, steps_of_epochs, total_steps
 from focalnet_jax.train.metrics import MetricsWriter
 from focalnet_jax.train.optimizer import make_optimizer, make_schedule
 from focalnet_jax.train.progress import Progress
@@ -54,8 +55,9 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     train_source = _open_source(config, config.data.train_split)
     test_source = _open_source(config, config.data.test_split)
     mesh = _mesh(config)
-    if config.init_from:
-        check_holds_params(_absolute(config.init_from))
+    init_from = None
+    if newest_params_path(workdir) is None and config.init_from:
+        init_from = check_holds_params(files.absolute_path(config.init_from))
     steps = total_steps(config, len(train_source))
     schedule = make_schedule(config, len(train_source))
     model = model_of(config)
@@ -95,16 +97,18 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         # 2. the parameters that `init_from` names, with a new optimiser,
         # 3. new parameters.
         if checkpoints.newest_step is not None:
-            files.check_same_model(workdir, config)
+            files.check_same_model(workdir, model)
             state = checkpoints.restore(abstract_state)
             origin = f"resuming after step {int(state.step):,}"
             changes = files.changed_fields(workdir, config)
             origin += "".join(f"\n  with {change}" for change in changes)
-        elif config.init_from:
+        elif init_from is not None:
             state = jax.jit(init, out_shardings=shardings)()
-            params = load_params(_absolute(config.init_from), abstract_state.params)
+            params = load_params(init_from, abstract_state.params)
             state = dataclasses.replace(state, params=params)
-            origin = f"starting from the parameters in {config.init_from}"
+            origin = f"starting from {init_from}"
+            differences = files.model_differences(init_from.parent, model)
+            origin += "".join(f"\n  but with {change}" for change in differences)
         else:
             state = jax.jit(init, out_shardings=shardings)()
             origin = "starting anew"
@@ -124,6 +128,9 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             progress.say(f"the run is finished: step {first_step:,} of {steps:,}")
             return _evaluate(evaluator, state.params, progress)
         progress.say(origin)
+        warmup_steps = steps_of_epochs(config, config.warmup_epochs, len(train_source))
+        if warmup_steps > steps:
+            progress.say(f"the warmup of {warmup_steps:,} steps is longer than the run")
 
         files.describe_run(workdir, config, train_source)
         writer = stack.enter_context(MetricsWriter(workdir, first_step=first_step))
@@ -137,6 +144,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             metrics = {}
             if is_last or step % config.log_every_steps == 0:
                 metrics = {f"train/{k}": v.item() for k, v in measured.items()}
+                _check_finite(metrics["train/loss"], step, checkpoints.newest_step)
                 speed = progress.update(step, metrics["train/loss"])
                 metrics["train/learning_rate"] = float(schedule(step - 1))
                 metrics["train/images_per_second"] = speed
@@ -146,6 +154,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             if metrics:
                 writer.write(step, metrics)
             if is_last or step % config.checkpoint.every_steps == 0:
+                _check_finite(measured["loss"].item(), step, checkpoints.newest_step)
                 checkpoints.save(state)
             if step == first_step + 1:  # compilation is not part of the speed
                 jax.block_until_ready(state)
@@ -169,16 +178,15 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     model = model_of(config)
     evaluator = _evaluator(config, model, test_source, mesh)
 
-    if newest_params_path(workdir) is not None:
-        files.check_same_model(workdir, config)
-        path = workdir
-    elif config.init_from:
-        path = _absolute(config.init_from)
-    else:
+    path = newest_params_path(workdir)
+    if path is None and config.init_from:
+        path = check_holds_params(files.absolute_path(config.init_from))
+    if path is None:
         raise SetupError(
             f"nothing to evaluate: {workdir} holds no checkpoint and init_from is not "
             "set; train first, or give --workdir or --config.init_from"
         )
+    files.check_same_model(path.parent, model)
     init = functools.partial(
         initial_state,
         model,
@@ -189,7 +197,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     abstract_params = abstract_with_shardings(jax.eval_shape(init), mesh).params
     params = load_params(path, abstract_params)
     with Progress(first_step=0, total_steps=0, batch_size=0) as progress:
-        progress.say(f"evaluating {newest_params_path(path).parent}")
+        progress.say(f"evaluating {path.parent}")
         return _evaluate(evaluator, params, progress)
 
 
@@ -272,5 +280,15 @@ def _evaluate(
     return metrics
 
 
-def _absolute(path: str) -> epath.Path:
-    return epath.Path(path).expanduser().resolve()
+def _check_finite(loss: float, step: int, newest_step: int | None) -> None:
+    """Stops a run that has diverged, before its state replaces an earlier checkpoint."""
+    if not math.isfinite(loss):
+        kept = (
+            "there is no checkpoint"
+            if newest_step is None
+            else (f"the newest checkpoint is of step {newest_step:,}")
+        )
+        raise SetupError(
+            f"the loss of step {step:,} is {loss}; {kept}. A lower learning_rate, a "
+            "longer warmup or a smaller clip_norm may help"
+        )

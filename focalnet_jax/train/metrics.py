@@ -25,8 +25,9 @@ class MetricsWriter:
             return
         self._path = workdir / "metrics.jsonl"
         _cut_back(self._path, first_step)
+        is_restart = any(workdir.glob("events.out.tfevents*"))
         self._events = EventFileWriter(str(workdir))
-        if first_step:
+        if is_restart:
             # Has TensorBoard forget what earlier files hold from this step on.
             start = SessionLog(status=SessionLog.START)
             self._add_event(first_step + 1, session_log=start)
@@ -43,7 +44,7 @@ class MetricsWriter:
         if not self._active:
             return
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
         values = [Summary.Value(tag=name, simple_value=v) for name, v in metrics.items()]
         self._add_event(step, summary=Summary(value=values))
         self._events.flush()

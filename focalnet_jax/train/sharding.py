@@ -5,6 +5,7 @@ restoring and compilation.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -43,7 +44,18 @@ def make_mesh(*, data: int, fsdp: int) -> Mesh:
             f"{given} don't make up the {devices} devices that are here; "
             f"data x fsdp can be {choices}"
         )
-    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    arranged = process_major(jax.devices()).reshape(data, fsdp)
+    return Mesh(arranged, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def process_major(devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices of each process side by side, in the order of the processes.
+
+    Then each process holds neighbouring rows of a batch, and the first process the
+    first ones. `jax.make_mesh` orders TPUs by their place in the torus instead, which
+    scatters a host's rows.
+    """
+    return np.array(sorted(devices, key=lambda device: (device.process_index, device.id)))
 
 
 def _divisors(number: int) -> list[int]:
@@ -104,13 +116,9 @@ def process_shard(mesh: Mesh, batch_size: int) -> Shard:
     """The part of each batch that the devices of this process hold."""
     index_map = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     rows = np.concatenate([np.arange(batch_size)[i] for i in index_map.values()])
-    first, count = int(rows.min()), batch_size // len(rows)
-    if rows.max() - first + 1 != len(rows) or first % len(rows):
-        raise SetupError(
-            "this process's devices hold scattered rows of the batch: order the mesh so "
-            "that each process has neighbouring devices"
-        )
-    return Shard(first // len(rows), count)
+    first = int(rows.min())
+    assert rows.max() - first + 1 == len(rows), "the mesh is not process-major"
+    return Shard(index=first // len(rows), count=batch_size // len(rows))
 
 
 def to_device(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

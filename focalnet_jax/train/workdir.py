@@ -19,19 +19,31 @@ from ml_collections import ConfigDict
 
 from focalnet_jax.data import Source
 from focalnet_jax.errors import SetupError
+from focalnet_jax.models import FocalNet, create_model
+from focalnet_jax.models.variants import ENCODER_OPTIONS
 from focalnet_jax.train.config import model_overrides
 
 _PACKAGES = (
+    "focalnet_jax",
     "jax",
     "jaxlib",
     "flax",
     "optax",
     "orbax-checkpoint",
     "numpy",
+    "chex",
     "grain",
+    "array-record",
     "tensorflow-datasets",
     "pillow",
 )
+
+
+def absolute_path(path: str) -> epath.Path:
+    """An absolute path; addresses such as `gs://bucket/run` stay as they are."""
+    if "://" in path:
+        return epath.Path(path)
+    return epath.Path(path).expanduser().resolve()
 
 
 def describe_run(workdir: epath.Path, config: ConfigDict, source: Source) -> None:
@@ -65,13 +77,20 @@ def model_description(config: ConfigDict, source: Source) -> dict[str, Any]:
 
 def versions() -> dict[str, Any]:
     """The content of `versions.json`."""
-    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    packages = {name: _version(name) for name in _PACKAGES}
     devices = {
         "kind": jax.devices()[0].device_kind,
         "count": jax.device_count(),
         "processes": jax.process_count(),
     }
     return {"python": platform.python_version(), **packages, "devices": devices}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # focalnet_jax itself, in a checkout that isn't installed
 
 
 # May change between runs: the parameters mean the same with any of their values.
@@ -85,25 +104,39 @@ _FREE_OPTIONS = (
 )
 
 
-def check_same_model(workdir: epath.Path, config: ConfigDict) -> None:
-    """Raises SetupError if the checkpoints in `workdir` are of another model."""
-    path = workdir / "model.json"
-    if not path.exists():
-        return
-    stored = json.loads(path.read_text())
-    here = {"name": config.model.name, **_plain(model_overrides(config))}
-    there = {"name": stored["name"], **stored["overrides"]}
-    differences = [
-        f"model.{option}: {there.get(option)} there, {here.get(option)} in the config"
-        for option in sorted(here.keys() | there.keys())
-        if option not in _FREE_OPTIONS and here.get(option) != there.get(option)
-    ]
-    if differences:
+def check_same_model(directory: epath.Path, model: FocalNet) -> None:
+    """Raises SetupError if the parameters in `directory` are those of another model."""
+    if differences := model_differences(directory, model):
         lines = "\n  ".join(differences)
-        raise SetupError(
-            f"{workdir} holds checkpoints of another model:\n  {lines}\n"
-            "Give another --workdir, or the same options as before"
-        )
+        raise SetupError(f"{directory} is of another model:\n  {lines}")
+
+
+def model_differences(directory: epath.Path, model: FocalNet) -> list[str]:
+    """How `model` differs from that of the parameters in `directory`.
+
+    Some options leave no trace in the parameters, and a wrong one computes something
+    else without a word. Where no `model.json` says otherwise, there is no difference.
+
+    Args:
+      directory: a workdir, its `checkpoints`, or a checkpoint in there.
+      model: the model that is to take the parameters.
+    """
+    places = (directory, directory.parent, directory.parent.parent)
+    found = [place / "model.json" for place in places if (place / "model.json").exists()]
+    if not found:
+        return []
+    stored = json.loads(found[0].read_text())
+    there = create_model(stored["name"], **stored["overrides"])
+    return [
+        f"model.{option}: {_option(there, option)} there, {_option(model, option)} here"
+        for option in ("num_classes", *ENCODER_OPTIONS)
+        if option not in _FREE_OPTIONS
+        and _option(there, option) != _option(model, option)
+    ]
+
+
+def _option(model: FocalNet, option: str) -> Any:
+    return getattr(model if option == "num_classes" else model.encoder, option)
 
 
 def _plain(tree: Any) -> Any:

@@ -1,10 +1,12 @@
 """The published variants: sizes, settings, and what an option may not be."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 import focalnet_jax
 from focalnet_jax import count_multiply_adds, count_params, create_backbone, create_model
+from focalnet_jax.models import size
 
 # Parameters without a head, for 1,000 and for 21,842 classes; from the official code.
 PARAMETERS = {
@@ -137,6 +139,7 @@ def test_lists_and_names_of_types_are_accepted():
         ({"num_classes": -1}, "num_classes=-1"),
         ({"mlp_ratio": 0}, "mlp_ratio=0"),
         ({"embed_dim": 0}, "embed_dim=0"),
+        ({"use_postln": "no"}, "use_postln='no' is neither True nor False"),
     ],
 )
 def test_values_that_make_no_network_are_errors(overrides, message):
@@ -149,6 +152,16 @@ def test_unknown_names_are_errors_with_the_nearest():
         create_model("focalnet_tiny_sfr")
     with pytest.raises(TypeError, match="did you mean 'focal_levels'"):
         create_model("focalnet_tiny_srf", focal_level=2)
+
+
+def test_products_in_a_scan_count_once_an_iteration():
+    def body(x, _):
+        return x @ jnp.ones((4, 4)), None
+
+    program = jax.make_jaxpr(lambda x: jax.lax.scan(body, x, length=5)[0])(
+        jnp.ones((4, 4))
+    )
+    assert size._matrix_multiply_adds(program.jaxpr) == 5 * 4**3
 
 
 @pytest.mark.parametrize("out_stages", [(), (4,), (1, 0), (1, 1)])

@@ -7,13 +7,14 @@ import pytest
 
 from focalnet_jax.ops import depthwise_conv
 
-# Map and kernel sizes for one, two and three spatial axes; a kernel larger than the map
+# Map and kernel sizes for one to four spatial axes; a kernel larger than the map
 # and sizes that differ by axis among them.
 SHAPES = [
     ((2, 9, 3), (5,)),
     ((2, 7, 6, 3), (3, 5)),
     ((1, 3, 4, 5), (7, 7)),
     ((2, 3, 5, 4, 2), (3, 3, 5)),
+    ((1, 2, 3, 2, 3, 2), (3, 1, 3, 3)),
 ]
 IMPLEMENTATIONS = ["lax", "shifted", "auto"]
 

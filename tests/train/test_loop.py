@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config, evaluate, loop, train
-from focalnet_jax.train.checkpoints import load_params, newest_params_path
+from focalnet_jax.train.checkpoints import newest_params_path
 from focalnet_jax.train.metrics import MetricsWriter
 
 
@@ -153,7 +153,7 @@ def test_starting_from_other_parameters(tiny_config, tmp_path, capsys):
     tiny_config.learning_rate = tiny_config.warmup_learning_rate = 0.0
     tiny_config.final_learning_rate = 0.0
     started = train(check_config(tiny_config), second)
-    assert f"starting from the parameters in {first}" in capsys.readouterr().out
+    assert f"starting from {first}" in capsys.readouterr().out
     assert started["test/loss"] == trained["test/loss"]
     assert newest_params_path(second) == second / "checkpoints" / "1" / "params"
 
@@ -173,7 +173,7 @@ def test_parameters_that_do_not_fit_are_listed(tiny_config, tmp_path):
     assert "layers_1/blocks_0/modulation/focal_layers_1/kernel" in message
 
     tiny_config.init_from = None
-    with pytest.raises(SetupError, match=r"model.use_layerscale: None there, True in"):
+    with pytest.raises(SetupError, match=r"model.use_layerscale: False there, True here"):
         train(check_config(tiny_config), first)
 
 
@@ -240,6 +240,45 @@ def test_checkpoints_do_not_depend_on_the_mesh(tiny_config, tmp_path):
     assert train(check_config(resumed_config), workdir)["test/examples"] == 360
 
 
-def test_missing_parameters_are_an_error(tmp_path):
-    with pytest.raises(SetupError, match="there is no checkpoint"):
-        load_params(epath.Path(tmp_path), {})
+def test_options_that_leave_no_trace_in_parameters_are_compared(
+    tiny_config, tmp_path, capsys
+):
+    """Evaluation refuses them, a new run from the parameters says them."""
+    first = epath.Path(tmp_path / "first")
+    tiny_config.num_steps = 1
+    train(check_config(tiny_config), first)
+    tiny_config.model.mlp_ratio = 4.0  # the default, spelt out
+    tiny_config.model.drop_path_rate = 0.0
+    evaluate(check_config(tiny_config), first)
+    tiny_config.model.normalize_modulator = True
+    message = "model.normalize_modulator: False there, True here"
+    for workdir, init_from in [(first, None), (tmp_path / "second", str(first))]:
+        tiny_config.init_from = init_from
+        with pytest.raises(SetupError, match=message):
+            evaluate(check_config(tiny_config), epath.Path(workdir))
+    capsys.readouterr()
+    train(check_config(tiny_config), epath.Path(tmp_path / "second"))
+    assert message in capsys.readouterr().out
+
+
+def test_started_runs_do_not_need_their_origin_any_more(tiny_config, tmp_path):
+    first, second = epath.Path(tmp_path / "first"), epath.Path(tmp_path / "second")
+    tiny_config.num_steps = 1
+    train(check_config(tiny_config), first)
+    tiny_config.init_from = str(first)
+    train(check_config(tiny_config), second)
+    first.rmtree()
+    tiny_config.num_steps = 2
+    assert train(check_config(tiny_config), second)["test/examples"] == 360
+
+
+def test_diverged_runs_stop_before_they_save(tiny_config, tmp_path):
+    workdir = epath.Path(tmp_path)
+    tiny_config.num_steps = 3
+    train(check_config(tiny_config), workdir)
+    tiny_config.num_steps = 9
+    tiny_config.warmup_epochs = 0.0
+    tiny_config.learning_rate = tiny_config.final_learning_rate = 1e30
+    with pytest.raises(SetupError, match=r"loss of step \d is (nan|inf).*is of step 3"):
+        train(check_config(tiny_config), workdir)
+    assert newest_params_path(workdir) == workdir / "checkpoints" / "3" / "params"

@@ -1,5 +1,7 @@
 """Meshes of eight devices compute what one device computes, and really share."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,12 @@ from focalnet_jax.train import sharding
 from focalnet_jax.train.checkpoints import abstract_with_shardings
 from focalnet_jax.train.state import initial_state
 from focalnet_jax.train.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    id: int
+    process_index: int
 
 
 def mesh_of(data, fsdp):
@@ -112,6 +120,14 @@ def test_meshes_take_all_devices_or_say_what_would():
     for data, fsdp in [(3, 1), (-1, 3), (4, 1)]:
         with pytest.raises(SetupError, match="8 x 1, 4 x 2, 2 x 4, 1 x 8"):
             sharding.make_mesh(data=data, fsdp=fsdp)
+
+
+def test_hosts_hold_neighbouring_rows_however_their_devices_are_numbered():
+    """Two hosts of four, numbered as in a TPU slice: by place in the torus."""
+    listed = [FakeDevice(id=i, process_index=(i // 2) % 2) for i in range(8)]
+    devices = sharding.process_major(listed)
+    assert [d.process_index for d in devices] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert [d.id for d in devices] == [0, 1, 4, 5, 2, 3, 6, 7]
 
 
 def test_batches_that_do_not_divide_are_errors():

@@ -1,0 +1,164 @@
+"""The whole net, forward and gradients, against the paper's equations in PyTorch.
+
+Written out here from the official code's forward pass, as plain as can be, and fed with
+the same parameters. Everything is float64, so what differs is arithmetic, not rounding.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from focalnet_jax import create_model
+
+torch = pytest.importorskip("torch", reason="the reference is written in torch")
+F = torch.nn.functional
+
+SMALL = dict(num_classes=5, dtype="float64", param_dtype="float64")
+FOUR_STAGES = dict(depths=(1, 1, 1, 1), embed_dim=8)
+ISOTROPIC = dict(depths=(2,), embed_dim=8)
+extended = pytest.mark.extended
+
+# Name, overrides that keep it small, and the size of the images. Together the cases in
+# the default run have every option on and off.
+CASES = [
+    ("focalnet_tiny_srf", FOUR_STAGES, (64, 64)),
+    ("focalnet_base_lrf", FOUR_STAGES | dict(mlp_ratio=2.0), (71, 53)),
+    ("focalnet_base_iso", ISOTROPIC, (48, 64)),
+    ("focalnet_large_fl4", FOUR_STAGES | dict(stem_padding=3), (61, 75)),
+    ("focalnet_huge_fl3", FOUR_STAGES | dict(use_layerscale=False), (64, 64)),
+    *(
+        pytest.param(*case, marks=extended)
+        for case in [
+            ("focalnet_small_srf", FOUR_STAGES, (64, 32)),
+            ("focalnet_tiny_iso", ISOTROPIC, (64, 64)),
+            ("focalnet_small_iso", ISOTROPIC, (100, 33)),
+            ("focalnet_large_fl3", FOUR_STAGES, (64, 64)),
+            ("focalnet_large_fl4", FOUR_STAGES, (61, 75)),
+            ("focalnet_xlarge_fl3", FOUR_STAGES, (64, 64)),
+            ("focalnet_xlarge_fl4", FOUR_STAGES, (75, 61)),
+            ("focalnet_huge_fl4", FOUR_STAGES, (64, 96)),
+            ("focalnet_tiny_srf", FOUR_STAGES | dict(focal_factor=4), (32, 32)),
+            ("focalnet_tiny_srf", dict(depths=(2, 1, 3, 1), embed_dim=8), (64, 64)),
+        ]
+    ),
+]
+
+
+def dense(p, x):
+    return x @ p["kernel"] + p["bias"]
+
+
+def layer_norm(p, x):
+    return F.layer_norm(x, x.shape[-1:], p["scale"], p["bias"], eps=1e-5)
+
+
+def embed(p, x, *, stride, padding):
+    weight = p["proj"]["kernel"].permute(3, 2, 0, 1)
+    bias = p["proj"]["bias"]
+    x = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride=stride, padding=padding)
+    return layer_norm(p["norm"], x.permute(0, 2, 3, 1))
+
+
+def modulate(p, x, *, levels, normalize):
+    channels = x.shape[-1]
+    query, context, gates = dense(p["f"], x).split([channels, channels, levels + 1], -1)
+    aggregated = 0
+    for level in range(levels):
+        weight = p[f"focal_layers_{level}"]["kernel"].permute(3, 2, 0, 1)
+        context = F.conv2d(
+            context.permute(0, 3, 1, 2),
+            weight,
+            padding=weight.shape[-1] // 2,
+            groups=channels,
+        ).permute(0, 2, 3, 1)
+        context = F.gelu(context)
+        aggregated = aggregated + context * gates[..., level : level + 1]
+    pooled = F.gelu(context.mean(1, keepdim=True).mean(2, keepdim=True))
+    aggregated = aggregated + pooled * gates[..., levels:]
+    if normalize:
+        aggregated = aggregated / (levels + 1)
+    x = query * dense(p["h"], aggregated)
+    if "ln" in p:
+        x = layer_norm(p["ln"], x)
+    return dense(p["proj"], x)
+
+
+def block(p, x, *, post_norm, **options):
+    def branch(x, function, norm, gamma):
+        y = norm(function(x)) if post_norm else function(norm(x))
+        return x + p[gamma] * y if gamma in p else x + y
+
+    def mlp(x):
+        return dense(p["mlp"]["fc2"], F.gelu(dense(p["mlp"]["fc1"], x)))
+
+    def modulation(x):
+        return modulate(p["modulation"], x, **options)
+
+    x = branch(x, modulation, lambda y: layer_norm(p["norm1"], y), "gamma_1")
+    return branch(x, mlp, lambda y: layer_norm(p["norm2"], y), "gamma_2")
+
+
+def focalnet(p, x, encoder):
+    overlaps = encoder.use_conv_embed
+    stride, padding = (4, encoder.stem_padding) if overlaps else (encoder.patch_size, 0)
+    x = embed(p["patch_embed"], x, stride=stride, padding=padding)
+    for stage, depth in enumerate(encoder.depths):
+        layer = p[f"layers_{stage}"]
+        for index in range(depth):
+            x = block(
+                layer[f"blocks_{index}"],
+                x,
+                post_norm=encoder.use_postln,
+                levels=encoder.focal_levels[stage],
+                normalize=encoder.normalize_modulator,
+            )
+        if "downsample" in layer:
+            x = embed(layer["downsample"], x, stride=2, padding=1 if overlaps else 0)
+    return dense(p["head"], layer_norm(p["norm"], x).mean((1, 2)))
+
+
+def random_params(model, images):
+    """Of a size that matters: layer scales and norms of order 1, biases too."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 1
+        return rng.normal(size=leaf.shape) / np.sqrt(fan_in)
+
+    return jax.tree.map(draw, shapes)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("name", "overrides", "size"), CASES)
+def test_equals_the_equations(name, overrides, size):
+    model = create_model(name, **SMALL, **overrides)
+    rng = np.random.default_rng(1)
+    images = rng.normal(size=(2, *size, 3))
+    params = random_params(model, images)
+    weights = rng.normal(size=(2, 5))
+
+    def loss(params):
+        logits, _ = model.apply({"params": params}, jnp.array(images))
+        return (logits * weights).sum(), logits
+
+    gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    variables = jax.tree.map(lambda a: torch.tensor(a, requires_grad=True), params)
+    expected = focalnet(variables, torch.tensor(images), model.encoder)
+    (expected * torch.tensor(weights)).sum().backward()
+
+    # Rounding of 2e-16 through some hundred operations, relative to the greatest value.
+    scale = np.abs(expected.detach().numpy()).max()
+    np.testing.assert_allclose(logits, expected.detach(), rtol=0, atol=1e-12 * scale)
+    given = jax.tree.leaves_with_path(gradients)
+    for (path, gradient), variable in zip(given, jax.tree.leaves(variables)):
+        scale = variable.grad.abs().max().item()
+        np.testing.assert_allclose(
+            gradient,
+            variable.grad,
+            rtol=0,
+            atol=1e-10 * scale,
+            err_msg=jax.tree_util.keystr(path),
+        )

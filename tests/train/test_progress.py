@@ -1,0 +1,42 @@
+"""The bar on a terminal, the lines elsewhere, and the speed in both."""
+
+import io
+import sys
+
+import pytest
+
+from focalnet_jax.train import progress as module
+from focalnet_jax.train.progress import Progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until a test moves it."""
+    times = {"now": 0.0}
+    monkeypatch.setattr(module.time, "monotonic", lambda: times["now"])
+    return times
+
+
+def test_lines_where_there_is_no_terminal(clock, capsys):
+    with Progress(first_step=100, total_steps=200, batch_size=32) as progress:
+        clock["now"] = 1000.0  # compilation
+        progress.restart_clock(101)
+        clock["now"] = 1009.0
+        assert progress.update(110, loss=1.23456) == 32.0  # 9 steps in 9 seconds
+    output = capsys.readouterr().out
+    assert output == "step 110/200  loss 1.235  32 images/s  0:01:30 left\n"
+
+
+def test_bar_on_a_terminal(clock, monkeypatch, capsys):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress(first_step=0, total_steps=20, batch_size=32) as progress:
+        clock["now"] = 5.0
+        progress.update(10, loss=0.5)
+        progress.say("test: top-1 97.00%")
+    shown = terminal.getvalue()
+    assert "10/20" in shown
+    assert "50%" in shown
+    assert "loss 0.500, 64 images/s" in shown
+    assert capsys.readouterr().out == "test: top-1 97.00%\n"
