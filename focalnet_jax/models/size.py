@@ -97,6 +97,9 @@ def _elementwise_multiply_adds(outputs: dict[str, jax.Array], *, norms: int) -> 
 
 
 def _programs_in(equation) -> list[core.Jaxpr]:
-    values = list(equation.params.values())
-    closed = [value.jaxpr for value in values if isinstance(value, core.ClosedJaxpr)]
-    return closed + [value for value in values if isinstance(value, core.Jaxpr)]
+    # From jax 0.12 on, closed programs and open ones are of one class.
+    values = [
+        value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
+        for value in equation.params.values()
+    ]
+    return [value for value in values if isinstance(value, core.Jaxpr)]
