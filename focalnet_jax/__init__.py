@@ -1,5 +1,6 @@
 """FocalNets (Focal Modulation Networks, arXiv 2203.11926) in JAX."""
 
+from focalnet_jax import convert
 from focalnet_jax.models import (
     count_multiply_adds,
     count_params,
@@ -7,11 +8,14 @@ from focalnet_jax.models import (
     create_model,
     list_models,
 )
+from focalnet_jax.pretrained import load_model
 
 __all__ = [
+    "convert",
     "count_multiply_adds",
     "count_params",
     "create_backbone",
     "create_model",
     "list_models",
+    "load_model",
 ]

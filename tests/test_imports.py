@@ -17,11 +17,31 @@ ALLOWED = {
     "models": {"ops"},
     "data": set(),
     "evaluators": set(),
-    "train": {"data", "evaluators", "models"},
-    "__init__": {"models"},
+    "model_description": {"data", "models"},
+    "saved_params": set(),
+    "written_aside": set(),
+    "releases": {"written_aside"},
+    "convert": {
+        "model_description",
+        "models",
+        "releases",
+        "saved_params",
+        "written_aside",
+    },
+    "pretrained": {"convert", "data", "model_description"},
+    "parity": {"convert", "data", "models", "releases", "written_aside"},
+    "train": {"data", "evaluators", "model_description", "models", "saved_params"},
+    "__init__": {"convert", "models", "pretrained"},
 }
 # Libraries that are at home in few rooms.
-HOMES = {"flax": {"models"}, "torch": set(), "tensorflow": set()}
+HOMES = {
+    "flax": {"models", "convert"},
+    "torch": {"convert", "parity"},
+    "timm": {"parity"},
+    "transformers": {"parity"},
+    "matplotlib": {"parity"},
+    "tensorflow": set(),
+}
 
 
 def imported_modules(path):

@@ -86,9 +86,9 @@ class EvalTransform:
     crop: float = 0.875
     interpolation: str = "bicubic"
 
-    def __call__(self, encoded: bytes) -> np.ndarray:
-        """Returns `uint8 [size, size, 3]`."""
-        image = decode(encoded)
+    def __call__(self, image: bytes | PIL.Image.Image) -> np.ndarray:
+        """Makes an encoded or a decoded image `uint8 [size, size, 3]`."""
+        image = decode(image) if isinstance(image, bytes) else image.convert("RGB")
         shorter = int(self.size / self.crop)
         scaled = [int(shorter * side / min(image.size)) for side in image.size]
         image = image.resize(scaled, INTERPOLATIONS[self.interpolation])

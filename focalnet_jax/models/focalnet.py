@@ -307,6 +307,7 @@ class FocalNetStage(nn.Module):
         for index, block in enumerate(self.blocks):
             x, seen = (nn.remat(run) if self.remat else run)(block, x)
             outputs |= {f"block{index}/{name}": value for name, value in seen.items()}
+            outputs[f"block{index}"] = x
         return x, outputs
 
 
@@ -440,8 +441,8 @@ class FocalNetEncoder(nn.Module):
 
         Returns:
           The last stage's map, and by name: `stem`, `stage{s}` (each before its
-          downsampling), `stage{s}/block{b}/gates`, `stage{s}/block{b}/modulator`, all
-          `[b, h', w', ...]`.
+          downsampling), `stage{s}/downsample`, `stage{s}/block{b}` and of each block
+          `stage{s}/block{b}/gates` and `.../modulator`, all `[b, h', w', ...]`.
 
         Raises:
           TypeError: images that are not floating point.
@@ -456,7 +457,7 @@ class FocalNetEncoder(nn.Module):
             outputs |= {f"stage{index}/{name}": value for name, value in seen.items()}
             outputs[f"stage{index}"] = x
             if stage.downsample:
-                x = stage.downsample(x)
+                x = outputs[f"stage{index}/downsample"] = stage.downsample(x)
         return x, outputs
 
     def _check(self, images: jax.Array) -> None:

@@ -5,7 +5,6 @@ devices. Parameters lie apart from the optimiser's state, so that evaluation and
 fine-tuning read just those.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,12 +12,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.saved_params import CHECKPOINTS
 from focalnet_jax.train.sharding import state_shardings
 from focalnet_jax.train.state import TrainState
 
 PyTree = Any
-_DIRECTORY = "checkpoints"
 
 
 class Checkpoints:
@@ -31,7 +29,7 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.Path, *, keep: int):
         self._manager = ocp.CheckpointManager(
-            workdir / _DIRECTORY,
+            workdir / CHECKPOINTS,
             item_names=("params", "optimizer"),
             options=ocp.CheckpointManagerOptions(max_to_keep=keep),
         )
@@ -83,68 +81,3 @@ def abstract_with_shardings(abstract: PyTree, mesh: Mesh) -> PyTree:
         abstract,
         state_shardings(abstract, mesh),
     )
-
-
-def newest_params_path(path: epath.Path) -> epath.Path | None:
-    """Where the newest parameters below `path` lie; None if there are none.
-
-    Args:
-      path: a workdir, its `checkpoints` directory, or a single checkpoint.
-    """
-    if (path / "params").exists():
-        return path / "params"
-    for directory in (path / _DIRECTORY, path):
-        if directory.exists():
-            steps = [int(p.name) for p in directory.iterdir() if p.name.isdigit()]
-            for step in sorted(steps, reverse=True):
-                if (directory / str(step) / "params").exists():
-                    return directory / str(step) / "params"
-    return None
-
-
-def check_holds_params(path: epath.Path) -> epath.Path:
-    """As `newest_params_path`, but raises SetupError where there are none."""
-    found = newest_params_path(path)
-    if found is None:
-        raise SetupError(f"there is no checkpoint in {path}")
-    return found
-
-
-def load_params(path: epath.Path, abstract_params: PyTree) -> PyTree:
-    """Reads parameters and checks that they fit.
-
-    Args:
-      path: from `newest_params_path` or `check_holds_params`.
-      abstract_params: expected shapes and dtypes, with shardings.
-
-    Raises:
-      SetupError: a parameter too many, too few or of another shape.
-    """
-    stored = ocp.StandardCheckpointHandler().metadata(path)
-    _check_fit(path, _shapes(stored), _shapes(abstract_params))
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path, abstract_params)
-
-
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
-
-
-def _check_fit(path: epath.Path, stored: Mapping, expected: Mapping) -> None:
-    problems = [
-        f"{name} {shape} is not in the model"
-        for name, shape in stored.items()
-        if name not in expected
-    ]
-    for name, shape in expected.items():
-        if name not in stored:
-            problems.append(f"{name} {shape} is not stored")
-        elif stored[name] != shape:
-            problems.append(f"{name} is stored as {stored[name]}, the model has {shape}")
-    if problems:
-        lines = "\n  ".join(sorted(problems))
-        raise SetupError(f"{path} does not fit the model:\n  {lines}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
-from focalnet_jax.data import INTERPOLATIONS
+from focalnet_jax.data import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS
 from focalnet_jax.errors import SetupError, did_you_mean
 from focalnet_jax.models import FocalNet, create_model, list_models
 from focalnet_jax.models.variants import ENCODER_OPTIONS
@@ -65,8 +65,8 @@ def default_config() -> ConfigDict:
     config.data.test_split = "validation"
     config.data.image_size = 224
     config.data.interpolation = "bicubic"
-    config.data.mean = (0.485, 0.456, 0.406)  # of pixels in [0, 1]
-    config.data.std = (0.229, 0.224, 0.225)
+    config.data.mean = IMAGENET_MEAN  # of pixels in [0, 1]
+    config.data.std = IMAGENET_STD
     config.data.crop_area = (0.08, 1.0)  # share of the image in a training crop
     config.data.crop_aspect = (3 / 4, 4 / 3)  # its width / height
     config.data.flip = True

@@ -24,16 +24,17 @@ from focalnet_jax.data import (
 )
 from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Classification
+from focalnet_jax.model_description import check_same_model, model_differences
 from focalnet_jax.models import FocalNet, count_params
-from focalnet_jax.train import sharding
-from focalnet_jax.train import workdir as files
-from focalnet_jax.train.checkpoints import (
-    Checkpoints,
-    abstract_with_shardings,
+from focalnet_jax.saved_params import (
+    absolute_path,
     check_holds_params,
     load_params,
     newest_params_path,
 )
+from focalnet_jax.train import sharding
+from focalnet_jax.train import workdir as files
+from focalnet_jax.train.checkpoints import Checkpoints, abstract_with_shardings
 from focalnet_jax.train.config import model_of, steps_of_epochs, total_steps
 from focalnet_jax.train.metrics import MetricsWriter
 from focalnet_jax.train.optimizer import make_optimizer, make_schedule
@@ -57,7 +58,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     mesh = _mesh(config)
     init_from = None
     if newest_params_path(workdir) is None and config.init_from:
-        init_from = check_holds_params(files.absolute_path(config.init_from))
+        init_from = check_holds_params(absolute_path(config.init_from))
     steps = total_steps(config, len(train_source))
     schedule = make_schedule(config, len(train_source))
     model = model_of(config)
@@ -97,7 +98,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         # 2. the parameters that `init_from` names, with a new optimiser,
         # 3. new parameters.
         if checkpoints.newest_step is not None:
-            files.check_same_model(workdir, model)
+            check_same_model(workdir, model)
             state = checkpoints.restore(abstract_state)
             origin = f"resuming after step {int(state.step):,}"
             changes = files.changed_fields(workdir, config)
@@ -107,7 +108,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             params = load_params(init_from, abstract_state.params)
             state = dataclasses.replace(state, params=params)
             origin = f"starting from {init_from}"
-            differences = files.model_differences(init_from.parent, model)
+            differences = model_differences(init_from.parent, model)
             origin += "".join(f"\n  but with {change}" for change in differences)
         else:
             state = jax.jit(init, out_shardings=shardings)()
@@ -180,13 +181,13 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
 
     path = newest_params_path(workdir)
     if path is None and config.init_from:
-        path = check_holds_params(files.absolute_path(config.init_from))
+        path = check_holds_params(absolute_path(config.init_from))
     if path is None:
         raise SetupError(
             f"nothing to evaluate: {workdir} holds no checkpoint and init_from is not "
             "set; train first, or give --workdir or --config.init_from"
         )
-    files.check_same_model(path.parent, model)
+    check_same_model(path.parent, model)
     init = functools.partial(
         initial_state,
         model,

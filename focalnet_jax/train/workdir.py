@@ -17,10 +17,8 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from focalnet_jax.data import Source
-from focalnet_jax.errors import SetupError
-from focalnet_jax.models import FocalNet, create_model
-from focalnet_jax.models.variants import ENCODER_OPTIONS
+from focalnet_jax.data import Preprocessing, Source
+from focalnet_jax.model_description import ModelDescription, write_json
 from focalnet_jax.train.config import model_overrides
 
 _PACKAGES = (
@@ -39,40 +37,29 @@ _PACKAGES = (
 )
 
 
-def absolute_path(path: str) -> epath.Path:
-    """An absolute path; addresses such as `gs://bucket/run` stay as they are."""
-    if "://" in path:
-        return epath.Path(path)
-    return epath.Path(path).expanduser().resolve()
-
-
 def describe_run(workdir: epath.Path, config: ConfigDict, source: Source) -> None:
     """Writes `config.json`, `versions.json` and `model.json`, on the first process."""
     if jax.process_index() == 0:
         write_json(workdir / "config.json", config.to_dict())
         write_json(workdir / "versions.json", versions())
-        write_json(workdir / "model.json", model_description(config, source))
+        description_of(config, source).write(workdir)
 
 
-def write_json(path: epath.Path, content: Any) -> None:
-    """Writes aside and renames: a reader sees the old file or the new one."""
-    aside = path.parent / f"{path.name}.tmp"
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    aside.replace(path)
-
-
-def model_description(config: ConfigDict, source: Source) -> dict[str, Any]:
-    """The content of `model.json`: the model and the preprocessing it was trained for."""
-    return {
-        "name": config.model.name,
-        "overrides": model_overrides(config),
-        "image_size": config.data.image_size,
-        "mean": config.data.mean,
-        "std": config.data.std,
-        "interpolation": config.data.interpolation,
-        "crop": config.data.eval_crop,
-        "classes": source.class_names,
-    }
+def description_of(config: ConfigDict, source: Source) -> ModelDescription:
+    """The model and the preprocessing it is trained for."""
+    preprocessing = Preprocessing(
+        image_size=config.data.image_size,
+        mean=config.data.mean,
+        std=config.data.std,
+        interpolation=config.data.interpolation,
+        crop=config.data.eval_crop,
+    )
+    return ModelDescription(
+        name=config.model.name,
+        overrides=model_overrides(config),
+        preprocessing=preprocessing,
+        classes=source.class_names,
+    )
 
 
 def versions() -> dict[str, Any]:
@@ -91,52 +78,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None  # focalnet_jax itself, in a checkout that isn't installed
-
-
-# May change between runs: the parameters mean the same with any of their values.
-_FREE_OPTIONS = (
-    "dtype",
-    "param_dtype",
-    "drop_rate",
-    "drop_path_rate",
-    "remat",
-    "implementation",
-)
-
-
-def check_same_model(directory: epath.Path, model: FocalNet) -> None:
-    """Raises SetupError if the parameters in `directory` are those of another model."""
-    if differences := model_differences(directory, model):
-        lines = "\n  ".join(differences)
-        raise SetupError(f"{directory} is of another model:\n  {lines}")
-
-
-def model_differences(directory: epath.Path, model: FocalNet) -> list[str]:
-    """How `model` differs from that of the parameters in `directory`.
-
-    Some options leave no trace in the parameters, and a wrong one computes something
-    else without a word. Where no `model.json` says otherwise, there is no difference.
-
-    Args:
-      directory: a workdir, its `checkpoints`, or a checkpoint in there.
-      model: the model that is to take the parameters.
-    """
-    places = (directory, directory.parent, directory.parent.parent)
-    found = [place / "model.json" for place in places if (place / "model.json").exists()]
-    if not found:
-        return []
-    stored = json.loads(found[0].read_text())
-    there = create_model(stored["name"], **stored["overrides"])
-    return [
-        f"model.{option}: {_option(there, option)} there, {_option(model, option)} here"
-        for option in ("num_classes", *ENCODER_OPTIONS)
-        if option not in _FREE_OPTIONS
-        and _option(there, option) != _option(model, option)
-    ]
-
-
-def _option(model: FocalNet, option: str) -> Any:
-    return getattr(model if option == "num_classes" else model.encoder, option)
 
 
 def _plain(tree: Any) -> Any:

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from focalnet_jax.errors import SetupError
+from focalnet_jax.saved_params import newest_params_path
 from focalnet_jax.train import check_config, evaluate, loop, train
-from focalnet_jax.train.checkpoints import newest_params_path
 from focalnet_jax.train.metrics import MetricsWriter
 
 

@@ -1,0 +1,317 @@
+"""Parameters of one model for another: strictly, or changed as asked."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from focalnet_jax.convert.infer import nearest_variant, visible_settings
+from focalnet_jax.convert.names import Parameter, Source
+from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.model_description import Model
+from focalnet_jax.models import FocalNet
+
+HEADS = ("reset", "in22k_to_in1k")
+_TOP = re.compile(r"(norm\d*|head)/.*")  # all that isn't encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What may differ between the weights and the model; by default nothing.
+
+    Attributes:
+      head: `"reset"` starts the head anew, for any number of classes, and for a backbone
+        its norms; `"in22k_to_in1k"` keeps the first 1,000 of the 21,842 rows of the
+        released ImageNet-22K heads, which are the classes of ImageNet-1K.
+      resize_kernels: zero-pads or crops depthwise kernels around their centre, as the
+        official recipes for dense prediction.
+      add_levels: keeps the levels that are there; the gates of new ones start at zero,
+        their kernels as in a new model.
+      allow_nan: lets NaN and infinity pass.
+      seed: of everything that starts anew.
+    """
+
+    head: str | None = None
+    resize_kernels: bool = False
+    add_levels: bool = False
+    allow_nan: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.head is not None and self.head not in HEADS:
+            raise SetupError(
+                f"head={self.head!r} is unknown{did_you_mean(self.head, HEADS)}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """Parameters that fit a model.
+
+    Attributes:
+      params: nested dict of numpy arrays of the model's `param_dtype`.
+      dtypes: of the source, by Flax path.
+      notes: what a reader should know.
+      dtype_notes: the same about their precision.
+    """
+
+    params: dict[str, Any]
+    dtypes: dict[str, np.dtype]
+    notes: tuple[str, ...]
+    dtype_notes: tuple[str, ...]
+
+
+def abstract_params(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of the model's parameters, by Flax path."""
+    init, images = _initializer(model)
+    shapes = jax.eval_shape(init, jax.random.key(0), images)["params"]
+    return traverse_util.flatten_dict(shapes, sep="/")
+
+
+def _initializer(model: Model):
+    side = model.encoder.smallest_image()
+    shape = (1, side, side, model.encoder.in_channels)
+    return model.init, jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def fit(source: Source, model: Model, changes: Changes) -> Fitted:
+    """Checks parameters against a model and gives them its dtype.
+
+    Raises:
+      SetupError: listing every name that is unknown, missing or doubled, every shape
+        that is wrong and, where it can be told, the cause; or naming a parameter that is
+        not floating point or not finite.
+    """
+    expected = abstract_params(model)
+    given, new, notes = _change(source, model, expected, changes)
+    _check_names_and_shapes(source, model, given, new, expected)
+    _check_values(given, expected, allow_nan=changes.allow_nan)
+
+    flat = {
+        path: np.array(parameter.array, expected[path].dtype, order="C")
+        for path, parameter in given.items()
+    }
+    for path, parameter in given.items():
+        # In half precision large numbers become infinite.
+        if not changes.allow_nan and not np.isfinite(flat[path]).all():
+            raise SetupError(
+                f"{parameter.key} has values too large for {expected[path].dtype}"
+            )
+    if new:
+        flat |= _initial(model, new, changes.seed)
+    dtypes = {path: parameter.array.dtype for path, parameter in given.items()}
+    params = traverse_util.unflatten_dict(flat, sep="/")
+    return Fitted(params, dtypes, notes, _about_dtypes(dtypes, expected))
+
+
+def _change(
+    source: Source, model: Model, expected: dict, changes: Changes
+) -> tuple[dict[str, Parameter], list[str], tuple[str, ...]]:
+    """The source's parameters as asked for, paths to start anew, and notes."""
+    given, new, notes = dict(source.parameters), [], source.notes
+
+    def replace(path, array):
+        given[path] = dataclasses.replace(given[path], array=array)
+
+    if changes.head == "reset":
+        keeps_norm = isinstance(model, FocalNet) and "norm/scale" in given
+        top = re.compile("head/.*") if keeps_norm else _TOP
+        given = {path: p for path, p in given.items() if not top.fullmatch(path)}
+        new += [path for path in expected if top.fullmatch(path)]
+        notes += (f"new: {', '.join(new) or 'nothing; the head is left out'}",)
+    elif changes.head == "in22k_to_in1k":
+        classes = _num_classes(given)
+        if classes != 21_842:
+            raise SetupError(
+                'head="in22k_to_in1k" is for the released heads of 21,842 classes; '
+                f"{source.origin} has {classes:,}"
+            )
+        for path in ("head/kernel", "head/bias"):
+            replace(path, given[path].array[..., :1000])
+
+    for path, leaf in expected.items():
+        if path not in given:
+            if changes.add_levels and "/focal_layers_" in path:
+                new.append(path)
+            continue
+        array = given[path].array
+        if changes.resize_kernels and "/focal_layers_" in path:
+            replace(path, _resize(array, leaf.shape[:2]))
+        elif changes.add_levels and "/modulation/f/" in path:
+            replace(path, _add_gates(array, leaf.shape[-1]))
+    if changes.add_levels and (levels := [path for path in new if "focal" in path]):
+        notes += (f"new: {len(levels)} kernels of added focal levels",)
+    return given, new, notes
+
+
+def _num_classes(given: dict[str, Parameter]) -> int:
+    return given["head/bias"].array.shape[0] if "head/bias" in given else 0
+
+
+def _resize(kernel: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Zero-pads or crops the first two axes around the centre."""
+    for axis, wanted in enumerate(size):
+        margin = (wanted - kernel.shape[axis]) // 2
+        if margin < 0:
+            kernel = np.take(kernel, range(-margin, kernel.shape[axis] + margin), axis)
+        else:
+            widths = [(0, 0)] * kernel.ndim
+            widths[axis] = (margin, margin)
+            kernel = np.pad(kernel, widths)
+    return kernel
+
+
+def _add_gates(array: np.ndarray, outputs: int) -> np.ndarray:
+    """Puts zeros before the last output of `f`, which is the global level's gate."""
+    added = outputs - array.shape[-1]
+    if added <= 0:
+        return array
+    zeros = np.zeros((*array.shape[:-1], added), array.dtype)
+    return np.concatenate([array[..., :-1], zeros, array[..., -1:]], axis=-1)
+
+
+def _initial(model: Model, paths: list[str], seed: int) -> dict[str, np.ndarray]:
+    """What a new model has at some paths; the rest is not computed."""
+    init, images = _initializer(model)
+
+    @jax.jit
+    def initialize():
+        params = init(jax.random.key(seed), jnp.zeros(images.shape))["params"]
+        flat = traverse_util.flatten_dict(params, sep="/")
+        return {path: flat[path] for path in paths}
+
+    return {path: np.array(array) for path, array in initialize().items()}
+
+
+def _check_names_and_shapes(
+    source: Source,
+    model: Model,
+    given: dict[str, Parameter],
+    new: list[str],
+    expected: dict[str, jax.ShapeDtypeStruct],
+) -> None:
+    dialect, use_postln = source.dialect, model.encoder.use_postln
+
+    def key_of(path):
+        key = dialect and dialect.key_of(path, use_postln=use_postln)
+        return key or path
+
+    def shape_of(path):
+        shape = expected[path].shape
+        if dialect is None:
+            return list(shape)
+        return list(dialect.to_torch(path, np.broadcast_to(0, shape)).shape)
+
+    problems = list(source.problems)
+    for path, parameter in given.items():
+        shape = list(parameter.shape)
+        if path not in expected:
+            problems.append(f"{parameter.key} {shape} is not in the model")
+        elif parameter.array.shape != expected[path].shape:
+            problems.append(f"{parameter.key} is {shape}, the model has {shape_of(path)}")
+        elif dialect and key_of(path) != parameter.dialect_key:
+            problems.append(f"{parameter.key} would be called {key_of(path)}")
+    problems += [
+        f"{key_of(path)} {shape_of(path)} is missing"
+        for path in expected
+        if path not in given and path not in new
+    ]
+    if problems:
+        lines = "\n  ".join([*_causes(source, model), *problems])
+        raise SetupError(f"{source.origin} does not fit the model:\n  {lines}")
+
+
+def _causes(source: Source, model: Model) -> list[str]:
+    """What probably led to the problems, and what would help."""
+    try:
+        there = visible_settings(source.shapes, use_postln=source.use_postln)
+        expected = {path: leaf.shape for path, leaf in abstract_params(model).items()}
+        here = visible_settings(expected, use_postln=model.encoder.use_postln)
+    except SetupError:
+        return []
+    name, overrides = nearest_variant(there)
+    unlike = [option for option in there if here.get(option) != there[option]]
+    if not unlike:
+        return []
+    shown = "".join(f", {option}={value}" for option, value in overrides.items())
+    maker = "create_backbone" if "out_stages" in there else "create_model"
+    causes = [f'the weights look like {maker}("{name}"{shown})']
+    causes += [
+        f"{option} is {there[option]} there, {here.get(option, 'unset')} in the model"
+        for option in unlike
+    ]
+    causes += _remedies(there, here, unlike)
+    return causes
+
+
+def _remedies(there: dict, here: dict, unlike: list[str]) -> list[str]:
+    """What to ask for where the settings in `unlike` differ."""
+    remedies = []
+    if there.get("num_classes") == 21_842 and here.get("num_classes") == 1000:
+        remedies.append(
+            'an ImageNet-22K head: head="in22k_to_in1k" takes its part for ImageNet-1K'
+        )
+    if {"num_classes", "out_stages", "out_norm"} & set(unlike):
+        remedies.append('head="reset" starts the model\'s head anew')
+    if "focal_levels" in unlike:
+        pairs = zip(there["focal_levels"], here["focal_levels"])
+        if all(weights <= model for weights, model in pairs):
+            remedies.append(
+                "weights of a smaller receptive field (SRF for LRF): add_levels=True "
+                "adds the focal levels"
+            )
+        else:
+            remedies.append("weights of a larger receptive field (LRF for SRF)")
+    if "focal_windows" in unlike:
+        remedies.append("resize_kernels=True zero-pads or crops the kernels")
+    return remedies
+
+
+def _check_values(
+    given: dict[str, Parameter],
+    expected: dict[str, jax.ShapeDtypeStruct],
+    *,
+    allow_nan: bool,
+) -> None:
+    for parameter in given.values():
+        if not jnp.issubdtype(parameter.array.dtype, jnp.floating):
+            raise SetupError(
+                f"{parameter.key} is {parameter.array.dtype}, not floating point"
+            )
+    bad = {
+        parameter.key: int(np.sum(~np.isfinite(parameter.array)))
+        for parameter in given.values()
+        if not allow_nan and not np.isfinite(parameter.array).all()
+    }
+    if bad:
+        first = next(iter(bad))
+        raise SetupError(
+            f"{len(bad)} of {len(given)} tensors hold NaN or infinity, the first "
+            f"{first} with {bad[first]:,}; allow_nan=True takes them as they are"
+        )
+
+
+def _about_dtypes(
+    dtypes: dict[str, np.dtype], expected: dict[str, jax.ShapeDtypeStruct]
+) -> tuple[str, ...]:
+    """Says which precision became which, and whether that is exact."""
+    changes: dict[tuple[np.dtype, np.dtype], int] = {}
+    for path, dtype in dtypes.items():
+        if dtype != expected[path].dtype:
+            pair = dtype, expected[path].dtype
+            changes[pair] = changes.get(pair, 0) + 1
+    return tuple(
+        f"{count:,} tensors: {before} widened to {after}, exactly"
+        if _is_exact(before, after)
+        else f"{count:,} tensors: {before} rounded to {after}"
+        for (before, after), count in changes.items()
+    )
+
+
+def _is_exact(before: np.dtype, after: np.dtype) -> bool:
+    before, after = jnp.finfo(before), jnp.finfo(after)
+    return before.nmant <= after.nmant and before.nexp <= after.nexp

@@ -1,0 +1,224 @@
+"""Files of tensors: safetensors, read and written without torch, and PyTorch's own.
+
+PyTorch's are pickles, which can run code when they are loaded. Here they are read with
+`torch.load(weights_only=True)` and in no other way.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+
+from focalnet_jax.errors import SetupError
+from focalnet_jax.written_aside import written_aside
+
+_SAFETENSORS = (".safetensors",)
+_PICKLES = (".pth", ".pt", ".bin")
+SUFFIXES = (*_SAFETENSORS, *_PICKLES)
+
+# Under these names, in this order, checkpoints hold their weights.
+_WRAPPERS = ("state_dict", "model", "teacher")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Named tensors, as a file or a program holds them.
+
+    Attributes:
+      origin: for messages: the file's name.
+      tensors: numpy arrays by name, as they were: nothing is renamed or widened.
+      sha256: of the file; None for tensors that came from no file.
+      notes: what a reader should know about how they were read.
+    """
+
+    origin: str
+    tensors: dict[str, np.ndarray]
+    sha256: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_weights(
+    source: Mapping[str, Any] | str | os.PathLike, *, wrapper: str | None = None
+) -> Weights:
+    """Reads tensors from a file, or takes those of a state dict.
+
+    Args:
+      source: a file that ends as `SUFFIXES` say, or a mapping from names to torch tensors
+        or numpy arrays, perhaps below a wrapper such as `state_dict`.
+      wrapper: which entry holds the weights; None finds `state_dict`, `model` or
+        `teacher`.
+
+    Raises:
+      SetupError: no such file, another kind of file, a damaged one, or a pickle that
+        asks for more than tensors.
+    """
+    if isinstance(source, Mapping):
+        origin, content, sha256 = "the state dict", source, None
+    else:
+        path = pathlib.Path(source)
+        _check_readable(path)
+        read = _read_safetensors if path.suffix in _SAFETENSORS else _read_pickle
+        origin, content = path.name, read(path)
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    state_dict, notes = _unwrap(origin, content, wrapper)
+    tensors = {name: _to_numpy(origin, name, t) for name, t in state_dict.items()}
+    return Weights(origin, tensors, sha256, notes)
+
+
+def _check_readable(path: pathlib.Path) -> None:
+    if not path.exists():
+        raise SetupError(f"there is no file {path}")
+    if path.is_dir():
+        raise SetupError(f"{path} is a directory; a file of weights is needed")
+    if path.suffix not in SUFFIXES:
+        raise SetupError(f"{path} ends in {path.suffix!r}, not in {', '.join(SUFFIXES)}")
+    if path.stat().st_size == 0:
+        raise SetupError(f"{path} is empty")
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A safetensors file begins with the length of its JSON header.
+    if start[8:] == b"{" and path.suffix in _PICKLES:
+        raise SetupError(f"{path} is a safetensors file: rename it to .safetensors")
+    if start.startswith((b"PK\x03\x04", b"\x80")) and path.suffix in _SAFETENSORS:
+        raise SetupError(f"{path} is a PyTorch file: rename it to .pth")
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    # Types that numpy lacks, such as float8, end in an AttributeError.
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, AttributeError, ValueError, OSError) as error:
+        raise SetupError(
+            f"{path} is damaged, or no safetensors file: {_first_line(error)}"
+        ) from error
+
+
+def _read_pickle(path: pathlib.Path) -> Any:
+    torch = _import_torch(f"to read {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle and zip have no common class of errors
+        if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise SetupError(
+                f"{path} is refused: it holds {wanted[1]}, which is not a tensor, and to "
+                "load that could run code. If you trust the file, load it where you made "
+                "it and save its state_dict() alone"
+            ) from error
+        if "Weights only" in str(error):
+            raise SetupError(
+                f"{path} is refused: it is a pickle of more than tensors, and to load it "
+                "could run code; or it is damaged"
+            ) from error
+        raise SetupError(
+            f"{path} is damaged, or no PyTorch file: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].split(". ")[0] if lines else type(error).__name__
+
+
+def _import_torch(purpose: str):
+    try:
+        import torch
+    except ImportError as error:
+        raise SetupError(
+            f"{purpose}, torch is needed: pip install torch; safetensors files need none"
+        ) from error
+    return torch
+
+
+def _unwrap(
+    origin: str, content: Any, wrapper: str | None
+) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    notes = ()
+    while True:
+        if not isinstance(content, Mapping):
+            raise SetupError(
+                f"{origin} holds {type(content).__name__}, not named tensors"
+            )
+        if wrapper is not None:
+            if not isinstance(content.get(wrapper), Mapping):
+                holders = [str(k) for k, v in content.items() if isinstance(v, Mapping)]
+                raise SetupError(
+                    f"{origin} has no weights under {wrapper!r}; there is "
+                    + (", ".join(holders) or "no wrapper in it")
+                )
+            content, wrapper = content[wrapper], None
+            continue
+        inside = [k for k, v in content.items() if isinstance(v, Mapping) and v]
+        found = [k for k in _WRAPPERS if k in inside]
+        if not found:
+            if _holds_tensors(content):
+                return content, notes
+            listed = ", ".join(map(str, list(content)[:5])) or "nothing"
+            raise SetupError(f"{origin} holds no named tensors, but {listed}")
+        others = [k for k in inside if k != found[0] and _holds_tensors(content[k])]
+        if others:
+            notes += (
+                f"of the weights in {origin}, those under {found[0]!r} are taken, not "
+                f"those under {', '.join(map(repr, others))}",
+            )
+        content = content[found[0]]
+
+
+def _holds_tensors(content: Mapping) -> bool:
+    return any(map(_is_tensor, content.values()))
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _to_numpy(origin: str, name: str, tensor: Any) -> np.ndarray:
+    if not isinstance(name, str) or not _is_tensor(tensor):
+        raise SetupError(
+            f"{origin} holds {name!r}, {type(tensor).__name__}, among its tensors"
+        )
+    if not type(tensor).__module__.startswith("torch"):
+        return np.asarray(tensor)
+    torch = _import_torch("for torch tensors")
+    tensor = tensor.detach().cpu()
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise SetupError(f"{origin} holds {name!r} as a sparse or quantised tensor")
+    if tensor.dtype == torch.bfloat16:  # numpy's comes from ml_dtypes
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def write_weights(
+    path: pathlib.Path, tensors: Mapping[str, np.ndarray], *, wrapper: str | None = None
+) -> None:
+    """Writes tensors as the file's ending says: aside first, then renamed.
+
+    Args:
+      path: ends as `SUFFIXES` say.
+      tensors: contiguous arrays by name.
+      wrapper: the entry of a PyTorch file under which its readers look for them.
+
+    Raises:
+      SetupError: torch is needed and not installed.
+    """
+    with written_aside(path) as aside:
+        if path.suffix in _SAFETENSORS:
+            # transformers reads only files that say so.
+            safetensors.numpy.save_file(dict(tensors), aside, metadata={"format": "pt"})
+        else:
+            torch = _import_torch(f"to write {path}")
+            content = {name: _to_tensor(torch, array) for name, array in tensors.items()}
+            torch.save({wrapper: content} if wrapper else content, aside)
+
+
+def _to_tensor(torch, array: np.ndarray):
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -1,0 +1,146 @@
+"""`model.json`: what is needed to use the parameters that lie beside it."""
+
+import dataclasses
+import json
+from typing import Any
+
+from etils import epath
+
+from focalnet_jax.data import Preprocessing
+from focalnet_jax.errors import SetupError
+from focalnet_jax.models import FocalNet, FocalNetBackbone, create_backbone, create_model
+from focalnet_jax.models.variants import ENCODER_OPTIONS
+
+Model = FocalNet | FocalNetBackbone
+_FILE = "model.json"
+_HEAD_OPTIONS = ("num_classes", "out_stages", "out_norm")
+
+# May change between runs: the parameters mean the same with any of their values.
+_FREE_OPTIONS = (
+    "dtype",
+    "param_dtype",
+    "drop_rate",
+    "drop_path_rate",
+    "remat",
+    "implementation",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDescription:
+    """The content of a `model.json`.
+
+    Attributes:
+      name: of the variant.
+      overrides: further arguments of `create_model`; with `out_stages` among them, of
+        `create_backbone`.
+      preprocessing: what the model was trained for.
+      classes: their names, if known.
+      source: where converted parameters come from: `file`, `sha256`, `dialect` and
+        `dtype`, by parameter if they are several.
+    """
+
+    name: str
+    overrides: dict[str, Any]
+    preprocessing: Preprocessing
+    classes: list[str] | None = None
+    source: dict[str, Any] | None = None
+
+    def create(self, **overrides) -> Model:
+        """Makes the model, with some options changed."""
+        return create(self.name, self.overrides | overrides)
+
+    def write(self, directory: epath.Path) -> None:
+        content = {
+            "name": self.name,
+            "overrides": self.overrides,
+            **dataclasses.asdict(self.preprocessing),
+            "classes": self.classes,
+        }
+        if self.source is not None:
+            content["source"] = self.source
+        write_json(directory / _FILE, content)
+
+
+def create(name: str, overrides: dict[str, Any]) -> Model:
+    """Makes a classifier, or a backbone if `overrides` say which stages it returns."""
+    is_backbone = {"out_stages", "out_norm"} & overrides.keys()
+    return (create_backbone if is_backbone else create_model)(name, **overrides)
+
+
+def default_preprocessing(name: str, *, image_size: int | None = None) -> Preprocessing:
+    """What the released weights of a variant are for.
+
+    The official evaluation: bicubic, 256 / 224 of the crop. The image size is by default
+    the one in the names of the releases.
+    """
+    is_384 = name.startswith(("focalnet_large", "focalnet_xlarge"))
+    return Preprocessing(image_size=image_size or (384 if is_384 else 224))
+
+
+def find_description(path: epath.Path) -> ModelDescription | None:
+    """Reads the `model.json` that belongs to parameters; None where there is none.
+
+    Args:
+      path: a workdir, its `checkpoints`, a checkpoint in there, or a directory of
+        converted parameters.
+    """
+    for place in (path, path.parent, path.parent.parent):
+        if (place / _FILE).exists():
+            return _read(place / _FILE)
+    return None
+
+
+def _read(path: epath.Path) -> ModelDescription:
+    try:
+        content = json.loads(path.read_text())
+        preprocessing = Preprocessing(
+            image_size=content.pop("image_size"),
+            mean=tuple(content.pop("mean")),
+            std=tuple(content.pop("std")),
+            interpolation=content.pop("interpolation"),
+            crop=content.pop("crop"),
+        )
+        return ModelDescription(preprocessing=preprocessing, **content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SetupError(f"{path} is no description of a model: {error!r}") from error
+
+
+def write_json(path: epath.Path, content: Any) -> None:
+    """Writes aside and renames: a reader sees the old file or the new one."""
+    aside = path.parent / f"{path.name}.tmp"  # epath, for the paths of object stores
+    aside.write_text(json.dumps(content, indent=2) + "\n")
+    aside.replace(path)
+
+
+def check_same_model(directory: epath.Path, model: Model) -> None:
+    """Raises SetupError if the parameters in `directory` are those of another model."""
+    if differences := model_differences(directory, model):
+        lines = "\n  ".join(differences)
+        raise SetupError(f"{directory} is of another model:\n  {lines}")
+
+
+def model_differences(directory: epath.Path, model: Model) -> list[str]:
+    """How `model` differs from that of the parameters in `directory`.
+
+    Some options leave no trace in the parameters, and a wrong one computes something
+    else without a word. Where no `model.json` says otherwise, there is no difference.
+
+    Args:
+      directory: as for `find_description`.
+      model: the model that is to take the parameters.
+    """
+    description = find_description(directory)
+    if description is None:
+        return []
+    there = description.create()
+    return [
+        f"model.{option}: {_option(there, option)} there, {_option(model, option)} here"
+        for option in (*_HEAD_OPTIONS, *ENCODER_OPTIONS)
+        if option not in _FREE_OPTIONS
+        and _option(there, option) != _option(model, option)
+    ]
+
+
+def _option(model: Model, option: str) -> Any:
+    return getattr(model if option in _HEAD_OPTIONS else model.encoder, option, None)

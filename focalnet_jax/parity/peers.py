@@ -1,0 +1,158 @@
+"""FocalNet as timm and transformers have it, with our options and our names.
+
+Both are written independently of this package. What they return is brought to
+`[batch, height, width, channels]` and called as in our models' outputs.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from focalnet_jax.convert import to_torch
+from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.models import FocalNet
+
+
+def build_peer(kind: str, model: FocalNet) -> torch.nn.Module:
+    """Makes the PyTorch classifier with a model's options, in evaluation mode.
+
+    Args:
+      kind: `"timm"` or `"transformers"`.
+      model: from `create_model`.
+
+    Raises:
+      SetupError: the peer isn't installed, or can't be such a net.
+    """
+    if kind not in _PEERS:
+        raise SetupError(f"no peer is named {kind!r}{did_you_mean(kind, _PEERS)}")
+    encoder = model.encoder
+    if encoder.use_conv_embed and encoder.stem_padding != 2:
+        raise SetupError(f"{kind} always pads its stem by 2, not {encoder.stem_padding}")
+    build, _ = _PEERS[kind]
+    try:
+        return build(model).eval()
+    except ImportError as error:
+        raise SetupError(f"{kind} is needed: pip install {kind}") from error
+
+
+def load_peer(peer: torch.nn.Module, kind: str, params: Any, model: FocalNet) -> None:
+    """Gives a peer our parameters, strictly."""
+    state_dict = to_torch(params, model, dialect=kind)
+    tensors = {name: torch.from_numpy(array) for name, array in state_dict.items()}
+    peer.load_state_dict(tensors, strict=True)
+
+
+def run_peer(peer: torch.nn.Module, kind: str, images: np.ndarray) -> dict:
+    """Applies a peer to `[b, h, w, 3]` images and names what each layer returns.
+
+    Returns:
+      `stem`, `stage{s}/block{b}`, `stage{s}/downsample`, `pre_logits` and `logits` in
+      the order of the computation, torch tensors, channels last.
+    """
+    outputs: dict[str, torch.Tensor] = {}
+    _, watched = _PEERS[kind]
+    hooks = []
+    for name, module in watched(peer):
+
+        def keep(_, args, output, name=name):
+            outputs[name] = _channels_last(args, output)
+
+        hooks.append(module.register_forward_hook(keep))
+    try:
+        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        logits = peer(pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    outputs["logits"] = getattr(logits, "logits", logits)
+    return outputs
+
+
+def _channels_last(args: tuple, output: Any) -> torch.Tensor:
+    """Brings a layer's result to `[b, h, w, c]`, pooled ones to `[b, c]`.
+
+    transformers passes maps as `[b, h * w, c]` beside their height and width.
+    """
+    if isinstance(output, tuple):  # a stem or a downsampling: map and size
+        output, (height, width) = output
+        return output.unflatten(1, (height, width))
+    if output.ndim == 4:
+        return output.permute(0, 2, 3, 1)
+    if output.ndim == 3 and output.shape[-1] == 1:  # the pooler
+        return output[..., 0]
+    if output.ndim == 3:  # a block, called with its map and the map's size
+        return output.unflatten(1, tuple(args[1]))
+    return output
+
+
+def _build_timm(model: FocalNet) -> torch.nn.Module:
+    from timm.models.focalnet import FocalNet as Peer
+
+    encoder = model.encoder
+    return Peer(
+        in_chans=encoder.in_channels,
+        num_classes=model.num_classes,
+        embed_dim=encoder.embed_dim,
+        depths=encoder.depths,
+        mlp_ratio=encoder.mlp_ratio,
+        focal_levels=encoder.focal_levels,
+        focal_windows=encoder.focal_windows,
+        use_overlap_down=encoder.use_conv_embed,
+        use_post_norm=encoder.use_postln,
+        use_post_norm_in_modulation=encoder.use_postln_in_modulation,
+        normalize_modulator=encoder.normalize_modulator,
+        layerscale_value=encoder.layerscale_value if encoder.use_layerscale else None,
+        drop_path_rate=0.0,
+    )
+
+
+def _watch_timm(peer: torch.nn.Module):
+    yield "stem", peer.stem
+    for index, stage in enumerate(peer.layers):
+        if index:
+            yield f"stage{index - 1}/downsample", stage.downsample
+        for block_index, block in enumerate(stage.blocks):
+            yield f"stage{index}/block{block_index}", block
+    yield "pre_logits", peer.head.global_pool
+
+
+def _build_transformers(model: FocalNet) -> torch.nn.Module:
+    from transformers import FocalNetConfig, FocalNetForImageClassification
+
+    encoder = model.encoder
+    config = FocalNetConfig(
+        num_channels=encoder.in_channels,
+        num_labels=model.num_classes,
+        patch_size=encoder.patch_size,
+        embed_dim=encoder.embed_dim,
+        depths=list(encoder.depths),
+        mlp_ratio=float(encoder.mlp_ratio),
+        focal_levels=list(encoder.focal_levels),
+        focal_windows=list(encoder.focal_windows),
+        use_conv_embed=encoder.use_conv_embed,
+        use_layerscale=encoder.use_layerscale,
+        layerscale_value=encoder.layerscale_value,
+        use_post_layernorm=encoder.use_postln,
+        use_post_layernorm_in_modulation=encoder.use_postln_in_modulation,
+        normalize_modulator=encoder.normalize_modulator,
+        drop_path_rate=0.0,
+    )
+    return FocalNetForImageClassification(config)
+
+
+def _watch_transformers(peer: torch.nn.Module):
+    net = peer.focalnet
+    yield "stem", net.embeddings
+    for index, stage in enumerate(net.encoder.stages):
+        for block_index, block in enumerate(stage.layers):
+            yield f"stage{index}/block{block_index}", block
+        if stage.downsample is not None:
+            yield f"stage{index}/downsample", stage.downsample
+    yield "pre_logits", net.pooler
+
+
+_PEERS = {
+    "timm": (_build_timm, _watch_timm),
+    "transformers": (_build_transformers, _watch_transformers),
+}

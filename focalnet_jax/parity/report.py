@@ -1,0 +1,71 @@
+"""The comparison as a page to look at."""
+
+import html
+import io
+import pathlib
+
+import matplotlib.figure
+
+from focalnet_jax.parity.compare import Verdict
+from focalnet_jax.written_aside import written_aside
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto;
+       padding: 0 1em; color: #222; background: #fff }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .15em .8em; text-align: right; border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left }
+svg { width: 100%; height: auto }
+.PASS { color: #0a6b2d } .FAIL { color: #b00020 }
+"""
+
+
+def write_report(path: pathlib.Path, verdict: Verdict, *, title: str) -> None:
+    """Writes an HTML page: verdict, error through depth, table. It needs no network."""
+    rows = "\n".join(
+        f"<tr><td>{html.escape(d.name)}</td><td>{d.max_error:.2e}</td>"
+        f"<td>{d.mean_error:.2e}</td><td>{d.relative_error:.1e}</td>"
+        f"<td>{d.cosine:.9f}</td></tr>"
+        for d in verdict.differences
+    )
+    word = "PASS" if verdict.passes else "FAIL"
+    page = f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
+<style>{_STYLE}</style>
+<h1>{html.escape(title)}</h1>
+<p class="{word}"><strong>{html.escape(str(verdict))}</strong></p>
+{picture(verdict)}
+<table><tr><th>layer<th>max error<th>mean error<th>relative<th>cosine</tr>
+{rows}
+</table></html>
+"""
+    with written_aside(path) as aside:
+        aside.write_text(page)
+
+
+def picture(verdict: Verdict) -> str:
+    """The relative error of each layer over depth, an SVG element."""
+    names = [d.name for d in verdict.differences]
+    # Equal to the last bit is no point on a logarithmic axis: it stands at the bottom.
+    errors = [d.relative_error for d in verdict.differences]
+    lowest = min([e for e in errors if e > 0] + [verdict.tolerance]) / 3
+    figure = matplotlib.figure.Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.semilogy([max(error, lowest) for error in errors], marker=".", color="#1f5fa8")
+    axes.axhline(verdict.tolerance, color="#b00020", linestyle="--", linewidth=1)
+    axes.annotate(
+        "tolerance on the logits",
+        (0, verdict.tolerance),
+        xytext=(0, 3),
+        textcoords="offset points",
+        color="#b00020",
+    )
+    step = max(1, len(names) // 30)
+    ticks = sorted({*range(0, len(names), step), len(names) - 1})
+    axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90, fontsize=7)
+    axes.set_ylabel("max error / greatest value")
+    axes.grid(axis="y", alpha=0.3)
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,124 @@
+"""Parameters on disk: Orbax directories, of a run or of a converter.
+
+WORKDIR/checkpoints/STEP/params     what `main.py` writes
+DIRECTORY/params                    what `python -m focalnet_jax.convert` writes
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from focalnet_jax.errors import SetupError
+
+PyTree = Any
+CHECKPOINTS = "checkpoints"
+
+
+def absolute_path(path: str) -> epath.Path:
+    """An absolute path; addresses such as `gs://bucket/run` stay as they are."""
+    if "://" in path:
+        return epath.Path(path)
+    return epath.Path(path).expanduser().resolve()
+
+
+def newest_params_path(path: epath.Path) -> epath.Path | None:
+    """Where the newest parameters below `path` lie; None if there are none.
+
+    Args:
+      path: a workdir, its `checkpoints` directory, a single checkpoint, or a directory
+        of converted parameters.
+    """
+    if (path / "params").exists():
+        return path / "params"
+    for directory in (path / CHECKPOINTS, path):
+        if directory.is_dir():
+            steps = [int(p.name) for p in directory.iterdir() if p.name.isdigit()]
+            for step in sorted(steps, reverse=True):
+                if (directory / str(step) / "params").exists():
+                    return directory / str(step) / "params"
+    return None
+
+
+def check_holds_params(path: epath.Path) -> epath.Path:
+    """As `newest_params_path`, but raises SetupError where there are none."""
+    found = newest_params_path(path)
+    if found is None:
+        if path.is_file():
+            raise SetupError(
+                f"{path} is a file: convert weights first, to a directory, with "
+                f"python -m focalnet_jax.convert {path} DIRECTORY"
+            )
+        raise SetupError(f"there is no checkpoint in {path}")
+    return found
+
+
+def load_params(path: epath.Path, abstract_params: PyTree) -> PyTree:
+    """Reads parameters and checks that they fit.
+
+    Args:
+      path: from `newest_params_path` or `check_holds_params`.
+      abstract_params: expected shapes and dtypes, with shardings.
+
+    Raises:
+      SetupError: a parameter too many, too few or of another shape.
+    """
+    _check_fit(path, _shapes(_metadata(path)), _shapes(abstract_params))
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path, abstract_params)
+
+
+def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
+    """Reads parameters as they are stored: `{"head/bias": [1000], ...}`."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        _metadata(path),
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(path, abstract)
+    return {name: np.asarray(leaf) for name, leaf in _leaves(params).items()}
+
+
+def save_params(path: epath.Path, params: PyTree) -> None:
+    """Writes parameters, whole, as a run's checkpoints hold them."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, params)
+
+
+def _metadata(path: epath.Path) -> PyTree:
+    return ocp.StandardCheckpointHandler().metadata(path)
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in _leaves(tree).items()}
+
+
+def _leaves(tree: PyTree) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in leaves
+    }
+
+
+def _check_fit(path: epath.Path, stored: Mapping, expected: Mapping) -> None:
+    problems = [
+        f"{name} {shape} is not in the model"
+        for name, shape in stored.items()
+        if name not in expected
+    ]
+    for name, shape in expected.items():
+        if name not in stored:
+            problems.append(f"{name} {shape} is not stored")
+        elif stored[name] != shape:
+            problems.append(f"{name} is stored as {stored[name]}, the model has {shape}")
+    if problems:
+        lines = "\n  ".join(sorted(problems))
+        raise SetupError(
+            f"{path} does not fit the model:\n  {lines}\nFor another head, other kernel "
+            "sizes or more focal levels: python -m focalnet_jax.convert --help"
+        )
