@@ -11,11 +11,76 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
+import importlib.util
+import pathlib
+
 import jax
+import numpy as np
 import pytest
 
 from focalnet_jax.data import open_source
 from focalnet_jax.train import default_config
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, such that torchvision, timm and transformers can be imported after it."""
+    torch = pytest.importorskip("torch", reason="the reference is written in torch")
+    torchvision = importlib.util.find_spec("torchvision")
+    if torchvision:
+        [compiled] = pathlib.Path(torchvision.origin).parent.glob("_C.*")
+        try:
+            torch.ops.load_library(compiled)
+        except OSError:
+            # Built for CUDA beside a torch for CPUs, as some package indexes pair them.
+            # Its import asks for two operators, which nothing here calls.
+            library = torch.library.Library("torchvision", "DEF")
+            for name in ("nms", "qnms"):
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou) -> Tensor")
+            torch.torchvision_operators = library  # to live as long as torch
+    return torch
+
+
+@pytest.fixture(scope="session")
+def peers(torch):
+    """The module that builds timm's and transformers' FocalNet."""
+    pytest.importorskip("timm", reason="it is one of the references")
+    pytest.importorskip("transformers", reason="it is one of the references")
+    from focalnet_jax.parity import peers
+
+    return peers
+
+
+def random_like(abstract, seed=0):
+    """Parameters of a size that matters, by the shapes in a tree.
+
+    Matrices and kernels keep the variance of what they are applied to. Biases, norms and
+    layer scales are of order 1, so that none can be left out or mixed up unseen.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        if len(leaf.shape) == 1:
+            return rng.normal(size=leaf.shape)
+        fan_in = np.prod(leaf.shape[:-1])
+        return rng.normal(size=leaf.shape) / np.sqrt(fan_in)
+
+    return jax.tree.map(draw, abstract)
+
+
+@pytest.fixture(scope="session")
+def random_params():
+    """A function from a model to random float64 parameters, as nested numpy arrays."""
+
+    def make(model, seed=0):
+        side = model.encoder.smallest_image()
+        images = jax.ShapeDtypeStruct(
+            (1, side, side, model.encoder.in_channels), "float32"
+        )
+        shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+        return random_like(shapes, seed)
+
+    return make
 
 
 @pytest.fixture

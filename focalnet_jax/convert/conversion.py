@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from focalnet_jax.convert.dialects import DIALECTS, Dialect
-from focalnet_jax.convert.fit import Changes, abstract_params, fit
+from focalnet_jax.convert.fit import Changes, abstract_params, cast, fit
 from focalnet_jax.convert.infer import nearest_variant, unseen_options, visible_settings
 from focalnet_jax.convert.names import understand
 from focalnet_jax.convert.weight_files import read_weights
@@ -96,8 +96,8 @@ def to_torch(
       `torch.from_numpy` doesn't know.)
 
     Raises:
-      SetupError: an unknown dialect, one that can't express the model, or a tree that is
-        not the model's.
+      SetupError: an unknown dialect, one that can't express the model, a tree that is not
+        the model's, or values too large for `dtype`.
     """
     if dialect not in DIALECTS:
         raise SetupError(
@@ -112,7 +112,7 @@ def to_torch(
     for path, array in flat.items():
         key = table.key_of(path, use_postln=model.encoder.use_postln)
         array = table.to_torch(path, np.asarray(array))
-        state_dict[key] = np.array(array, dtypes.get(path), order="C")
+        state_dict[key] = cast(key, array, dtypes.get(path))
     return state_dict
 
 
@@ -185,6 +185,6 @@ def _check_expresses(dialect: Dialect, model: Model, flat: Mapping[str, Any]) ->
     for path in flat:
         if dialect.key_of(path, use_postln=encoder.use_postln) is None:
             raise SetupError(
-                f"{dialect.name}'s FocalNet has no place for {path}; dense-prediction "
-                "backbones are written as microsoft"
+                f"{dialect.name}'s FocalNet has no place for {path}; backbones for dense "
+                'prediction are written with dialect="microsoft"'
             )

@@ -92,20 +92,27 @@ def fit(source: Source, model: Model, changes: Changes) -> Fitted:
     _check_values(given, expected, allow_nan=changes.allow_nan)
 
     flat = {
-        path: np.array(parameter.array, expected[path].dtype, order="C")
+        path: cast(parameter.key, parameter.array, expected[path].dtype)
         for path, parameter in given.items()
     }
-    for path, parameter in given.items():
-        # In half precision large numbers become infinite.
-        if not changes.allow_nan and not np.isfinite(flat[path]).all():
-            raise SetupError(
-                f"{parameter.key} has values too large for {expected[path].dtype}"
-            )
     if new:
         flat |= _initial(model, new, changes.seed)
     dtypes = {path: parameter.array.dtype for path, parameter in given.items()}
     params = traverse_util.unflatten_dict(flat, sep="/")
     return Fitted(params, dtypes, notes, _about_dtypes(dtypes, expected))
+
+
+def cast(name: str, array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
+    """A contiguous copy in another precision, or the same one.
+
+    Raises:
+      SetupError: a finite number would become infinite.
+    """
+    with np.errstate(over="ignore"):  # looked for below
+        result = np.array(array, dtype, order="C")
+    if result.dtype != array.dtype and np.any(np.isinf(result) & ~np.isinf(array)):
+        raise SetupError(f"{name} has values too large for {result.dtype}")
+    return result
 
 
 def _change(
@@ -221,16 +228,18 @@ def _check_names_and_shapes(
         if path not in given and path not in new
     ]
     if problems:
-        lines = "\n  ".join([*_causes(source, model), *problems])
+        lines = "\n  ".join([*_causes(source, model, expected), *problems])
         raise SetupError(f"{source.origin} does not fit the model:\n  {lines}")
 
 
-def _causes(source: Source, model: Model) -> list[str]:
+def _causes(
+    source: Source, model: Model, expected: dict[str, jax.ShapeDtypeStruct]
+) -> list[str]:
     """What probably led to the problems, and what would help."""
     try:
         there = visible_settings(source.shapes, use_postln=source.use_postln)
-        expected = {path: leaf.shape for path, leaf in abstract_params(model).items()}
-        here = visible_settings(expected, use_postln=model.encoder.use_postln)
+        shapes = {path: leaf.shape for path, leaf in expected.items()}
+        here = visible_settings(shapes, use_postln=model.encoder.use_postln)
     except SetupError:
         return []
     name, overrides = nearest_variant(there)

@@ -108,7 +108,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--golden", action="store_true", help="compare with logits of the release")
     add("--report", metavar="FILE.html", help="write a page with a picture")
     add("--precision", choices=list(TOLERANCES), default="float32")
-    add("--tolerance", type=float, help="on the logits' relative error")
+    add("--tolerance", type=float, help="on the layers' relative errors")
     add("--against", choices=["timm", "transformers"], help="the PyTorch side")
     add("--batch-size", type=int, default=8, metavar="N")
     add_model_arguments(parser)

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-# What rounding explains, relative to the greatest value of the logits: the sums of a
-# 24-block net reach 1e-6 in float32, and 2e-5 leaves room for larger ones.
+# What rounding explains, relative to the greatest value of a layer. In float32 the sums
+# of a FocalNet-T reach 2e-6, and a GELU approximated by tanh makes 1e-4.
 TOLERANCES = {"float32": 2e-5, "float64": 1e-10}
 
 
@@ -50,7 +50,7 @@ class Verdict:
     Attributes:
       differences: by layer, in the order of the computation; the logits come last.
       top1_agreement: share of images whose class is the same.
-      tolerance: on the relative error of the logits.
+      tolerance: on the relative error of each layer.
     """
 
     differences: list[Difference]
@@ -59,22 +59,24 @@ class Verdict:
 
     @property
     def passes(self) -> bool:
-        """NaN passes nothing."""
-        return (
-            self.differences[-1].relative_error <= self.tolerance
-            and self.top1_agreement == 1
-        )
+        """Whether every layer is within the tolerance; NaN never is."""
+        return self.first_beyond is None and self.top1_agreement == 1
+
+    @property
+    def first_beyond(self) -> Difference | None:
+        """The first layer beyond the tolerance."""
+        beyond = (d for d in self.differences if not d.relative_error <= self.tolerance)
+        return next(beyond, None)
 
     def __str__(self) -> str:
-        logits = self.differences[-1].relative_error
+        worst = max(self.differences, key=lambda d: d.relative_error)
         text = (
-            f"{'PASS' if self.passes else 'FAIL'}: logits differ by {logits:.1e} of the "
-            f"greatest (tolerance {self.tolerance:.0e}), top-1 agreement "
-            f"{self.top1_agreement:.1%}"
+            f"{'PASS' if self.passes else 'FAIL'}: the greatest relative error is "
+            f"{worst.relative_error:.1e}, in {worst.name} (tolerance "
+            f"{self.tolerance:.0e}); top-1 agreement {self.top1_agreement:.1%}"
         )
-        beyond = [d for d in self.differences if not d.relative_error <= self.tolerance]
-        if beyond and not self.passes:
-            text += f"; the first layer beyond it is {beyond[0].name}"
+        if self.first_beyond:
+            text += f"; the first layer beyond the tolerance is {self.first_beyond.name}"
         return text
 
 

@@ -61,6 +61,7 @@ def run_peer(peer: torch.nn.Module, kind: str, images: np.ndarray) -> dict:
         hooks.append(module.register_forward_hook(keep))
     try:
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        pixels = pixels.to(next(peer.parameters()).dtype)
         logits = peer(pixels)
     finally:
         for hook in hooks:

@@ -54,7 +54,7 @@ def picture(verdict: Verdict) -> str:
     axes.semilogy([max(error, lowest) for error in errors], marker=".", color="#1f5fa8")
     axes.axhline(verdict.tolerance, color="#b00020", linestyle="--", linewidth=1)
     axes.annotate(
-        "tolerance on the logits",
+        "tolerance",
         (0, verdict.tolerance),
         xytext=(0, 3),
         textcoords="offset points",

@@ -1,0 +1,117 @@
+"""Parity can fail: each plausible mistake is found by comparing with transformers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from focalnet_jax import create_model
+from focalnet_jax.models import focalnet
+from focalnet_jax.ops import focal_modulation
+from focalnet_jax.parity.__main__ import compare_layers
+
+
+def tanh_gelu(monkeypatch):
+    for module in (focalnet, focal_modulation):
+        monkeypatch.setattr(module, "gelu", jax.nn.gelu)  # approximate by default
+
+
+def smaller_epsilon(monkeypatch):
+    norm = focalnet.LayerNorm
+    monkeypatch.setattr(
+        focalnet, "LayerNorm", lambda **options: norm(**options | {"epsilon": 1e-6})
+    )
+
+
+def global_gate_first(monkeypatch):
+    aggregate = focalnet.aggregate_context
+
+    def mutated(context, gates, kernels, **options):
+        return aggregate(context, jnp.roll(gates, 1, axis=-1), kernels, **options)
+
+    monkeypatch.setattr(focalnet, "aggregate_context", mutated)
+
+
+def query_and_context_swapped(monkeypatch):
+    split = jnp.split
+
+    def mutated(array, *args, **options):
+        query, context, gates = split(array, *args, **options)
+        return context, query, gates
+
+    monkeypatch.setattr(focalnet.jnp, "split", mutated)
+
+
+def stem_padded_by_3(monkeypatch):
+    embed = focalnet.PatchEmbed
+
+    def mutated(features, *, padding=0, **options):
+        return embed(features, padding=3 if padding == 2 else padding, **options)
+
+    mutated.output_size = embed.output_size
+    monkeypatch.setattr(focalnet, "PatchEmbed", mutated)
+
+
+def mean_before_the_last_level(monkeypatch):
+    aggregate = focalnet.aggregate_context
+
+    def mutated(context, gates, kernels, **options):
+        *before, _ = kernels
+        zero = jnp.zeros_like(gates[..., :1])
+        # All but the last level with the global gate, and the last level without it.
+        without_last = jnp.concatenate([gates[..., :-2], gates[..., -1:]], axis=-1)
+        levels = len(kernels)
+        first = aggregate(context, without_last, before, **options) * levels
+        only_last = jnp.concatenate(
+            [jnp.zeros_like(gates[..., :-2]), gates[..., -2:-1], zero], axis=-1
+        )
+        return (
+            first + aggregate(context, only_last, kernels, **options) * (levels + 1)
+        ) / (levels + 1)
+
+    monkeypatch.setattr(focalnet, "aggregate_context", mutated)
+
+
+def division_left_out(monkeypatch):
+    aggregate = focalnet.aggregate_context
+
+    def mutated(*args, normalize, **options):
+        return aggregate(*args, normalize=False, **options)
+
+    monkeypatch.setattr(focalnet, "aggregate_context", mutated)
+
+
+MUTATIONS = [
+    tanh_gelu,
+    smaller_epsilon,
+    global_gate_first,
+    query_and_context_swapped,
+    stem_padded_by_3,
+    mean_before_the_last_level,
+    division_left_out,
+]
+
+
+@pytest.mark.parametrize(
+    "mutate", [None, *MUTATIONS], ids=lambda m: m.__name__ if m else "nothing"
+)
+def test_mutations_are_found(mutate, monkeypatch, peers, random_params):
+    """In float32, within the tolerance that the parity tool has."""
+    model = create_model(
+        "focalnet_large_fl4",
+        num_classes=5,
+        depths=(1,),
+        embed_dim=8,
+        focal_levels=(4,),
+        focal_windows=(3,),
+    )
+    params = jax.tree.map(np.float32, random_params(model))
+    images = np.float32(np.random.default_rng(1).normal(size=(2, 32, 40, 3)))
+    # Small values, in which an epsilon shows.
+    params["patch_embed"]["proj"] = jax.tree.map(
+        lambda leaf: leaf / 50, params["patch_embed"]["proj"]
+    )
+    if mutate:
+        mutate(monkeypatch)
+    verdict = compare_layers(model, params, "transformers", images, tolerance=2e-5)
+    assert verdict.passes is (mutate is None), verdict
