@@ -73,12 +73,10 @@ def read_model(
         raise SetupError(f"there is no {source}{hint}")
     if path.is_dir():
         found, description = _read_directory(path)
-        notes = ()
     else:
         weights = read_weights(path, wrapper=wrapper)
         found = understand(weights, prefix=prefix, ignore=ignore)
         description = _describe(found, name, weights.sha256)
-        notes = _about(found, name or description.name, options)
     overrides = _with_options(description.overrides, options or {})
     description = dataclasses.replace(
         description, name=name or description.name, overrides=overrides
@@ -92,6 +90,7 @@ def read_model(
         model = create(description.name, overrides)
     except (TypeError, ValueError) as error:
         raise SetupError(str(error)) from error
+    notes = () if path.is_dir() else _about(found, description.name, options or {})
     return Reading(found, description, model, notes)
 
 
@@ -128,9 +127,9 @@ def _describe(source: Source, name: str | None, sha256: str) -> ModelDescription
     )
 
 
-def _about(source: Source, name: str, options: dict[str, Any] | None) -> tuple[str, ...]:
+def _about(source: Source, name: str, options: dict[str, Any]) -> tuple[str, ...]:
     settings = visible_settings(source.shapes, use_postln=source.use_postln)
-    unseen = unseen_options(name, settings, options or {})
+    unseen = unseen_options(name, settings, options)
     return (unseen,) if unseen else ()
 
 

@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,10 +85,13 @@ def _check_readable(path: pathlib.Path) -> None:
         raise SetupError(f"{path} is empty")
     with path.open("rb") as file:
         start = file.read(9)
-    # A safetensors file begins with the length of its JSON header.
-    if start[8:] == b"{" and path.suffix in _PICKLES:
+    # A safetensors file begins with the length of its JSON header, in eight bytes, which
+    # may look like the start of anything.
+    is_safetensors = start[8:] == b"{"
+    if is_safetensors and path.suffix in _PICKLES:
         raise SetupError(f"{path} is a safetensors file: rename it to .safetensors")
-    if start.startswith((b"PK\x03\x04", b"\x80")) and path.suffix in _SAFETENSORS:
+    is_pickle = start.startswith((b"PK\x03\x04", b"\x80")) and not is_safetensors
+    if is_pickle and path.suffix in _SAFETENSORS:
         raise SetupError(f"{path} is a PyTorch file: rename it to .pth")
 
 
@@ -104,7 +108,8 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_pickle(path: pathlib.Path) -> Any:
     torch = _import_torch(f"to read {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about protocols of pickle
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and zip have no common class of errors
         if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise SetupError(

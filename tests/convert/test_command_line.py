@@ -1,0 +1,222 @@
+"""`python -m focalnet_jax.convert`, as people run it."""
+
+import json
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from focalnet_jax import create_model, load_model
+from focalnet_jax.convert import from_torch, to_torch
+from focalnet_jax.convert.__main__ import main
+from focalnet_jax.convert.weight_files import read_weights, write_weights
+from focalnet_jax.errors import SetupError
+from focalnet_jax.train import check_config, evaluate, train
+
+SMALL = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 3))
+OPTIONS = [f"--set={option}={value}" for option, value in SMALL.items()]
+
+
+@pytest.fixture
+def model():
+    return create_model("focalnet_tiny_srf", num_classes=5, **SMALL)
+
+
+@pytest.fixture
+def weights(model, random_params, tmp_path, monkeypatch):
+    """A safetensors file of float16 weights under timm's names, in the cwd."""
+    monkeypatch.chdir(tmp_path)
+    tensors = to_torch(random_params(model), model, dialect="timm", dtype="float16")
+    write_weights(tmp_path / "weights.safetensors", tensors)
+    return tensors
+
+
+def run(*arguments):
+    main([str(argument) for argument in arguments])
+
+
+def test_to_a_directory_and_back(weights, model, capsys):
+    run("weights.safetensors", "converted/net")
+    printed = capsys.readouterr().out
+    assert "read weights.safetensors: 58 tensors, named as timm" in printed
+    assert "note: 58 tensors: float16 widened to float32, exactly" in printed
+    assert "note: the weights do not show normalize_modulator=False" in printed
+    description = json.loads(pathlib.Path("converted/net/model.json").read_text())
+    assert description["name"] == "focalnet_tiny_srf"
+    assert description["overrides"]["num_classes"] == 5
+    assert description["image_size"] == 224
+    sha256 = read_weights("weights.safetensors").sha256
+    assert description["source"] == {
+        "file": "weights.safetensors",
+        "sha256": sha256,
+        "dialect": "timm",
+        "dtype": "float16",
+    }
+    assert sorted(os.listdir("converted/net")) == ["model.json", "params"]
+
+    run("converted/net", "back.safetensors")
+    back = read_weights("back.safetensors").tensors
+    assert back.keys() == weights.keys()
+    for key, array in weights.items():
+        assert back[key].dtype == array.dtype
+        assert back[key].tobytes() == array.tobytes()
+
+
+def test_mixed_precision_comes_back_mixed(weights):
+    for key in weights:
+        if "norm" in key:
+            weights[key] = weights[key].astype(np.float32)
+    write_weights(pathlib.Path("mixed.safetensors"), weights)
+    run("mixed.safetensors", "converted")
+    run("converted", "back.safetensors")
+    back = read_weights("back.safetensors").tensors
+    assert {k: v.dtype for k, v in back.items()} == {
+        k: v.dtype for k, v in weights.items()
+    }
+
+
+def test_from_dialect_to_dialect(weights, torch):
+    run("weights.safetensors", "official.pth", "--dialect=microsoft")
+    assert set(torch.load("official.pth", weights_only=True)) == {"model"}
+    run("official.pth", "hub.safetensors", "--dialect=transformers")
+    run("hub.safetensors", "again.safetensors", "--dialect=timm")
+    first = pathlib.Path("weights.safetensors").read_bytes()
+    assert pathlib.Path("again.safetensors").read_bytes() == first
+
+
+def test_files_are_loaded_strictly_by_the_peers(weights, model, peers, torch):
+    import safetensors.torch
+
+    run("weights.safetensors", "timm.pth", "--dialect=timm")
+    tensors = torch.load("timm.pth", weights_only=True)
+    peers.build_peer("timm", model).load_state_dict(tensors, strict=True)
+    run("weights.safetensors", "hub.safetensors", "--dialect=transformers")
+    tensors = safetensors.torch.load_file("hub.safetensors")
+    peers.build_peer("transformers", model).load_state_dict(tensors, strict=True)
+
+
+def test_runs_start_from_a_converted_directory(weights, tiny_config, tmp_path, capsys):
+    """Evaluated as a run would be; what training makes of it is the loop's test."""
+    run("weights.safetensors", "start", "--head=reset", "--num-classes=10")
+    tiny_config.model.update(SMALL)
+    tiny_config.model.name = "focalnet_tiny_srf"
+    tiny_config.init_from = "start"
+    metrics = evaluate(check_config(tiny_config), tmp_path / "run")
+    assert metrics["test/examples"] == 360
+    assert "start" in capsys.readouterr().out
+    tiny_config.model.normalize_modulator = True  # which the parameters don't show
+    with pytest.raises(SetupError, match="normalize_modulator: False there, True here"):
+        evaluate(check_config(tiny_config), tmp_path / "run")
+    tiny_config.init_from = "weights.safetensors"
+    with pytest.raises(SetupError, match="python -m focalnet_jax.convert /"):
+        train(check_config(tiny_config), tmp_path / "run")
+
+
+def test_a_directory_can_be_changed_on_the_way(weights, model, capsys):
+    run("weights.safetensors", "start")
+    run("start", "backbone", "--head=reset", "--set=out_stages=(0,1)")
+    assert "note: new: norm0/bias, norm0/scale" in capsys.readouterr().out
+    backbone = load_model("backbone")
+    assert [
+        m.shape[-1]
+        for m in backbone.model.apply(
+            {"params": backbone.params}, np.zeros((1, 32, 32, 3), np.float32)
+        )
+    ] == [8, 16]
+    run("start", "wide", "--resize-kernels", "--set=focal_windows=(9,9)")
+    run("start", "deep", "--add-levels", "--set=focal_levels=(3,3)")
+    kernel = load_model("wide").params["layers_0"]["blocks_0"]["modulation"]
+    assert kernel["focal_layers_0"]["kernel"].shape == (9, 9, 1, 8)
+    run("backbone", "backbone.pth", "--dialect=microsoft")
+    run("backbone.pth", "again")
+    assert load_model("again").model == backbone.model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["none.pth", "out"], "there is no none.pth"),
+        (["none", "out"], "there is no none"),
+        (["weights.safetensors", "out.npz"], "out.npz ends in '.npz'"),
+        (
+            ["weights.safetensors", "out", "--model=focalnet_tny"],
+            "did you mean 'focalnet_t",
+        ),
+        (["weights.safetensors", "out", "--model=focalnet_tiny_srf"], "depths is (1, 2)"),
+        (["weights.safetensors", "out", "--set=depth=3"], "no option 'depth'"),
+        (["weights.safetensors", "out", "--set=depth"], "OPTION=VALUE"),
+        (["weights.safetensors", "out", "--head=reset"], "needs --num-classes=N"),
+        (["weights.safetensors", "out", "--num-classes=7"], 'head="reset"'),
+        (["weights.safetensors", "out", "--head=in22k_to_in1k"], "has 5"),
+        (["weights.safetensors", "out", "--wrapper=ema"], "no weights under 'ema'"),
+        (["weights.safetensors", "."], "is no converted directory"),
+        (["weights.safetensors", "weights.safetensors"], "--overwrite replaces it"),
+        (["weights.safetensors", "folder.pth"], "and is a directory"),
+        (["bomb.pth", "out"], "is refused"),
+        (["folder.pth", "out"], "there is no checkpoint in"),
+        (["empty.bin", "out"], "is empty"),
+        (["nan.safetensors", "out"], "hold NaN or infinity"),
+        (["swin.safetensors", "out"], "holds no FocalNet"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(arguments, expected, weights, torch):
+    pathlib.Path("folder.pth").mkdir()
+    pathlib.Path("empty.bin").touch()
+    pathlib.Path("bomb.pth").write_bytes(pickle.dumps(print))
+    write_weights(
+        pathlib.Path("nan.safetensors"),
+        weights | {"norm.bias": weights["norm.bias"] * np.float16(np.nan)},
+    )
+    swin = {"layers.0.blocks.0.attn.qkv.weight": np.zeros(3)}
+    write_weights(pathlib.Path("swin.safetensors"), swin)
+    before = sorted(os.listdir())
+    if arguments[1] == ".":
+        arguments = [*arguments, "--overwrite"]
+    with pytest.raises(SetupError) as error:
+        run(*arguments)
+    assert expected in str(error.value)
+    assert sorted(os.listdir()) == before
+
+
+def test_overwriting_replaces_the_whole(weights):
+    run("weights.safetensors", "out")
+    run("weights.safetensors", "out", "--overwrite", "--head=reset", "--num-classes=3")
+    assert load_model("out").model.num_classes == 3
+    run("out", "a.safetensors")
+    run("out", "a.safetensors", "--overwrite", "--dialect=transformers")
+    assert "classifier.bias" in read_weights("a.safetensors").tensors
+    assert sorted(os.listdir()) == ["a.safetensors", "out", "weights.safetensors"]
+
+
+def test_a_name_leaves_the_head_to_the_weights(weights, model):
+    run("weights.safetensors", "out", "--model=focalnet_small_srf", *OPTIONS)
+    description = json.loads(pathlib.Path("out/model.json").read_text())
+    assert description["name"] == "focalnet_small_srf"
+    assert description["overrides"]["num_classes"] == 5
+    expected = from_torch(weights, model)
+    for a, b in zip(jax.tree.leaves(load_model("out").params), jax.tree.leaves(expected)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_program_ends_with_one_line_and_a_status(weights, tmp_path):
+    """As a process: no trace, nothing at DST."""
+    command = [sys.executable, "-m", "focalnet_jax.convert"]
+    good = subprocess.run(
+        [*command, "weights.safetensors", "out"], capture_output=True, text=True
+    )
+    assert (good.returncode, good.stderr) == (0, "")
+    pathlib.Path("cut.safetensors").write_bytes(
+        pathlib.Path("weights.safetensors").read_bytes()[:-9]
+    )
+    bad = subprocess.run(
+        [*command, "cut.safetensors", "other"], capture_output=True, text=True
+    )
+    assert bad.returncode == 1
+    assert bad.stderr.count("\n") == 1
+    assert "cut.safetensors is damaged, or no safetensors file" in bad.stderr
+    assert not os.path.exists("other")

@@ -1,0 +1,182 @@
+"""`load_model`, and what it downloads."""
+
+import functools
+import http.server
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from focalnet_jax import create_model, load_model, releases
+from focalnet_jax.convert import to_torch
+from focalnet_jax.convert.weight_files import write_weights
+from focalnet_jax.errors import SetupError
+
+SMALL = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 3))
+
+
+@pytest.fixture
+def model():
+    return create_model("focalnet_tiny_srf", num_classes=5, **SMALL)
+
+
+@pytest.fixture
+def params(model, random_params):
+    return jax.tree.map(np.float32, random_params(model))
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a directory, and redirects `/resolve/` as the Hugging Face Hub does."""
+
+    requests: list
+
+    def do_GET(self):
+        self.requests.append((self.path, self.headers.get("Authorization")))
+        if "/resolve/" in self.path:
+            name = self.path.rpartition("/")[2]
+            if name != "model.safetensors" or "nobody" in self.path:
+                self.send_error(404)
+                return
+            self.send_response(302)
+            self.send_header("Location", f"/{name}")
+            self.end_headers()
+            return
+        super().do_GET()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def network(tmp_path, monkeypatch):
+    """A fake one: a server for the Hub and the releases, and an empty cache."""
+    directory = tmp_path / "served"
+    directory.mkdir()
+    requests = []
+    handler = functools.partial(
+        type("Recording", (Handler,), {"requests": requests}), directory=str(directory)
+    )
+    server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://localhost:{server.server_port}"
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(releases, "_GITHUB", address)
+    monkeypatch.chdir(tmp_path)
+    yield directory, requests
+    server.shutdown()
+    server.server_close()
+
+
+def assert_same(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_give_model_parameters_and_preprocessing(model, params, tmp_path):
+    path = tmp_path / "net.safetensors"
+    write_weights(path, to_torch(params, model, dialect="transformers"))
+    loaded, given, preprocessing = load_model(path)
+    assert loaded == model
+    assert_same(given, params)
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 256, 3), dtype=np.uint8)
+    image = PIL.Image.fromarray(pixels)
+    image.save(tmp_path / "image.png")
+    prepared = preprocessing(tmp_path / "image.png")
+    assert prepared.shape == (224, 224, 3)
+    assert prepared.dtype == np.float32
+    np.testing.assert_array_equal(prepared, preprocessing(image))
+    logits, _ = loaded.apply({"params": given}, prepared[None])
+    assert logits.shape == (1, 5)
+    half = load_model(path, dtype="bfloat16", normalize_modulator=True)
+    assert half.model.encoder.dtype == jnp.bfloat16
+    assert half.model.encoder.normalize_modulator
+
+
+def test_the_hub_is_asked_once(network, model, params):
+    directory, requests = network
+    write_weights(
+        directory / "model.safetensors", to_torch(params, model, dialect="timm")
+    )
+    for _ in range(2):
+        assert_same(load_model("hf:someone/net").params, params)
+    assert requests == [
+        ("/someone/net/resolve/main/model.safetensors", "Bearer secret"),
+        ("/model.safetensors", None),  # the token doesn't go where it redirects to
+    ]
+    load_model("hf:someone/net@v2")
+    assert requests[2][0] == "/someone/net/resolve/v2/model.safetensors"
+
+
+def test_releases_download_by_name(network, model, params, torch):
+    directory, requests = network
+    tensors = to_torch(params, model, dialect="microsoft")
+    write_weights(directory / "focalnet_tiny_srf.pth", tensors, wrapper="model")
+    for name in ("focalnet_tiny_srf", "focalnet_tiny_srf.pth"):
+        assert_same(load_model(name).params, params)
+    assert requests == [("/focalnet_tiny_srf.pth", None)]
+
+
+def test_what_is_not_there_is_said(network, tmp_path):
+    with pytest.raises(
+        SetupError, match=r"nobody/net has no model.safetensors or pytorch"
+    ):
+        load_model("hf:nobody/net")
+    with pytest.raises(SetupError, match="not of the form hf:OWNER/NAME"):
+        load_model("hf:net")
+    with pytest.raises(SetupError, match="answers 404"):
+        load_model("focalnet_base_lrf")
+    with pytest.raises(SetupError, match="did you mean 'focalnet_tiny_srf'"):
+        load_model("focalnet_tiny_sr")
+    assert not list((tmp_path / "cache").rglob("*.*"))
+
+
+def test_an_answer_that_breaks_off_is_not_kept(network, monkeypatch, tmp_path):
+    def send_half(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"x" * 500)
+
+    monkeypatch.setattr(Handler, "do_GET", send_half)
+    with pytest.raises(
+        SetupError, match="broke off after 500 of 1,000 bytes|IncompleteRead"
+    ):
+        load_model("focalnet_tiny_srf")
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_no_network_is_said_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_ENDPOINT", "http://localhost:9")  # nobody listens there
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(
+        SetupError, match="fetch the file elsewhere and give its"
+    ) as error:
+        load_model("hf:microsoft/focalnet-tiny")
+    assert "\n" not in str(error.value)
+
+
+def test_directories_need_a_description(tmp_path):
+    (tmp_path / "params").mkdir()
+    with pytest.raises(SetupError, match=r"no model.json to say of what model"):
+        load_model(tmp_path)
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(SetupError, match=r"model.json is no description of a model"):
+        load_model(tmp_path)
+    with pytest.raises(SetupError, match="there is no checkpoint in"):
+        load_model(tmp_path / "params")
+
+
+def test_normalisation_equals_that_of_training():
+    from focalnet_jax.data import Preprocessing
+    from focalnet_jax.train.step import normalize
+
+    pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    preprocessing = Preprocessing()
+    expected = normalize(pixels, mean=preprocessing.mean, std=preprocessing.std)
+    # XLA may divide by multiplying with the reciprocal: the last bit.
+    np.testing.assert_allclose(preprocessing.normalize(pixels), expected, rtol=1e-6)
