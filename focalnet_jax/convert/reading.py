@@ -69,7 +69,8 @@ def read_model(
     if not path.exists() and is_remote(source):
         path = epath.Path(fetch(source))
     if not path.exists():
-        hint = did_you_mean(source, RELEASES) if "/" not in source else ""
+        could_be_release = "/" not in source and not path.suffix
+        hint = did_you_mean(source, RELEASES) if could_be_release else ""
         raise SetupError(f"there is no {source}{hint}")
     if path.is_dir():
         found, description = _read_directory(path)

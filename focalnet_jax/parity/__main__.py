@@ -28,7 +28,7 @@ from focalnet_jax.data import Preprocessing
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import FocalNet
 from focalnet_jax.parity import golden
-from focalnet_jax.parity.compare import TOLERANCES, Verdict, compare, table
+from focalnet_jax.parity.compare import TOLERANCES, Comparison, Verdict, table
 
 
 def main(argv: list[str] | None = None) -> bool:
@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> bool:
         kind,
         images.astype(args.precision),
         tolerance=args.tolerance or TOLERANCES[args.precision],
+        batch_size=args.batch_size,
     )
     print(
         f"\njax {jax.__version__} on {jax.devices()[0].device_kind} against {kind}, "
@@ -150,7 +151,13 @@ def _import_report():
 
 
 def compare_layers(
-    model: FocalNet, params: Any, kind: str, images: np.ndarray, *, tolerance: float
+    model: FocalNet,
+    params: Any,
+    kind: str,
+    images: np.ndarray,
+    *,
+    tolerance: float,
+    batch_size: int = 8,
 ) -> Verdict:
     """Runs both frameworks on the images and compares what each layer returns."""
     try:
@@ -166,17 +173,21 @@ def compare_layers(
     if kind == "transformers":  # pads sizes that don't divide, where others floor
         model = model.clone(encoder=model.encoder.clone(pad_to_patch=True))
 
-    with torch.no_grad():
-        theirs = {k: v.numpy() for k, v in run_peer(peer, kind, images).items()}
-
     @jax.jit
     def apply(params, images):
         logits, outputs = model.apply({"params": params}, images)
-        outputs["logits"] = logits
-        return {name: outputs[name] for name in theirs}
+        return outputs | {"logits": logits}
 
-    ours = jax.device_get(apply(params, jnp.asarray(images)))
-    return compare(ours, theirs, tolerance=tolerance)
+    comparison = Comparison(tolerance)
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        with torch.no_grad():
+            theirs = {k: v.numpy() for k, v in run_peer(peer, kind, batch).items()}
+        ours = apply(params, jnp.asarray(batch))
+        comparison.add(jax.device_get({name: ours[name] for name in theirs}), theirs)
+        if len(images) > batch_size:
+            print(f"compared {start + len(batch):,} of {len(images):,} images")
+    return comparison.verdict()
 
 
 def check_golden(
@@ -184,6 +195,10 @@ def check_golden(
 ) -> bool:
     """Compares the first three logits of one photograph with the known ones."""
     expected = golden.golden_logits(name)
+    if model.num_classes != golden.NUM_CLASSES:
+        raise SetupError(
+            f"the head is not that of ImageNet-1K: it has {model.num_classes:,} classes"
+        )
     image = golden.golden_image(args.images and pathlib.Path(args.images))
     images = golden.PREPROCESSING(image)[None].astype(args.precision)
     logits, _ = jax.jit(model.apply)({"params": params}, jnp.asarray(images))

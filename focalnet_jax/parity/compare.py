@@ -27,20 +27,49 @@ class Difference:
     cosine: float
 
 
+class _Sums:
+    """What is needed for a `Difference`, over any number of batches."""
+
+    def __init__(self):
+        self.count = 0
+        self.errors = self.products = self.squares_ours = self.squares_theirs = 0.0
+        self.greatest_error = self.greatest = 0.0
+
+    def add(self, ours: np.ndarray, theirs: np.ndarray) -> None:
+        ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+        error = np.abs(ours - theirs)
+        self.count += error.size
+        self.errors += error.sum()
+        # numpy's maximum hands NaN on, Python's does not.
+        self.greatest_error = np.maximum(self.greatest_error, error.max())
+        self.greatest = np.maximum(self.greatest, np.abs(theirs).max())
+        self.products += np.vdot(ours, theirs)
+        self.squares_ours += np.vdot(ours, ours)
+        self.squares_theirs += np.vdot(theirs, theirs)
+
+    def difference(self, name: str) -> Difference:
+        return Difference(
+            name=name,
+            max_error=float(self.greatest_error),
+            mean_error=float(self.errors / self.count),
+            relative_error=float(self.greatest_error / self.greatest),
+            cosine=float(
+                self.products / np.sqrt(self.squares_ours * self.squares_theirs)
+            ),
+        )
+
+
 def difference(name: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
     """Compares two arrays of one shape, in float64."""
+    _check_shapes(name, ours, theirs)
+    sums = _Sums()
+    sums.add(ours, theirs)
+    return sums.difference(name)
+
+
+def _check_shapes(name: str, ours: np.ndarray, theirs: np.ndarray) -> None:
     if ours.shape != theirs.shape:
         raise ValueError(f"{name} has shape {ours.shape} here, {theirs.shape} there")
-    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
-    error = np.abs(ours - theirs)
-    norms = np.linalg.norm(ours) * np.linalg.norm(theirs)
-    return Difference(
-        name=name,
-        max_error=float(error.max()),
-        mean_error=float(error.mean()),
-        relative_error=float(error.max() / np.abs(theirs).max()),
-        cosine=float(np.vdot(ours, theirs) / norms),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +109,32 @@ class Verdict:
         return text
 
 
-def compare(
-    ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], *, tolerance: float
-) -> Verdict:
-    """Compares every layer that `theirs` names."""
-    differences = [difference(name, ours[name], theirs[name]) for name in theirs]
-    agrees = ours["logits"].argmax(-1) == theirs["logits"].argmax(-1)
-    return Verdict(differences, float(agrees.mean()), tolerance)
+class Comparison:
+    """Compares two nets layer by layer over batches of images.
+
+    Args:
+      tolerance: on the relative error of each layer.
+    """
+
+    def __init__(self, tolerance: float):
+        self._tolerance = tolerance
+        self._sums: dict[str, _Sums] = {}
+        self._agreements: list[np.ndarray] = []
+
+    def add(self, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+        """Adds a batch: each layer that `theirs` names, `logits` among them."""
+        for name in theirs:
+            _check_shapes(name, ours[name], theirs[name])
+            self._sums.setdefault(name, _Sums()).add(ours[name], theirs[name])
+        agrees = ours["logits"].argmax(-1) == theirs["logits"].argmax(-1)
+        self._agreements.append(agrees)
+
+    def verdict(self) -> Verdict:
+        return Verdict(
+            [sums.difference(name) for name, sums in self._sums.items()],
+            float(np.concatenate(self._agreements).mean()),
+            self._tolerance,
+        )
 
 
 def table(differences: list[Difference]) -> str:

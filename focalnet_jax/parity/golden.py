@@ -25,6 +25,7 @@ LOGITS = {
     "focalnet_base_srf": (-0.1655, -0.4090, -0.1730),
     "focalnet_base_lrf": (0.5306, -0.0483, -0.3928),
 }
+NUM_CLASSES = 1000  # of all of them
 # They are printed with four digits; the script that states them allows as much.
 TOLERANCE = 1e-4
 

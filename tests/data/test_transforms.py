@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from focalnet_jax.data import EvalTransform, TrainTransform
+from focalnet_jax.data import EvalTransform, Preprocessing, TrainTransform
 
 
 def encode(pixels):
@@ -99,3 +99,49 @@ def test_half_of_the_images_are_mirrored():
         else:
             np.testing.assert_array_equal(result, pixels)
     assert abs(mirrored - 500) < 5 * np.sqrt(250)
+
+
+def photographs():
+    """The two photographs that come with scikit-learn, and crops of odd sizes."""
+    from sklearn.datasets import load_sample_images
+
+    china, flower = load_sample_images().images
+    return [china, flower, china[:251, :400], flower[:, :199], china[:90, :70]]
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [224, 384])
+def test_evaluation_equals_torchvisions_to_the_last_bit(size, interpolation, torch):
+    """As the official code evaluates: 256 / 224 of the crop, PIL, the middle."""
+    from torchvision import transforms
+
+    reference = transforms.Compose(
+        [
+            transforms.Resize(
+                int(256 / 224 * size), transforms.InterpolationMode(interpolation)
+            ),
+            transforms.CenterCrop(size),
+        ]
+    )
+    ours = EvalTransform(size, crop=224 / 256, interpolation=interpolation)
+    for pixels in photographs():
+        image = PIL.Image.fromarray(pixels)
+        np.testing.assert_array_equal(ours(encode(pixels)), np.asarray(reference(image)))
+
+
+def test_normalisation_equals_torchvisions(torch):
+    from torchvision import transforms
+
+    preprocessing = Preprocessing()
+    reference = transforms.Compose(
+        [
+            transforms.ToTensor(),
+            transforms.Normalize(preprocessing.mean, preprocessing.std),
+        ]
+    )
+    for pixels in photographs():
+        expected = reference(PIL.Image.fromarray(pixels)).movedim(0, -1).numpy()
+        # The same operations on float32; one rounding may fall otherwise.
+        np.testing.assert_allclose(
+            preprocessing.normalize(pixels), expected, rtol=0, atol=2**-21
+        )

@@ -19,17 +19,18 @@ FOUR_STAGES = dict(depths=(1, 1, 1, 1), embed_dim=8)
 ISOTROPIC = dict(depths=(2,), embed_dim=8)
 extended = pytest.mark.extended
 
-# Name, overrides that keep it small, and the size of the images. Together the cases in
-# the default run have every option on and off.
+# Name, overrides that keep it small, and the size of the images. The default run has what
+# no other implementation at hand can be: the stem of the dense recipes, and isotropic
+# nets whose odd sizes are floored. tests/parity has all else.
 CASES = [
-    ("focalnet_tiny_srf", FOUR_STAGES, (64, 64)),
-    ("focalnet_base_lrf", FOUR_STAGES | dict(mlp_ratio=2.0), (71, 53)),
-    ("focalnet_base_iso", ISOTROPIC, (48, 64)),
     ("focalnet_large_fl4", FOUR_STAGES | dict(stem_padding=3), (61, 75)),
-    ("focalnet_huge_fl3", FOUR_STAGES | dict(use_layerscale=False), (64, 64)),
+    ("focalnet_base_iso", ISOTROPIC, (50, 67)),
     *(
         pytest.param(*case, marks=extended)
         for case in [
+            ("focalnet_tiny_srf", FOUR_STAGES, (64, 64)),
+            ("focalnet_base_lrf", FOUR_STAGES | dict(mlp_ratio=2.0), (71, 53)),
+            ("focalnet_huge_fl3", FOUR_STAGES | dict(use_layerscale=False), (64, 64)),
             ("focalnet_small_srf", FOUR_STAGES, (64, 32)),
             ("focalnet_tiny_iso", ISOTROPIC, (64, 64)),
             ("focalnet_small_iso", ISOTROPIC, (100, 33)),

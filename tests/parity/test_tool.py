@@ -1,0 +1,196 @@
+"""`python -m focalnet_jax.parity`, as people run it."""
+
+import pathlib
+import subprocess
+import sys
+import xml.etree.ElementTree
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from focalnet_jax import create_model
+from focalnet_jax.convert import to_torch
+from focalnet_jax.convert.weight_files import write_weights
+from focalnet_jax.errors import SetupError
+from focalnet_jax.parity import golden
+from focalnet_jax.parity.__main__ import main
+from focalnet_jax.parity.compare import Comparison, Difference, Verdict, difference, table
+from focalnet_jax.parity.report import picture
+
+SMALL = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 3))
+
+
+@pytest.fixture
+def weights(random_params, tmp_path, monkeypatch):
+    """A small net's weights, as a function of the dialect; the precision is put back."""
+    monkeypatch.chdir(tmp_path)
+    model = create_model("focalnet_tiny_srf", num_classes=5, **SMALL)
+    params = jax.tree.map(np.float32, random_params(model))
+
+    def write(dialect, **changes):
+        path = tmp_path / f"{dialect}.safetensors"
+        write_weights(path, to_torch(params, model, dialect=dialect) | changes)
+        return path
+
+    before = {
+        name: getattr(jax.config, name)
+        for name in ("jax_enable_x64", "jax_default_matmul_precision")
+    }
+    yield write
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def run(*arguments):
+    return main([*arguments, "--image-size=32"])
+
+
+@pytest.mark.parametrize(
+    ("dialect", "options", "peer"),
+    [
+        ("microsoft", [], "transformers, float32"),
+        ("timm", ["--precision=float64"], "timm, float64"),
+        ("transformers", ["--against=timm"], "timm, float32"),
+    ],
+)
+def test_both_sides_agree(dialect, options, peer, weights, peers, capsys):
+    assert run(f"--torch={weights(dialect)}", "--report=page.html", *options) is True
+    printed = capsys.readouterr().out
+    assert f"against {peer}, 4 images of 32 x 32 pixels" in printed
+    rows = [line.split()[0] for line in printed.splitlines() if "e-" in line]
+    assert rows[: rows.index("logits") + 1] == [
+        "stem",
+        "stage0/block0",
+        "stage0/downsample",
+        "stage1/block0",
+        "stage1/block1",
+        "pre_logits",
+        "logits",
+    ]
+    assert "\nPASS: " in printed
+    assert "top-1 agreement 100.0%" in printed
+    page = pathlib.Path("page.html").read_text()
+    assert "PASS" in page
+    assert "stage1/block1" in page
+
+
+def test_images_of_a_directory(weights, peers, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for index in range(3):
+        pixels = rng.integers(0, 256, (50, 40 + index, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+    (tmp_path / "images" / "notes.txt").write_text("not an image")
+    command = f"--torch={weights('timm')}", "--images=images", "--batch-size=2"
+    assert run(*command) is True
+    assert "3 images of 32 x 32 pixels" in capsys.readouterr().out
+    (tmp_path / "images" / "broken.png").write_bytes(b"nothing")
+    with pytest.raises(SetupError, match=r"broken.png is no readable image"):
+        run(*command)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--torch=none.pth"], "there is no none.pth"),
+        (["--torch=timm.safetensors", "--images=none"], "there is no directory none"),
+        (["--torch=timm.safetensors", "--images=."], "holds no images"),
+        (["--torch=timm.safetensors", "--golden"], "head is not that of ImageNet-1K"),
+    ],
+)
+def test_errors(arguments, message, weights, peers):
+    weights("timm")
+    with pytest.raises(SetupError, match=message):
+        run(*arguments)
+
+
+def test_golden_logits(weights, monkeypatch, tmp_path, capsys):
+    """With a fake release: its logits for a photograph that we draw."""
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / golden.IMAGE, quality=95)
+    path = weights("microsoft")
+    monkeypatch.setattr(golden, "NUM_CLASSES", 5)
+    command = f"--torch={path}", "--golden", f"--images={tmp_path}"
+    assert run(*command) is False
+    printed = capsys.readouterr().out
+    assert "FAIL" in printed
+    [line] = [line for line in printed.splitlines() if line.startswith("given")]
+    given = tuple(float(word) for word in line.split("[")[1].rstrip("]").split())
+    monkeypatch.setitem(golden.LOGITS, "focalnet_tiny_srf", given)
+    assert run(*command) is True
+    assert "PASS" in capsys.readouterr().out
+
+
+def test_the_golden_image_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(golden, "_URL", "http://localhost:9/none")
+    with pytest.raises(SetupError, match=r"for --golden, put 000000039769.jpg of COCO's"):
+        golden.golden_image(tmp_path)
+    with pytest.raises(
+        SetupError, match="golden logits are known for focalnet_tiny_srf,"
+    ):
+        golden.golden_logits("focalnet_huge_fl3")
+
+
+def test_measures():
+    ours, theirs = np.array([1.0, 2.0, 4.5]), np.array([1.0, 2.0, 4.0])
+    found = difference("x", ours, theirs)
+    assert found.max_error == 0.5
+    assert found.mean_error == pytest.approx(0.5 / 3)
+    assert found.relative_error == 0.125
+    assert found.cosine == pytest.approx(23 / np.sqrt(25.25 * 21))
+    with pytest.raises(ValueError, match=r"x has shape \(3,\) here, \(2,\) there"):
+        difference("x", ours, theirs[:2])
+    assert "x" in table([found])
+
+
+def verdict_of(*batches):
+    comparison = Comparison(1e-5)
+    for ours, theirs in batches:
+        comparison.add(ours, theirs)
+    return comparison.verdict()
+
+
+def test_verdicts():
+    net = {"stem": np.ones((2, 3)), "logits": np.eye(2, 3)}
+    assert verdict_of((net, net)).passes
+    other_class = net | {"logits": np.array([[1, 1.000001, 0], [0, 1, 0]])}
+    assert not verdict_of((other_class, net)).passes
+    assert verdict_of((other_class, net), (net, net)).top1_agreement == 0.75
+    for bad in (2.0, np.nan):
+        verdict = verdict_of((net | {"stem": net["stem"] * bad}, net), (net, net))
+        assert not verdict.passes
+        assert str(verdict).endswith("the first layer beyond the tolerance is stem")
+
+
+def test_batches_count_as_their_whole():
+    rng = np.random.default_rng(0)
+    ours, theirs = ({"logits": rng.normal(size=(6, 5))} for _ in range(2))
+    whole = verdict_of((ours, theirs)).differences[0]
+    halves = [
+        ({"logits": a}, {"logits": b})
+        for a, b in zip(np.split(ours["logits"], [4]), np.split(theirs["logits"], [4]))
+    ]
+    parts = verdict_of(*halves).differences[0]
+    for field in ("max_error", "mean_error", "relative_error", "cosine"):
+        assert getattr(parts, field) == pytest.approx(getattr(whole, field), rel=1e-12)
+
+
+def test_the_picture_is_drawn():
+    layers = [Difference(f"layer{i}", 0, 0, i * 1e-7, 1) for i in range(100)]
+    svg = picture(Verdict(layers, 1.0, 2e-5))
+    assert xml.etree.ElementTree.fromstring(svg).tag.endswith("svg")
+    assert "layer99" in svg
+
+
+def test_the_program_ends_with_a_status(weights):
+    """As a process, which needs no torch to say what it lacks."""
+    result = subprocess.run(
+        [sys.executable, "-m", "focalnet_jax.parity", "--torch=none.safetensors"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert result.stderr == "error: there is no none.safetensors\n"
