@@ -125,7 +125,8 @@ def _change(
         given[path] = dataclasses.replace(given[path], array=array)
 
     if changes.head == "reset":
-        keeps_norm = isinstance(model, FocalNet) and "norm/scale" in given
+        has_norm = any(path.startswith("norm/") for path in given)
+        keeps_norm = isinstance(model, FocalNet) and has_norm
         top = re.compile("head/.*") if keeps_norm else _TOP
         given = {path: p for path, p in given.items() if not top.fullmatch(path)}
         new += [path for path in expected if top.fullmatch(path)]
@@ -137,22 +138,32 @@ def _change(
                 'head="in22k_to_in1k" is for the released heads of 21,842 classes; '
                 f"{source.origin} has {classes:,}"
             )
-        for path in ("head/kernel", "head/bias"):
+        for path in {"head/kernel", "head/bias"} & given.keys():
             replace(path, given[path].array[..., :1000])
 
-    for path, leaf in expected.items():
-        if path not in given:
-            if changes.add_levels and "/focal_layers_" in path:
-                new.append(path)
-            continue
-        array = given[path].array
-        if changes.resize_kernels and "/focal_layers_" in path:
-            replace(path, _resize(array, leaf.shape[:2]))
-        elif changes.add_levels and "/modulation/f/" in path:
-            replace(path, _add_gates(array, leaf.shape[-1]))
-    if changes.add_levels and (levels := [path for path in new if "focal" in path]):
+    if changes.add_levels:
+        levels = [path for path in expected if _is_added_level(path, given)]
+        new += levels
         notes += (f"new: {len(levels)} kernels of added focal levels",)
+    for path in expected.keys() & given.keys():
+        array, shape = given[path].array, expected[path].shape
+        if array.ndim != len(shape):
+            continue
+        if changes.resize_kernels and "/focal_layers_" in path:
+            replace(path, _resize(array, shape[:2]))
+        elif changes.add_levels and "/modulation/f/" in path:
+            replace(path, _add_gates(array, shape[-1]))
     return given, new, notes
+
+
+def _is_added_level(path: str, given: dict[str, Parameter]) -> bool:
+    """Whether a path is of a kernel beyond the gates that its block has there."""
+    kernel = re.fullmatch(r"(.*)/focal_layers_(\d+)/kernel", path)
+    if not kernel or not {f"{kernel[1]}/f/bias", f"{kernel[1]}/h/bias"} <= given.keys():
+        return False
+    outputs = given[f"{kernel[1]}/f/bias"].array.size  # query, context, gates
+    channels = given[f"{kernel[1]}/h/bias"].array.size
+    return int(kernel[2]) >= outputs - 2 * channels - 1
 
 
 def _num_classes(given: dict[str, Parameter]) -> int:

@@ -10,9 +10,10 @@ from focalnet_jax.convert.dialects import DIALECTS, Dialect
 from focalnet_jax.convert.weight_files import Weights
 from focalnet_jax.errors import SetupError, did_you_mean
 
-# What wrappers, trainers and larger models put before the names of a FocalNet.
+# What wrappers, trainers and larger models put before the names of a FocalNet; DINO's
+# backbone is `backbone.0`, a compiled module `_orig_mod`.
 _KNOWN_PREFIXES = frozenset(
-    {"module", "visual", "vision", "encoder", "backbone", "model", "_orig_mod"}
+    {"module", "visual", "vision", "encoder", "backbone", "0", "model", "_orig_mod"}
 )
 
 

@@ -74,18 +74,20 @@ def main(argv: list[str] | None = None) -> bool:
         tolerance=args.tolerance or TOLERANCES[args.precision],
         batch_size=args.batch_size,
     )
-    print(
-        f"\njax {jax.__version__} on {jax.devices()[0].device_kind} against {kind}, "
+    setting = (
+        f"jax {jax.__version__} on {jax.devices()[0].device_kind} against {kind}, "
         f"{args.precision}, {len(images)} images of {images.shape[1]} x "
-        f"{images.shape[2]} pixels\n"
+        f"{images.shape[2]} pixels"
     )
+    print(f"\n{setting}\n")
     print(table(verdict.differences))
     print(f"\n{verdict}")
     if args.report:
         write_report(
             pathlib.Path(args.report),
             verdict,
-            title=f"{source.origin}: {description.name} in JAX against {kind}",
+            title=f"{source.origin}: {description.name}",
+            setting=setting,
         )
         print(f"wrote {args.report}")
     return verdict.passes

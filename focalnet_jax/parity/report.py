@@ -20,8 +20,17 @@ svg { width: 100%; height: auto }
 """
 
 
-def write_report(path: pathlib.Path, verdict: Verdict, *, title: str) -> None:
-    """Writes an HTML page: verdict, error through depth, table. It needs no network."""
+def write_report(
+    path: pathlib.Path, verdict: Verdict, *, title: str, setting: str
+) -> None:
+    """Writes an HTML page: verdict, error through depth, table. It needs no network.
+
+    Args:
+      path: of the page.
+      verdict: what to show.
+      title: of the page.
+      setting: a line on how it was measured.
+    """
     rows = "\n".join(
         f"<tr><td>{html.escape(d.name)}</td><td>{d.max_error:.2e}</td>"
         f"<td>{d.mean_error:.2e}</td><td>{d.relative_error:.1e}</td>"
@@ -34,6 +43,8 @@ def write_report(path: pathlib.Path, verdict: Verdict, *, title: str) -> None:
 <style>{_STYLE}</style>
 <h1>{html.escape(title)}</h1>
 <p class="{word}"><strong>{html.escape(str(verdict))}</strong></p>
+<p>{html.escape(setting)}. The relative error of a layer is the greatest |JAX - PyTorch|
+over the greatest |PyTorch|.</p>
 {picture(verdict)}
 <table><tr><th>layer<th>max error<th>mean error<th>relative<th>cosine</tr>
 {rows}
@@ -52,6 +63,9 @@ def picture(verdict: Verdict) -> str:
     figure = matplotlib.figure.Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     axes.semilogy([max(error, lowest) for error in errors], marker=".", color="#1f5fa8")
+    above = [(i, e) for i, e in enumerate(errors) if not e <= verdict.tolerance]
+    if above:
+        axes.plot(*zip(*above), "o", color="#b00020")
     axes.axhline(verdict.tolerance, color="#b00020", linestyle="--", linewidth=1)
     axes.annotate(
         "tolerance",
@@ -60,6 +74,7 @@ def picture(verdict: Verdict) -> str:
         textcoords="offset points",
         color="#b00020",
     )
+    axes.set_ylim(top=4 * max(e for e in [*errors, verdict.tolerance] if e == e))
     step = max(1, len(names) // 30)
     ticks = sorted({*range(0, len(names), step), len(names) - 1})
     axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90, fontsize=7)

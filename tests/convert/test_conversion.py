@@ -343,6 +343,12 @@ def test_added_levels_change_only_what_the_global_level_sees(random_params):
         assert new["focal_layers_2"]["kernel"].any()
     again = from_torch(source, target, add_levels=True, seed=3)
     assert_same_trees(given, again)
+    # A level that is missing is not one that was added.
+    del source["layers.0.blocks.0.modulation.focal_layers.1.0.weight"]
+    with pytest.raises(
+        SetupError, match=r"focal_layers.1.0.weight \[8, 1, 5, 5\] is mis"
+    ):
+        from_torch(source, target, add_levels=True)
 
 
 def test_gradients_convert_as_parameters_do(params):
