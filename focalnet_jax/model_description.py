@@ -13,7 +13,8 @@ from focalnet_jax.models.variants import ENCODER_OPTIONS
 
 Model = FocalNet | FocalNetBackbone
 _FILE = "model.json"
-_HEAD_OPTIONS = ("num_classes", "out_stages", "out_norm")
+BACKBONE_OPTIONS = frozenset({"out_stages", "out_norm"})
+HEAD_OPTIONS = BACKBONE_OPTIONS | {"num_classes"}
 
 # May change between runs: the parameters mean the same with any of their values.
 _FREE_OPTIONS = (
@@ -64,7 +65,7 @@ class ModelDescription:
 
 def create(name: str, overrides: dict[str, Any]) -> Model:
     """Makes a classifier, or a backbone if `overrides` say which stages it returns."""
-    is_backbone = {"out_stages", "out_norm"} & overrides.keys()
+    is_backbone = BACKBONE_OPTIONS & overrides.keys()
     return (create_backbone if is_backbone else create_model)(name, **overrides)
 
 
@@ -101,8 +102,10 @@ def _read(path: epath.Path) -> ModelDescription:
             interpolation=content.pop("interpolation"),
             crop=content.pop("crop"),
         )
-        return ModelDescription(preprocessing=preprocessing, **content)
-    except (ValueError, KeyError, TypeError) as error:
+        description = ModelDescription(preprocessing=preprocessing, **content)
+        create(description.name, description.overrides)
+        return description
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SetupError(f"{path} is no description of a model: {error!r}") from error
 
 
@@ -136,11 +139,11 @@ def model_differences(directory: epath.Path, model: Model) -> list[str]:
     there = description.create()
     return [
         f"model.{option}: {_option(there, option)} there, {_option(model, option)} here"
-        for option in (*_HEAD_OPTIONS, *ENCODER_OPTIONS)
+        for option in (*sorted(HEAD_OPTIONS), *ENCODER_OPTIONS)
         if option not in _FREE_OPTIONS
         and _option(there, option) != _option(model, option)
     ]
 
 
 def _option(model: Model, option: str) -> Any:
-    return getattr(model if option in _HEAD_OPTIONS else model.encoder, option, None)
+    return getattr(model if option in HEAD_OPTIONS else model.encoder, option, None)

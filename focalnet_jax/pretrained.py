@@ -41,7 +41,8 @@ def load_model(source: str | os.PathLike, **overrides) -> Pretrained:
         or `hf:OWNER/NAME@REVISION` on the Hugging Face Hub; or the name of an official
         release. The last two are downloaded once.
       **overrides: options of the model to change, such as `dtype="bfloat16"`, or
-        `normalize_modulator=True` where weights can't say.
+        `normalize_modulator=True` where weights can't say. For another head, other
+        kernel sizes or more levels convert first.
 
     Raises:
       SetupError: nothing there, unreadable, or not fit for the model.

@@ -1,33 +1,50 @@
 """Weights that others have published: their names, and how to get them."""
 
+import http.client
 import os
 import pathlib
+import re
 import shutil
 import urllib.error
 import urllib.request
 
 from tqdm import tqdm
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, did_you_mean
 from focalnet_jax.written_aside import written_aside
 
 _GITHUB = "https://github.com/microsoft/FocalNet/releases/download/v1.0.0"
 _HUGGING_FACE = "https://huggingface.co"
+_HUB_NAME = re.compile(r"hf:\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
-# The files at `_GITHUB`. The other official weights lay in a store that has gone.
-RELEASES = (
-    "focalnet_tiny_srf",
-    "focalnet_tiny_lrf",
-    "focalnet_small_srf",
-    "focalnet_small_lrf",
-    "focalnet_base_srf",
-    "focalnet_base_lrf",
-    "focalnet_large_lrf_384",
-    "focalnet_large_lrf_384_fl4",
-    "focalnet_xlarge_lrf_384",
-    "focalnet_xlarge_lrf_384_fl4",
-)
+# The files at `_GITHUB`, and the models that they are of.
+RELEASES = {
+    "focalnet_tiny_srf": "focalnet_tiny_srf",
+    "focalnet_tiny_lrf": "focalnet_tiny_lrf",
+    "focalnet_small_srf": "focalnet_small_srf",
+    "focalnet_small_lrf": "focalnet_small_lrf",
+    "focalnet_base_srf": "focalnet_base_srf",
+    "focalnet_base_lrf": "focalnet_base_lrf",
+    "focalnet_large_lrf_384": "focalnet_large_fl3",
+    "focalnet_large_lrf_384_fl4": "focalnet_large_fl4",
+    "focalnet_xlarge_lrf_384": "focalnet_xlarge_fl3",
+    "focalnet_xlarge_lrf_384_fl4": "focalnet_xlarge_fl4",
+}
+
+
+def unknown_name(source: str) -> str:
+    """What to say of a name that is no file, no directory and no release."""
+    message = f"no file, directory or release is named {source!r}"
+    stem = source.removesuffix(".pth")
+    for release, model in RELEASES.items():
+        if stem == model:
+            return f"{message}; the release of that model is {release!r}"
+    if "_iso" in stem or "_huge" in stem:
+        return f"{message}; the official isotropic and huge weights are offline"
+    if "/" in source or "." in source:
+        return message
+    return message + did_you_mean(source, RELEASES)
 
 
 def is_remote(source: str) -> bool:
@@ -50,9 +67,11 @@ def fetch(source: str) -> pathlib.Path:
         file = source.removesuffix(".pth") + ".pth"
         return download(f"{_GITHUB}/{file}", cache / "microsoft" / file)
 
+    if not _HUB_NAME.fullmatch(source) or ".." in source:
+        raise SetupError(
+            f"{source!r} is not of the form hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
+        )
     name, _, revision = source.removeprefix("hf:").partition("@")
-    if name.count("/") != 1 or ".." in source:
-        raise SetupError(f"{source!r} is not of the form hf:OWNER/NAME")
     revision = revision or "main"
     endpoint = os.environ.get("HF_ENDPOINT", _HUGGING_FACE).rstrip("/")
     for file in _HUB_FILES:
@@ -85,16 +104,18 @@ def download(url: str, path: pathlib.Path) -> pathlib.Path:
     """
     if path.exists():
         return path
-    request = urllib.request.Request(url)
     token = os.environ.get("HF_TOKEN")
-    if token and "/resolve/" in url:
-        # Not sent on to the store that the Hub redirects to.
-        request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
+        request = urllib.request.Request(url)
+        if token and "/resolve/" in url:
+            # Not sent on to the store that the Hub redirects to.
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
         with (
             urllib.request.urlopen(request, timeout=60) as response,
             written_aside(path) as aside,
         ):
+            if response.headers.get_content_type() == "text/html":
+                raise SetupError(f"{url} answers with a web page: is a proxy in between?")
             size = int(response.headers.get("Content-Length") or 0)
             progress = dict(total=size, desc=path.name, disable=None)
             with (
@@ -108,10 +129,10 @@ def download(url: str, path: pathlib.Path) -> pathlib.Path:
     except urllib.error.HTTPError as error:
         kind = _NotThereError if error.code in (401, 403, 404) else SetupError
         raise kind(f"{url} answers {error.code} {error.reason}") from error
-    except OSError as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())
         raise SetupError(
-            f"can't download {url}: {reason}. Where there is no network, fetch the file "
-            "elsewhere and give its path"
+            f"can't download {url}: {reason or type(error).__name__}. Where there is no "
+            "network, fetch the file elsewhere and give its path"
         ) from error
     return path

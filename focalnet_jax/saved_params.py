@@ -72,14 +72,22 @@ def load_params(path: epath.Path, abstract_params: PyTree) -> PyTree:
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
-    """Reads parameters as they are stored: `{"head/bias": [1000], ...}`."""
+    """Reads parameters as they are stored: `{"head/bias": [1000], ...}`.
+
+    Raises:
+      SetupError: they are damaged.
+    """
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        _metadata(path),
-    )
-    with ocp.StandardCheckpointer() as checkpointer:
-        params = checkpointer.restore(path, abstract)
+
+    def abstract(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(path, jax.tree.map(abstract, _metadata(path)))
+    except Exception as error:  # Orbax and its store raise all kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SetupError(f"{path} is damaged: {reason[:200]}") from error
     return {name: np.asarray(leaf) for name, leaf in _leaves(params).items()}
 
 

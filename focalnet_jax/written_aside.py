@@ -20,7 +20,11 @@ def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
         if aside.is_dir() and path.exists():
             old = path.with_name(f"{aside.name}.old")
             path.rename(old)
-            aside.rename(path)
+            try:
+                aside.rename(path)
+            except BaseException:
+                old.rename(path)
+                raise
             shutil.rmtree(old)
         else:
             aside.replace(path)

@@ -71,7 +71,7 @@ def test_imports_point_one_way(path):
 
 def test_neither_tensorflow_nor_torch_at_run_time():
     program = (
-        "import sys, focalnet_jax.train\n"
+        "import sys, focalnet_jax.train, focalnet_jax.parity.__main__\n"
         "print([m for m in ('tensorflow', 'torch') if m in sys.modules])"
     )
     result = subprocess.run(

@@ -32,12 +32,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     """Serves a directory, and redirects `/resolve/` as the Hugging Face Hub does."""
 
     requests: list
+    served = ("model.safetensors",)
 
     def do_GET(self):
         self.requests.append((self.path, self.headers.get("Authorization")))
         if "/resolve/" in self.path:
             name = self.path.rpartition("/")[2]
-            if name != "model.safetensors" or "nobody" in self.path:
+            if name not in self.served or "nobody" in self.path:
                 self.send_error(404)
                 return
             self.send_response(302)
@@ -133,6 +134,45 @@ def test_what_is_not_there_is_said(network, tmp_path):
     with pytest.raises(SetupError, match="did you mean 'focalnet_tiny_srf'"):
         load_model("focalnet_tiny_sr")
     assert not list((tmp_path / "cache").rglob("*.*"))
+
+
+def test_the_hub_may_have_pytorchs_file_only(network, model, params, torch, monkeypatch):
+    directory, requests = network
+    monkeypatch.setattr(Handler, "served", ("pytorch_model.bin",))
+    write_weights(
+        directory / "pytorch_model.bin", to_torch(params, model, dialect="transformers")
+    )
+    assert_same(load_model("hf:someone/net").params, params)
+    assert [path.rpartition("/")[2] for path, _ in requests] == [
+        "model.safetensors",
+        "pytorch_model.bin",
+        "pytorch_model.bin",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["hf:a", "hf:/x", "hf:a/b/c", "hf:a/b c", "hf:a/bé", "hf:a/../b", "hf:a/b@/x"]
+)
+def test_names_on_the_hub_stay_in_the_cache(name, network):
+    with pytest.raises(SetupError, match="not of the form hf:OWNER/NAME"):
+        load_model(name)
+    assert network[1] == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\n<html>", "a web page"),
+        (b"what?\r\n\r\n", "can't download"),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: many\r\n\r\n", "can't download"),
+    ],
+)
+def test_odd_answers_are_one_line(answer, message, network, monkeypatch, tmp_path):
+    monkeypatch.setattr(Handler, "do_GET", lambda self: self.wfile.write(answer))
+    with pytest.raises(SetupError, match=message) as error:
+        load_model("focalnet_tiny_srf")
+    assert "\n" not in str(error.value)
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
 
 def test_an_answer_that_breaks_off_is_not_kept(network, monkeypatch, tmp_path):

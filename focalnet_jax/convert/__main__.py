@@ -15,16 +15,23 @@ dialect's implementation loads strictly.
 import argparse
 import ast
 import logging
+import os
 import pathlib
+import re
 import sys
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
 from focalnet_jax.convert.conversion import to_torch
 from focalnet_jax.convert.dialects import DIALECTS
-from focalnet_jax.convert.fit import HEADS, Changes, fit
-from focalnet_jax.convert.reading import read_model
+from focalnet_jax.convert.fit import HEADS, Changes, fit, is_exact
+from focalnet_jax.convert.reading import Reading, read_model
 from focalnet_jax.convert.weight_files import SUFFIXES, write_weights
 from focalnet_jax.errors import SetupError
+from focalnet_jax.model_description import BACKBONE_OPTIONS, HEAD_OPTIONS, Model
 from focalnet_jax.models import count_params
 from focalnet_jax.saved_params import absolute_path, save_params
 from focalnet_jax.written_aside import written_aside
@@ -48,37 +55,41 @@ def main(argv: list[str] | None = None) -> None:
         prefix=args.prefix,
         ignore=args.ignore,
     )
-    model, description, source = reading.model, reading.description, reading.source
-    dialect = source.dialect.name if source.dialect else "Flax"
-    print(f"read {source.origin}: {len(source.parameters):,} tensors, named as {dialect}")
-    overrides = "".join(f", {k}={v}" for k, v in description.overrides.items())
-    print(f"model: {description.name}{overrides}")
+    print_reading(reading)
+    model, description = reading.model, reading.description
     changes = Changes(
         args.head, args.resize_kernels, args.add_levels, args.allow_nan, args.seed
     )
-    fitted = fit(source, model, changes)
-    for note in reading.notes + fitted.notes:
+    to_file = destination.suffix in SUFFIXES
+    fitted = fit(reading.source, model, changes, keep_dtypes=to_file)
+    for note in fitted.notes + fitted.dtype_notes:
         print(f"note: {note}")
-
-    if destination.suffix in SUFFIXES:
-        recorded = description.source or {}
-        dialect = args.dialect or recorded.get("dialect", "microsoft")
+    if to_file:
+        dialect = args.dialect or _usual_dialect(reading)
         tensors = to_torch(
-            fitted.params,
-            model,
-            dialect=dialect,
-            dtype=_dtypes(fitted.dtypes, recorded.get("dtype")),
+            fitted.params, model, dialect=dialect, dtype=_dtypes(fitted.params, reading)
         )
+        for note in _what_a_file_lacks(model):
+            print(f"note: {note}")
         write_weights(destination, tensors, wrapper=DIALECTS[dialect].wrapper)
         print(f"wrote {destination}: {len(tensors):,} tensors, named as {dialect}")
         return
-    for note in fitted.dtype_notes:
-        print(f"note: {note}")
     with written_aside(destination) as aside:
         aside.mkdir()
         save_params(aside / "params", fitted.params)
         description.write(aside)
     print(f"wrote {destination}: {count_params(model):,} parameters, and model.json")
+
+
+def print_reading(reading: Reading) -> None:
+    """Says what was read, and as which model."""
+    source, description = reading.source, reading.description
+    dialect = source.dialect.name if source.dialect else "Flax"
+    print(f"read {source.origin}: {len(source.parameters):,} tensors, named as {dialect}")
+    overrides = "".join(f", {k}={v}" for k, v in description.overrides.items())
+    print(f"model: {description.name}{overrides}")
+    for note in reading.notes:
+        print(f"note: {note}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -96,7 +107,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         choices=list(DIALECTS),
         help="to write; SRC's own is recognised, and is the default",
     )
-    add("--num-classes", type=int, metavar="N", help="of the model's head")
+    add("--num-classes", type=whole, metavar="N", help="of the model's head")
     add("--head", choices=HEADS, help="a new head, or the 1K part of a 22K head")
     add("--resize-kernels", action="store_true", help="zero-pad or crop them, centred")
     add("--add-levels", action="store_true", help="add focal levels, gates at zero")
@@ -118,7 +129,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="an option of the model, such as normalize_modulator=True; repeatable",
     )
-    add("--image-size", type=int, metavar="N", help="that the weights are for")
+    add("--image-size", type=positive, metavar="N", help="that the weights are for")
     add("--prefix", help="take only the names that begin so, such as backbone.")
     add("--wrapper", help="the entry of SRC that holds the weights, such as teacher")
     add(
@@ -128,6 +139,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="leave out names that match, shell-style; repeatable",
     )
+
+
+def whole(text: str) -> int:
+    """A whole number from 0, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    if not whole(text):
+        raise argparse.ArgumentTypeError("it must be 1 at least")
+    return int(text)
 
 
 def parse_options(assignments: list[str]) -> dict[str, Any]:
@@ -150,36 +175,75 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         options["num_classes"] = args.num_classes
     if args.head == "in22k_to_in1k":
         options.setdefault("num_classes", 1000)
-    if args.head == "reset" and not {"num_classes", "out_stages"} & options.keys():
+    if args.head == "reset" and not HEAD_OPTIONS & options.keys():
         raise SetupError(
             "--head=reset needs --num-classes=N, or for a backbone "
-            "--set=out_stages=(0,1,2,3)"
+            "--set=out_stages=0,1,2,3"
         )
     return options
 
 
-def _dtypes(dtypes: dict[str, Any], recorded: str | dict | None) -> dict[str, Any]:
-    """What was widened on the way in has its own precision on the way out."""
-    if isinstance(recorded, str):
-        return dict.fromkeys(dtypes, recorded)
-    return dtypes | (recorded or {})
+def _usual_dialect(reading: Reading) -> str:
+    """That of the source, or from which it was converted."""
+    if BACKBONE_OPTIONS & reading.description.overrides.keys():
+        return "microsoft"  # no other has a place for a backbone's norms
+    if reading.source.dialect:
+        return reading.source.dialect.name
+    return (reading.description.source or {}).get("dialect", "microsoft")
+
+
+def _dtypes(params: dict[str, Any], reading: Reading) -> dict[str, np.dtype]:
+    """What was widened on the way in has its own precision on the way out.
+
+    That is, if nothing is lost by it: trained parameters stay as they are.
+    """
+    recorded = (reading.description.source or {}).get("dtype", {})
+    dtypes = {}
+    for path, array in traverse_util.flatten_dict(params, sep="/").items():
+        name = recorded if isinstance(recorded, str) else recorded.get(path)
+        narrow = jnp.dtype(name) if name else array.dtype
+        if is_exact(narrow, array.dtype):
+            with np.errstate(over="ignore"):
+                back = array.astype(narrow).astype(array.dtype)
+            if np.array_equal(back, array, equal_nan=True):
+                dtypes[path] = narrow
+    return dtypes
+
+
+def _what_a_file_lacks(model: Model) -> list[str]:
+    """Says which of the model's options whoever loads a file has to set."""
+    unseen = [
+        f"{option}=True"
+        for option in ("normalize_modulator", "use_postln")
+        if getattr(model.encoder, option)
+    ]
+    if model.encoder.use_conv_embed:
+        unseen.append(f"stem_padding={model.encoder.stem_padding}")
+    if not unseen:
+        return []
+    return [
+        f"a file does not hold the model's {', '.join(unseen)}: see that its reader has"
+    ]
 
 
 def _check_destination(path: pathlib.Path, *, overwrite: bool) -> None:
     is_file = path.suffix in SUFFIXES
-    if not is_file and path.suffix[1:].isalpha():
+    if not is_file and re.fullmatch(r"\.[A-Za-z]\w*", path.suffix):
         raise SetupError(
             f"{path.name} ends in {path.suffix!r}: DST is a directory, without an "
             f"ending, or a file in {', '.join(SUFFIXES)}"
         )
     if not path.exists():
+        parent = next(p for p in path.parents if p.exists())
+        if not parent.is_dir():
+            raise SetupError(f"{path} can't be written: {parent} is a file")
         return
     if is_file == path.is_dir():
         kind = "directory" if path.is_dir() else "file"
         raise SetupError(f"{path} is there already, and is a {kind}")
     if not overwrite:
         raise SetupError(f"{path} is there already; --overwrite replaces it")
-    if not is_file and not (path / "model.json").exists() and any(path.iterdir()):
+    if not is_file and set(os.listdir(path)) not in ({"params", "model.json"}, set()):
         raise SetupError(f"{path} is no converted directory, so it is not overwritten")
 
 
@@ -189,5 +253,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit("interrupted")
-    except SetupError as error:
+    except (SetupError, OSError) as error:
         sys.exit(f"error: {error}")

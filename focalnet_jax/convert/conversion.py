@@ -58,8 +58,9 @@ def from_torch(
 
     Returns:
       The tree for `model.apply({"params": ...}, images)`: new arrays of the model's
-      `param_dtype` that share no memory with the source. What a reader should know
-      (other precisions, parts left out) is logged as a warning.
+      `param_dtype` (float64 needs `jax_enable_x64`) that share no memory with the
+      source. What a reader should know (other precisions, parts left out) is logged as
+      a warning.
 
     Raises:
       SetupError: an unreadable file, another architecture, or names and shapes that
@@ -175,8 +176,10 @@ def _check_tree(flat: Mapping[str, Any], model: Model) -> None:
 def _check_expresses(dialect: Dialect, model: Model, flat: Mapping[str, Any]) -> None:
     """Raises SetupError for a net that the dialect's implementation can't be."""
     encoder = model.encoder
-    for option in ("patch_size", "focal_factor"):
+    for option in ("patch_size", "focal_factor", "stem_padding"):
         known, value = getattr(dialect, option), getattr(encoder, option)
+        if option == "stem_padding" and not encoder.use_conv_embed:
+            continue
         if known not in (None, value):
             raise SetupError(
                 f"{dialect.name}'s FocalNet always has {option}={known}; the model has "

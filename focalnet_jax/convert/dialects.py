@@ -20,6 +20,9 @@ import numpy as np
 # {post} "_post" in a net with norms after the branches, else nothing.
 _BLOCK = "layers_{s}/blocks_{b}"
 _INTEGER_FIELDS = ("s", "next", "b", "l")
+_CONVOLUTIONS = re.compile(
+    r"(.*/)?((patch_embed|downsample)/proj|focal_layers_\d+)/kernel"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Dialect:
       pointwise: last names of the dense modules that are 1x1 convolutions there.
       inner_prefix: what the names of a net without its head lack.
       wrapper: the entry of a `.pth` file that its own loader reads.
-      patch_size, focal_factor: the only ones it knows; None for any.
+      patch_size, focal_factor, stem_padding: the only ones it knows; None for any.
     """
 
     name: str
@@ -46,10 +49,11 @@ class Dialect:
     wrapper: str | None = None
     patch_size: int | None = None
     focal_factor: int | None = None
+    stem_padding: int | None = None
 
     @property
     def anchor(self) -> str:
-        """The one name that no other dialect and no other architecture has."""
+        """The name of the stem's weight, which tells the dialects apart."""
         return self.outside["patch_embed/proj"] + ".weight"
 
     def key_of(self, path: str, *, use_postln: bool) -> str | None:
@@ -86,23 +90,21 @@ class Dialect:
         if not path.endswith("/kernel"):
             return array
         array = np.moveaxis(array, (-1, -2), (0, 1))
-        return array[..., None, None] if self._is_pointwise(path, array) else array
+        return array[..., None, None] if self._is_pointwise(path) else array
 
     def from_torch(self, path: str, array: np.ndarray) -> np.ndarray | None:
-        """Lays out a PyTorch array as Flax has it, a view; None if its rank is wrong."""
+        """Lays out a PyTorch array as Flax has it, a view; None for another layout."""
         if not path.endswith("/kernel"):
             return array if array.ndim == 1 else None
-        if array.ndim == 4 and array.shape[2:] == (1, 1):
-            if self._is_pointwise(path, array[..., 0, 0]):
-                return array[..., 0, 0].T
-        elif array.ndim == 2 and self._is_pointwise(path, array):
-            return None
-        if array.ndim not in (2, 4):
+        if self._is_pointwise(path):
+            return array[..., 0, 0].T if array.shape[2:] == (1, 1) else None
+        if array.ndim != (4 if _CONVOLUTIONS.fullmatch(path) else 2):
             return None
         return np.moveaxis(array, (0, 1), (-1, -2))
 
-    def _is_pointwise(self, path: str, array: np.ndarray) -> bool:
-        return array.ndim == 2 and path.split("/")[-2] in self.pointwise
+    def _is_pointwise(self, path: str) -> bool:
+        is_dense = not _CONVOLUTIONS.fullmatch(path)
+        return is_dense and path.split("/")[-2] in self.pointwise
 
     @functools.cached_property
     def _rows(self) -> list[tuple[re.Pattern, re.Pattern, str, str]]:
@@ -192,6 +194,7 @@ TIMM = Dialect(
     pointwise=frozenset({"f", "h", "proj", "fc1", "fc2"}),
     patch_size=4,
     focal_factor=2,
+    stem_padding=2,
 )
 
 # huggingface/transformers: `FocalNetForImageClassification`; `FocalNetModel` lacks the
@@ -223,6 +226,7 @@ TRANSFORMERS = Dialect(
     pointwise=frozenset({"h"}),
     inner_prefix="focalnet.",
     focal_factor=2,
+    stem_padding=2,
 )
 
 DIALECTS = {dialect.name: dialect for dialect in (MICROSOFT, TIMM, TRANSFORMERS)}

@@ -1,5 +1,6 @@
 """Parameters of one model for another: strictly, or changed as asked."""
 
+import collections
 import dataclasses
 import re
 from typing import Any
@@ -12,7 +13,7 @@ from flax import traverse_util
 from focalnet_jax.convert.infer import nearest_variant, visible_settings
 from focalnet_jax.convert.names import Parameter, Source
 from focalnet_jax.errors import SetupError, did_you_mean
-from focalnet_jax.model_description import Model
+from focalnet_jax.model_description import HEAD_OPTIONS, Model
 from focalnet_jax.models import FocalNet
 
 HEADS = ("reset", "in22k_to_in1k")
@@ -30,7 +31,8 @@ class Changes:
       resize_kernels: zero-pads or crops depthwise kernels around their centre, as the
         official recipes for dense prediction.
       add_levels: keeps the levels that are there; the gates of new ones start at zero,
-        their kernels as in a new model.
+        their kernels as in a new model. What is computed changes all the same: the
+        global level averages the last one, and a normalised modulator is divided by more.
       allow_nan: lets NaN and infinity pass.
       seed: of everything that starts anew.
     """
@@ -53,14 +55,12 @@ class Fitted:
     """Parameters that fit a model.
 
     Attributes:
-      params: nested dict of numpy arrays of the model's `param_dtype`.
-      dtypes: of the source, by Flax path.
+      params: nested dict of numpy arrays.
       notes: what a reader should know.
       dtype_notes: the same about their precision.
     """
 
     params: dict[str, Any]
-    dtypes: dict[str, np.dtype]
     notes: tuple[str, ...]
     dtype_notes: tuple[str, ...]
 
@@ -78,8 +78,16 @@ def _initializer(model: Model):
     return model.init, jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def fit(source: Source, model: Model, changes: Changes) -> Fitted:
+def fit(
+    source: Source, model: Model, changes: Changes, *, keep_dtypes: bool = False
+) -> Fitted:
     """Checks parameters against a model and gives them its dtype.
+
+    Args:
+      source: the parameters.
+      model: that they are for.
+      changes: what may differ.
+      keep_dtypes: leave them in the precision that they have.
 
     Raises:
       SetupError: listing every name that is unknown, missing or doubled, every shape
@@ -91,15 +99,18 @@ def fit(source: Source, model: Model, changes: Changes) -> Fitted:
     _check_names_and_shapes(source, model, given, new, expected)
     _check_values(given, expected, allow_nan=changes.allow_nan)
 
+    dtypes = {path: parameter.array.dtype for path, parameter in given.items()}
+    target = {
+        path: dtypes[path] if keep_dtypes else expected[path].dtype for path in given
+    }
     flat = {
-        path: cast(parameter.key, parameter.array, expected[path].dtype)
+        path: cast(parameter.key, parameter.array, target[path])
         for path, parameter in given.items()
     }
     if new:
         flat |= _initial(model, new, changes.seed)
-    dtypes = {path: parameter.array.dtype for path, parameter in given.items()}
     params = traverse_util.unflatten_dict(flat, sep="/")
-    return Fitted(params, dtypes, notes, _about_dtypes(dtypes, expected))
+    return Fitted(params, notes, _about_dtypes(dtypes, target))
 
 
 def cast(name: str, array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
@@ -120,6 +131,7 @@ def _change(
 ) -> tuple[dict[str, Parameter], list[str], tuple[str, ...]]:
     """The source's parameters as asked for, paths to start anew, and notes."""
     given, new, notes = dict(source.parameters), [], source.notes
+    encoder = model.encoder
 
     def replace(path, array):
         given[path] = dataclasses.replace(given[path], array=array)
@@ -145,10 +157,13 @@ def _change(
         levels = [path for path in expected if _is_added_level(path, given)]
         new += levels
         notes += (f"new: {len(levels)} kernels of added focal levels",)
+        if levels:
+            notes += (
+                "the global level now averages the last added one"
+                + (", and the division is by more levels" * encoder.normalize_modulator),
+            )
     for path in expected.keys() & given.keys():
         array, shape = given[path].array, expected[path].shape
-        if array.ndim != len(shape):
-            continue
         if changes.resize_kernels and "/focal_layers_" in path:
             replace(path, _resize(array, shape[:2]))
         elif changes.add_levels and "/modulation/f/" in path:
@@ -226,7 +241,7 @@ def _check_names_and_shapes(
 
     problems = list(source.problems)
     for path, parameter in given.items():
-        shape = list(parameter.shape)
+        shape = list(parameter.tensor.shape)
         if path not in expected:
             problems.append(f"{parameter.key} {shape} is not in the model")
         elif parameter.array.shape != expected[path].shape:
@@ -273,21 +288,27 @@ def _remedies(there: dict, here: dict, unlike: list[str]) -> list[str]:
     remedies = []
     if there.get("num_classes") == 21_842 and here.get("num_classes") == 1000:
         remedies.append(
-            'an ImageNet-22K head: head="in22k_to_in1k" takes its part for ImageNet-1K'
+            'an ImageNet-22K head: head="in22k_to_in1k" (--head=in22k_to_in1k) takes '
+            "its part for ImageNet-1K"
         )
-    if {"num_classes", "out_stages", "out_norm"} & set(unlike):
-        remedies.append('head="reset" starts the model\'s head anew')
+    if set(here.get("out_stages", ())) < set(there.get("out_stages", ())):
+        stage = min(set(there["out_stages"]) - set(here["out_stages"]))
+        remedies.append(f'ignore=["norm{stage}.*"] (--ignore) leaves a norm out')
+    if HEAD_OPTIONS & set(unlike):
+        remedies.append('head="reset" (--head=reset) starts the model\'s head anew')
     if "focal_levels" in unlike:
         pairs = zip(there["focal_levels"], here["focal_levels"])
         if all(weights <= model for weights, model in pairs):
             remedies.append(
                 "weights of a smaller receptive field (SRF for LRF): add_levels=True "
-                "adds the focal levels"
+                "(--add-levels) adds the focal levels"
             )
         else:
             remedies.append("weights of a larger receptive field (LRF for SRF)")
     if "focal_windows" in unlike:
-        remedies.append("resize_kernels=True zero-pads or crops the kernels")
+        remedies.append(
+            "resize_kernels=True (--resize-kernels) zero-pads or crops the kernels"
+        )
     return remedies
 
 
@@ -311,27 +332,27 @@ def _check_values(
         first = next(iter(bad))
         raise SetupError(
             f"{len(bad)} of {len(given)} tensors hold NaN or infinity, the first "
-            f"{first} with {bad[first]:,}; allow_nan=True takes them as they are"
+            f"{first} with {bad[first]:,}; allow_nan=True (--allow-nan) takes them "
+            "as they are"
         )
 
 
 def _about_dtypes(
-    dtypes: dict[str, np.dtype], expected: dict[str, jax.ShapeDtypeStruct]
+    dtypes: dict[str, np.dtype], target: dict[str, np.dtype]
 ) -> tuple[str, ...]:
     """Says which precision became which, and whether that is exact."""
-    changes: dict[tuple[np.dtype, np.dtype], int] = {}
-    for path, dtype in dtypes.items():
-        if dtype != expected[path].dtype:
-            pair = dtype, expected[path].dtype
-            changes[pair] = changes.get(pair, 0) + 1
+    changes = collections.Counter(
+        (dtypes[path], target[path]) for path in dtypes if dtypes[path] != target[path]
+    )
     return tuple(
         f"{count:,} tensors: {before} widened to {after}, exactly"
-        if _is_exact(before, after)
+        if is_exact(before, after)
         else f"{count:,} tensors: {before} rounded to {after}"
         for (before, after), count in changes.items()
     )
 
 
-def _is_exact(before: np.dtype, after: np.dtype) -> bool:
+def is_exact(before: np.dtype, after: np.dtype) -> bool:
+    """Whether every number of one precision is one of the other."""
     before, after = jnp.finfo(before), jnp.finfo(after)
     return before.nmant <= after.nmant and before.nexp <= after.nexp

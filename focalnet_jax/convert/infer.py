@@ -11,6 +11,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 # Options that leave no trace in the weights and change what is computed.
 _UNSEEN = ("normalize_modulator", "use_postln", "stem_padding")
+_DISPUTED = ("focalnet_large_fl4", "focalnet_xlarge_fl4")  # see `create_model`
 
 
 def visible_settings(shapes: Shapes, *, use_postln: bool | None = None) -> dict[str, Any]:
@@ -26,7 +27,9 @@ def visible_settings(shapes: Shapes, *, use_postln: bool | None = None) -> dict[
 
     def shape_of(path):
         if path not in shapes:
-            raise SetupError(f"the weights lack {path}, so their model can't be inferred")
+            raise SetupError(
+                f"the weights lack {path}, so their model can't be inferred: name it"
+            )
         return shapes[path]
 
     def indices(pattern):
@@ -40,12 +43,15 @@ def visible_settings(shapes: Shapes, *, use_postln: bool | None = None) -> dict[
         depths.append(len(indices(rf"{blocks}(\d+)/")))
         kernels = f"{blocks}0/modulation/focal_layers_"
         levels.append(len(indices(rf"{kernels}(\d+)/")))
-        sizes = [shape_of(f"{kernels}{i}/kernel")[0] for i in range(levels[-1])]
-        windows.append(sizes[0] if sizes else 0)
+        sizes = [shape_of(f"{kernels}{i}/kernel")[0] for i in range(max(levels[-1], 1))]
+        windows.append(sizes[0])
         growths |= {after - before for before, after in itertools.pairwise(sizes)}
     downsample = shapes.get("layers_0/downsample/proj/kernel")
     overlaps = downsample[0] == 3 if downsample else kernel_size == 7
-    width, hidden_dim = shape_of("layers_0/blocks_0/mlp/fc1/kernel")
+    mlps = [
+        shape_of(f"layers_{stage}/blocks_0/mlp/fc1/kernel")
+        for stage in range(len(depths))
+    ]
 
     settings = dict(
         depths=tuple(depths),
@@ -56,21 +62,35 @@ def visible_settings(shapes: Shapes, *, use_postln: bool | None = None) -> dict[
         use_conv_embed=overlaps,
         use_layerscale="layers_0/blocks_0/gamma_1" in shapes,
         use_postln_in_modulation="layers_0/blocks_0/modulation/ln/scale" in shapes,
-        mlp_ratio=hidden_dim / width,
+        mlp_ratio=_mlp_ratio(mlps),
         in_channels=in_channels,
     )
     if len(growths) == 1:
         settings["focal_factor"] = growths.pop()
     if use_postln is not None:
         settings["use_postln"] = use_postln
-    if "norm/scale" in shapes:
-        head = shapes.get("head/kernel")
-        settings["num_classes"] = head[1] if head else 0
-    else:
-        out_stages = tuple(indices(r"norm(\d+)/"))
-        settings["out_stages"] = out_stages or tuple(range(len(depths)))
-        settings["out_norm"] = bool(out_stages)
-    return settings
+    return settings | head_settings(shapes)
+
+
+def _mlp_ratio(mlps: list[tuple[int, int]]) -> float:
+    """A ratio that gives each width its hidden width, which is rounded down."""
+    width, hidden_dim = max(mlps)
+    ratios = hidden_dim / width, (hidden_dim + 0.5) / width
+    fitting = (r for r in ratios if all(int(w * r) == hidden for w, hidden in mlps))
+    return next(fitting, ratios[0])
+
+
+def head_settings(shapes: Shapes) -> dict[str, Any]:
+    """What the weights show of what comes after the encoder.
+
+    A classifier's `num_classes`, or `out_stages` and `out_norm` of a backbone.
+    """
+    if any(re.match(r"(norm|head)/", path) for path in shapes):
+        head = shapes.get("head/bias")
+        return {"num_classes": head[0] if head else 0}
+    stages = {int(m[1]) for path in shapes if (m := re.match(r"layers_(\d+)/", path))}
+    normed = {int(m[1]) for path in shapes if (m := re.match(r"norm(\d+)/", path))}
+    return {"out_stages": tuple(sorted(normed or stages)), "out_norm": bool(normed)}
 
 
 def nearest_variant(settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -100,12 +120,22 @@ def unseen_options(name: str, settings: dict[str, Any], overrides: dict[str, Any
       overrides: what was chosen beside the name, and needs no saying.
     """
     defaults = {option: ENCODER_OPTIONS[option].default for option in _UNSEEN}
-    chosen = set(settings) | set(overrides)
-    if not settings["use_conv_embed"]:
-        chosen.add("stem_padding")  # there is none
-    values = ", ".join(
-        f"{option}={(defaults | VARIANTS[name])[option]}"
+    taken = {
+        option: (defaults | VARIANTS[name])[option]
         for option in _UNSEEN
-        if option not in chosen
-    )
-    return f"the weights do not show {values}: taken from {name}" if values else ""
+        if option not in settings and option not in overrides
+    }
+    if not settings.get("use_conv_embed"):
+        taken.pop("stem_padding", None)  # there is none
+    if not taken:
+        return ""
+    values = ", ".join(f"{option}={value}" for option, value in taken.items())
+    note = f"the weights do not show {values}: taken from {name}"
+    if "normalize_modulator" in taken and name in _DISPUTED:
+        note += "; sources disagree about normalize_modulator of this variant"
+    if "stem_padding" in taken and "out_stages" in settings:
+        note += (
+            "; backbones for dense prediction have stem_padding=3 in the official code, "
+            "2 in FocalNet-DINO"
+        )
+    return note

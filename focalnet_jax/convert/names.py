@@ -23,13 +23,13 @@ class Parameter:
 
     Attributes:
       key: its name there.
-      shape: its shape there.
-      array: its values in Flax's layout, a view; as they are there if the rank is wrong.
+      tensor: its values as they are there.
+      array: the same in Flax's layout, a view.
       dialect_key: its name without prefixes.
     """
 
     key: str
-    shape: tuple[int, ...]
+    tensor: np.ndarray
     array: np.ndarray
     dialect_key: str
 
@@ -96,29 +96,40 @@ def understand(
         if not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignore)
     }
     candidates = [DIALECTS[dialect]] if dialect else list(DIALECTS.values())
-    chosen, lead = _find_stem(weights.origin, tensors, candidates, prefix)
     notes = weights.notes
     if prefix is not None:
-        others = [key for key in tensors if not key.startswith(prefix)]
-        if others:
-            notes += (f"{len(others):,} tensors outside of {prefix!r} are left out",)
-        tensors = {k: v for k, v in tensors.items() if k.startswith(prefix)}
+        prefix = prefix.removesuffix(".") + "."
+        inside = {k: v for k, v in tensors.items() if k.startswith(prefix)}
+        if len(inside) < len(tensors):
+            count = len(tensors) - len(inside)
+            notes += (f"{count:,} tensors outside of {prefix!r} are left out",)
+        tensors = inside
+    chosen, lead = _find_stem(weights.origin, tensors, candidates, prefix)
 
-    parameters, problems = {}, []
+    parameters, problems, strangers = {}, [], []
     for key, tensor in tensors.items():
         dialect_key = _dialect_key(key, lead, chosen)
         path = dialect_key and chosen.path_of(dialect_key)
         if path is None:
-            problems.append(f"{key} {list(tensor.shape)} is no parameter of a FocalNet")
-        elif path in parameters:
-            problems.append(f"{key} and {parameters[path].key} are both {path}")
-        else:
-            array = chosen.from_torch(path, tensor)
-            parameters[path] = Parameter(
-                key, tensor.shape, tensor if array is None else array, dialect_key
+            strangers.append(key)
+            continue
+        array = chosen.from_torch(path, tensor)
+        if array is None:
+            problems.append(
+                f"{key} {list(tensor.shape)} has not the layout of {chosen.name}"
             )
+        else:
+            parameters[path] = Parameter(key, tensor, array, dialect_key)
     if not any("/modulation/" in path for path in parameters):
-        raise _no_focalnet(weights.origin, tensors)
+        raise _no_focalnet(weights.origin, tensors, prefix)
+    for key in strangers:
+        twin = parameters.get(chosen.path_of(_strip_known(key)))
+        shape = list(tensors[key].shape)
+        if twin:
+            other = f"{twin.key} {list(twin.tensor.shape)}"
+            problems.append(f"{key} {shape} and {other} are the same parameter")
+        else:
+            problems.append(f"{key} {shape} is no parameter of a FocalNet")
     return Source(weights.origin, chosen, parameters, tuple(problems), notes)
 
 
@@ -145,7 +156,7 @@ def _find_stem(
             f"{origin} holds several nets, with the stems {', '.join(found)}: say which "
             "by the prefix of its names"
         )
-    # Of one stem under two prefixes, both are kept, to be reported as a double match.
+    # Of one stem under two prefixes the second is reported as a double match.
     dialect, lead, outer = min(found.values(), key=lambda stem: len(stem[1]))
     if prefix is None and _strip_known(outer):
         raise SetupError(
@@ -156,17 +167,13 @@ def _find_stem(
 
 
 def _dialect_key(key: str, lead: str, dialect: Dialect) -> str | None:
-    """The name in the dialect's table, without prefixes; None if it has another one."""
+    """The name in the dialect's table; None for one that doesn't begin as the stem's."""
     outer = lead.removesuffix(dialect.inner_prefix)
-    if lead == outer:  # A net without the inner prefix, if there is one.
-        if key.startswith(lead):
-            inner = dialect.inner_prefix + key.removeprefix(lead)
-            if dialect.path_of(inner):
-                return inner
-    elif key.startswith(outer) and dialect.path_of(key.removeprefix(outer)):
-        return key.removeprefix(outer)
-    stripped = _strip_known(key)  # The same parameter under another prefix?
-    return stripped if dialect.path_of(stripped) else None
+    if not key.startswith(outer):
+        return None
+    # A net without its head lacks the inner prefix.
+    inner = dialect.inner_prefix if lead == outer else ""
+    return inner + key.removeprefix(outer)
 
 
 def _strip_known(key: str) -> str:

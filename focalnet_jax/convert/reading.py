@@ -1,27 +1,33 @@
 """Parameters and the model they belong to, from wherever they lie."""
 
 import dataclasses
+import fnmatch
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
-from focalnet_jax.convert.infer import nearest_variant, unseen_options, visible_settings
+from focalnet_jax.convert.infer import (
+    head_settings,
+    nearest_variant,
+    unseen_options,
+    visible_settings,
+)
 from focalnet_jax.convert.names import Parameter, Source, understand
 from focalnet_jax.convert.weight_files import read_weights
-from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.errors import SetupError
 from focalnet_jax.model_description import (
+    BACKBONE_OPTIONS,
+    HEAD_OPTIONS,
     Model,
     ModelDescription,
     create,
     default_preprocessing,
     find_description,
 )
-from focalnet_jax.releases import RELEASES, fetch, is_remote
+from focalnet_jax.releases import fetch, is_remote, unknown_name
 from focalnet_jax.saved_params import absolute_path, check_holds_params, read_arrays
-
-_HEAD_OPTIONS = ("num_classes", "out_stages", "out_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +65,7 @@ def read_model(
       name: of the variant; None takes the recorded or the nearest one.
       options: of the model, over those that are recorded or seen.
       image_size: that the weights are for; None takes the recorded or the usual one.
-      wrapper, prefix, ignore: as for `from_torch`.
+      wrapper, prefix, ignore: as for `from_torch`; a directory has only `ignore`.
 
     Raises:
       SetupError: nothing there, unreadable, another architecture, or no such model.
@@ -69,77 +75,95 @@ def read_model(
     if not path.exists() and is_remote(source):
         path = epath.Path(fetch(source))
     if not path.exists():
-        could_be_release = "/" not in source and not path.suffix
-        hint = did_you_mean(source, RELEASES) if could_be_release else ""
-        raise SetupError(f"there is no {source}{hint}")
+        raise SetupError(unknown_name(source))
     if path.is_dir():
-        found, description = _read_directory(path)
+        if prefix or wrapper:
+            raise SetupError(f"{path} is a directory: prefix and wrapper are for files")
+        found, description = _read_directory(path, ignore)
+        settings = {}
     else:
         weights = read_weights(path, wrapper=wrapper)
         found = understand(weights, prefix=prefix, ignore=ignore)
-        description = _describe(found, name, weights.sha256)
+        settings = head_settings(found.shapes)
+        if name is None:  # else nothing has to be inferred, and `fit` says what lacks
+            settings |= visible_settings(found.shapes, use_postln=found.use_postln)
+        description = _describe(found, name, settings, weights.sha256)
     overrides = _with_options(description.overrides, options or {})
-    description = dataclasses.replace(
-        description, name=name or description.name, overrides=overrides
+    keeps_head = all(
+        overrides.get(option) == description.overrides.get(option)
+        for option in HEAD_OPTIONS
     )
+    preprocessing = description.preprocessing
     if image_size is not None:
-        preprocessing = dataclasses.replace(
-            description.preprocessing, image_size=image_size
-        )
-        description = dataclasses.replace(description, preprocessing=preprocessing)
+        preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
+    description = dataclasses.replace(
+        description,
+        name=name or description.name,
+        overrides=overrides,
+        preprocessing=preprocessing,
+        classes=description.classes if keeps_head else None,
+    )
     try:
         model = create(description.name, overrides)
     except (TypeError, ValueError) as error:
         raise SetupError(str(error)) from error
-    notes = () if path.is_dir() else _about(found, description.name, options or {})
+    notes = ()
+    if not path.is_dir():
+        settings |= {"use_conv_embed": model.encoder.use_conv_embed}
+        note = unseen_options(description.name, settings, options or {})
+        notes = (note,) if note else ()
     return Reading(found, description, model, notes)
 
 
-def _read_directory(path: epath.Path) -> tuple[Source, ModelDescription]:
+def _read_directory(
+    path: epath.Path, ignore: Sequence[str]
+) -> tuple[Source, ModelDescription]:
     params_path = check_holds_params(path)
     description = find_description(params_path.parent)
     if description is None:
         raise SetupError(f"{path} has parameters but no model.json to say of what model")
     parameters = {
-        name: Parameter(name, array.shape, array, name)
+        name: Parameter(name, array, array, name)
         for name, array in read_arrays(params_path).items()
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)
     }
     return Source(str(params_path), None, parameters), description
 
 
-def _describe(source: Source, name: str | None, sha256: str) -> ModelDescription:
-    settings = visible_settings(source.shapes, use_postln=source.use_postln)
-    nearest, overrides = nearest_variant(settings)
-    if name is not None:
+def _describe(
+    source: Source, name: str | None, settings: dict[str, Any], sha256: str
+) -> ModelDescription:
+    if name is None:
+        name, overrides = nearest_variant(settings)
+    else:
         # A name says nothing about the head, so that is as in the weights.
-        overrides = {k: v for k, v in settings.items() if k in _HEAD_OPTIONS}
-    dtypes = {path: str(p.array.dtype) for path, p in source.parameters.items()}
-    is_one = len(set(dtypes.values())) == 1
+        overrides = settings
     return ModelDescription(
-        name=name or nearest,
+        name=name,
         overrides=overrides,
-        preprocessing=default_preprocessing(name or nearest),
+        preprocessing=default_preprocessing(name),
         source={
             "file": source.origin,
             "sha256": sha256,
             "dialect": source.dialect.name,
-            "dtype": next(iter(dtypes.values())) if is_one else dtypes,
+            "dtype": _by_dtype(source),
         },
     )
 
 
-def _about(source: Source, name: str, options: dict[str, Any]) -> tuple[str, ...]:
-    settings = visible_settings(source.shapes, use_postln=source.use_postln)
-    unseen = unseen_options(name, settings, options)
-    return (unseen,) if unseen else ()
+def _by_dtype(source: Source) -> str | dict[str, str]:
+    """The precision of all parameters, or of each if they are several."""
+    dtypes = {path: p.array.dtype.name for path, p in source.parameters.items()}
+    return dtypes if len(set(dtypes.values())) > 1 else next(iter(dtypes.values()))
 
 
 def _with_options(overrides: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """A classifier's head makes way for a backbone's, and the other way round."""
-    if {"out_stages", "out_norm"} & options.keys():
-        overrides = {k: v for k, v in overrides.items() if k != "num_classes"}
-    elif "num_classes" in options:
-        overrides = {
-            k: v for k, v in overrides.items() if k not in ("out_stages", "out_norm")
-        }
-    return overrides | options
+    if "num_classes" in options and BACKBONE_OPTIONS & options.keys():
+        raise SetupError("num_classes is for classifiers, out_stages for backbones")
+    gone = frozenset()
+    if "num_classes" in options:
+        gone = BACKBONE_OPTIONS
+    elif BACKBONE_OPTIONS & options.keys():
+        gone = {"num_classes"}
+    return {k: v for k, v in overrides.items() if k not in gone} | options

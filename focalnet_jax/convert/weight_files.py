@@ -26,6 +26,7 @@ SUFFIXES = (*_SAFETENSORS, *_PICKLES)
 
 # Under these names, in this order, checkpoints hold their weights.
 _WRAPPERS = ("state_dict", "model", "teacher")
+_DEPTH = 8  # of wrappers; a pickle may hold itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ def read_weights(
     if isinstance(source, Mapping):
         origin, content, sha256 = "the state dict", source, None
     else:
-        path = pathlib.Path(source)
+        path = pathlib.Path(source).expanduser()
         _check_readable(path)
         read = _read_safetensors if path.suffix in _SAFETENSORS else _read_pickle
         origin, content = path.name, read(path)
@@ -146,7 +147,7 @@ def _unwrap(
     origin: str, content: Any, wrapper: str | None
 ) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     notes = ()
-    while True:
+    for _ in range(_DEPTH):
         if not isinstance(content, Mapping):
             raise SetupError(
                 f"{origin} holds {type(content).__name__}, not named tensors"
@@ -174,6 +175,7 @@ def _unwrap(
                 f"those under {', '.join(map(repr, others))}",
             )
         content = content[found[0]]
+    raise SetupError(f"{origin} has wrappers in wrappers, {_DEPTH} deep")
 
 
 def _holds_tensors(content: Mapping) -> bool:
@@ -192,12 +194,17 @@ def _to_numpy(origin: str, name: str, tensor: Any) -> np.ndarray:
     if not type(tensor).__module__.startswith("torch"):
         return np.asarray(tensor)
     torch = _import_torch("for torch tensors")
-    tensor = tensor.detach().cpu()
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise SetupError(f"{origin} holds {name!r} as a sparse or quantised tensor")
-    if tensor.dtype == torch.bfloat16:  # numpy's comes from ml_dtypes
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+    try:
+        tensor = tensor.detach().cpu()
+        if tensor.dtype == torch.bfloat16:  # numpy's comes from ml_dtypes
+            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        # Sparse, quantised, float8, without data ...
+        raise SetupError(
+            f"{origin} holds {name!r} as {tensor.dtype}, {tensor.layout}, on "
+            f"{tensor.device}, which is no plain array: {_first_line(error)}"
+        ) from error
 
 
 def write_weights(
@@ -216,11 +223,15 @@ def write_weights(
     with written_aside(path) as aside:
         if path.suffix in _SAFETENSORS:
             # transformers reads only files that say so.
-            safetensors.numpy.save_file(dict(tensors), aside, metadata={"format": "pt"})
+            try:
+                safetensors.numpy.save_file(dict(tensors), aside, {"format": "pt"})
+            except safetensors.SafetensorError as error:
+                raise SetupError(f"can't write {path}: {_first_line(error)}") from error
         else:
             torch = _import_torch(f"to write {path}")
             content = {name: _to_tensor(torch, array) for name, array in tensors.items()}
-            torch.save({wrapper: content} if wrapper else content, aside)
+            with aside.open("wb") as file:
+                torch.save({wrapper: content} if wrapper else content, file)
 
 
 def _to_tensor(torch, array: np.ndarray):

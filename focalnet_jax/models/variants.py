@@ -226,6 +226,10 @@ def _check(encoder: FocalNetEncoder) -> None:
         value = getattr(encoder, option)
         if isinstance(field.default, bool) and not isinstance(value, bool):
             raise ValueError(f"{option}={value!r} is neither True nor False")
+    for option in ("drop_rate", "drop_path_rate", "mlp_ratio", "layerscale_value"):
+        value = getattr(encoder, option)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{option}={value!r} is not a number")
     for option in ("drop_rate", "drop_path_rate"):
         if not 0 <= getattr(encoder, option) < 1:
             value = getattr(encoder, option)

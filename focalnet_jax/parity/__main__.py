@@ -21,8 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
-from focalnet_jax.convert.__main__ import add_model_arguments, parse_options
+from focalnet_jax.convert import to_torch
+from focalnet_jax.convert.__main__ import (
+    add_model_arguments,
+    parse_options,
+    positive,
+    print_reading,
+)
 from focalnet_jax.convert.fit import Changes, fit
+from focalnet_jax.convert.names import Source
 from focalnet_jax.convert.reading import read_model
 from focalnet_jax.data import Preprocessing
 from focalnet_jax.errors import SetupError
@@ -51,27 +58,29 @@ def main(argv: list[str] | None = None) -> bool:
         prefix=args.prefix,
         ignore=args.ignore,
     )
-    model, description, source = reading.model, reading.description, reading.source
+    print_reading(reading)
+    model, source = reading.model, reading.source
     if not isinstance(model, FocalNet):
         raise SetupError("a backbone has no logits to compare")
     fitted = fit(source, model, Changes())
-    dialect = source.dialect.name if source.dialect else "Flax"
-    print(f"read {source.origin}: {len(source.parameters):,} tensors, named as {dialect}")
-    print(f"model: {description.name}")
-    for note in reading.notes + fitted.notes + fitted.dtype_notes:
+    for note in fitted.notes + fitted.dtype_notes:
         print(f"note: {note}")
 
     if args.golden:
-        return check_golden(args, description.name, model, fitted.params)
+        return check_golden(args, reading.description.name, model, fitted.params)
 
-    kind = args.against or ("timm" if dialect == "timm" else "transformers")
-    images = read_images(args, description.preprocessing, model)
+    is_timm = source.dialect is not None and source.dialect.name == "timm"
+    kind = args.against or ("timm" if is_timm else "transformers")
+    images = read_images(args, reading.description.preprocessing, model)
     verdict = compare_layers(
         model,
         fitted.params,
         kind,
         images.astype(args.precision),
-        tolerance=args.tolerance or TOLERANCES[args.precision],
+        source=source if source.dialect else None,
+        tolerance=TOLERANCES[args.precision]
+        if args.tolerance is None
+        else args.tolerance,
         batch_size=args.batch_size,
     )
     setting = (
@@ -86,7 +95,7 @@ def main(argv: list[str] | None = None) -> bool:
         write_report(
             pathlib.Path(args.report),
             verdict,
-            title=f"{source.origin}: {description.name}",
+            title=f"{source.origin}: {reading.description.name}",
             setting=setting,
         )
         print(f"wrote {args.report}")
@@ -113,9 +122,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--precision", choices=list(TOLERANCES), default="float32")
     add("--tolerance", type=float, help="on the layers' relative errors")
     add("--against", choices=["timm", "transformers"], help="the PyTorch side")
-    add("--batch-size", type=int, default=8, metavar="N")
+    add("--batch-size", type=positive, default=8, metavar="N")
     add_model_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.golden and args.report:
+        parser.error("--golden compares three numbers: it has no --report")
+    return args
 
 
 def read_images(
@@ -126,6 +138,10 @@ def read_images(
         side = preprocessing.image_size
         shape = (4, side, side, model.encoder.in_channels)
         return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    if model.encoder.in_channels != 3:
+        raise SetupError(
+            f"the model takes {model.encoder.in_channels} channels, images have 3"
+        )
     directory = pathlib.Path(args.images)
     if not directory.is_dir():
         raise SetupError(f"there is no directory {directory}")
@@ -160,18 +176,34 @@ def compare_layers(
     *,
     tolerance: float,
     batch_size: int = 8,
+    source: Source | None = None,
 ) -> Verdict:
-    """Runs both frameworks on the images and compares what each layer returns."""
+    """Runs both frameworks on the images and compares what each layer returns.
+
+    Args:
+      model, params: ours.
+      kind: of the peer.
+      images: `[n, h, w, c]`, of the precision to compare in.
+      tolerance: on the relative error of each layer.
+      batch_size: images at a time.
+      source: what `params` were converted from, for the peer to have it as it is; None
+        gives it `params`, converted.
+    """
     try:
         import torch
 
-        from focalnet_jax.parity.peers import build_peer, load_peer, run_peer
+        from focalnet_jax.parity import peers
     except ImportError as error:
-        raise SetupError(f"{error}: pip install 'focalnet_jax[parity]'") from error
-    peer = build_peer(kind, model)
+        raise SetupError(f"{error}: pip install '.[parity]'") from error
+    peer = peers.build_peer(kind, model)
     if images.dtype == np.float64:
         peer.double()
-    load_peer(peer, kind, params, model)
+    peers.load_peer(
+        peer,
+        to_torch(params, model, dialect=kind)
+        if source is None
+        else peers.own_state_dict(peer, kind, source, model.encoder.use_postln),
+    )
     if kind == "transformers":  # pads sizes that don't divide, where others floor
         model = model.clone(encoder=model.encoder.clone(pad_to_patch=True))
 
@@ -184,7 +216,7 @@ def compare_layers(
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         with torch.no_grad():
-            theirs = {k: v.numpy() for k, v in run_peer(peer, kind, batch).items()}
+            theirs = {k: v.numpy() for k, v in peers.run_peer(peer, kind, batch).items()}
         ours = apply(params, jnp.asarray(batch))
         comparison.add(jax.device_get({name: ours[name] for name in theirs}), theirs)
         if len(images) > batch_size:
@@ -222,5 +254,5 @@ if __name__ == "__main__":
         sys.exit(0 if main() else 1)
     except KeyboardInterrupt:
         sys.exit("interrupted")
-    except SetupError as error:
+    except (SetupError, OSError) as error:
         sys.exit(f"error: {error}")

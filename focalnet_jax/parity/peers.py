@@ -4,12 +4,14 @@ Both are written independently of this package. What they return is brought to
 `[batch, height, width, channels]` and called as in our models' outputs.
 """
 
+import importlib.util
 from typing import Any
 
 import numpy as np
 import torch
 
-from focalnet_jax.convert import to_torch
+from focalnet_jax.convert.dialects import DIALECTS
+from focalnet_jax.convert.names import Source
 from focalnet_jax.errors import SetupError, did_you_mean
 from focalnet_jax.models import FocalNet
 
@@ -29,18 +31,42 @@ def build_peer(kind: str, model: FocalNet) -> torch.nn.Module:
     encoder = model.encoder
     if encoder.use_conv_embed and encoder.stem_padding != 2:
         raise SetupError(f"{kind} always pads its stem by 2, not {encoder.stem_padding}")
+    if importlib.util.find_spec(kind) is None:
+        raise SetupError(f"{kind} is needed: pip install {kind}")
     build, _ = _PEERS[kind]
     try:
         return build(model).eval()
-    except ImportError as error:
-        raise SetupError(f"{kind} is needed: pip install {kind}") from error
+    except (ImportError, RuntimeError) as error:  # of a torchvision for another torch
+        reason = str(error).splitlines()[0]
+        raise SetupError(f"{kind} is installed but can't be used: {reason}") from error
 
 
-def load_peer(peer: torch.nn.Module, kind: str, params: Any, model: FocalNet) -> None:
-    """Gives a peer our parameters, strictly."""
-    state_dict = to_torch(params, model, dialect=kind)
-    tensors = {name: torch.from_numpy(array) for name, array in state_dict.items()}
+def load_peer(peer: torch.nn.Module, state_dict: dict[str, np.ndarray]) -> None:
+    """Gives a peer all of its weights, in its own precision."""
+    dtype = next(peer.parameters()).dtype
+    numpy_dtype = {torch.float64: np.float64}.get(dtype, np.float32)
+    tensors = {
+        name: torch.from_numpy(np.array(array, numpy_dtype, order="C"))
+        for name, array in state_dict.items()
+    }
     peer.load_state_dict(tensors, strict=True)
+
+
+def own_state_dict(peer: torch.nn.Module, kind: str, source: Source, use_postln: bool):
+    """A source's tensors under a peer's names, without a way through Flax.
+
+    Where the source has the peer's dialect they are its own names; else they are
+    renamed, and a dense layer becomes a 1x1 convolution or the other way round. Nothing
+    is transposed, so a mistake in the layouts of the conversion can't cancel out.
+    """
+    shapes = {name: tensor.shape for name, tensor in peer.state_dict().items()}
+    state_dict = {}
+    for path, parameter in source.parameters.items():
+        name = parameter.dialect_key
+        if source.dialect.name != kind:
+            name = DIALECTS[kind].key_of(path, use_postln=use_postln)
+        state_dict[name] = parameter.tensor.reshape(shapes[name])
+    return state_dict
 
 
 def run_peer(peer: torch.nn.Module, kind: str, images: np.ndarray) -> dict:

@@ -140,8 +140,14 @@ def test_a_directory_can_be_changed_on_the_way(weights, model, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["none.pth", "out"], "there is no none.pth"),
-        (["none", "out"], "there is no none"),
+        (["none.pth", "out"], "no file, directory or release is named 'none.pth'"),
+        (["focalnet_tiny_sr", "out"], "did you mean 'focalnet_tiny_srf'"),
+        (["focalnet_huge_fl3", "out"], "isotropic and huge weights are offline"),
+        (["focalnet_large_fl3", "out"], "that model is 'focalnet_large_lrf_384'"),
+        (["weights.safetensors", "empty.bin/out"], "empty.bin is a file"),
+        (["weights.safetensors", "out.h5"], "out.h5 ends in '.h5'"),
+        (["run", "out", "--prefix=backbone"], "prefix and wrapper are for files"),
+        (["run", "out"], "run/model.json is no description of a model"),
         (["weights.safetensors", "out.npz"], "out.npz ends in '.npz'"),
         (
             ["weights.safetensors", "out", "--model=focalnet_tny"],
@@ -166,6 +172,8 @@ def test_a_directory_can_be_changed_on_the_way(weights, model, capsys):
 )
 def test_bad_input_leaves_nothing_behind(arguments, expected, weights, torch):
     pathlib.Path("folder.pth").mkdir()
+    pathlib.Path("run/params").mkdir(parents=True)
+    pathlib.Path("run/model.json").write_text("null")
     pathlib.Path("empty.bin").touch()
     pathlib.Path("bomb.pth").write_bytes(pickle.dumps(print))
     write_weights(
@@ -191,6 +199,122 @@ def test_overwriting_replaces_the_whole(weights):
     run("out", "a.safetensors", "--overwrite", "--dialect=transformers")
     assert "classifier.bias" in read_weights("a.safetensors").tensors
     assert sorted(os.listdir()) == ["a.safetensors", "out", "weights.safetensors"]
+
+
+def test_a_training_run_is_never_overwritten(weights):
+    run("weights.safetensors", "runs/net")
+    pathlib.Path("runs/net/metrics.jsonl").touch()
+    with pytest.raises(SetupError, match="is no converted directory"):
+        run("weights.safetensors", "runs/net", "--overwrite")
+    assert sorted(os.listdir("runs/net")) == ["metrics.jsonl", "model.json", "params"]
+
+
+def test_what_was_there_comes_back_when_renaming_fails(weights, monkeypatch):
+    run("weights.safetensors", "out")
+    rename = pathlib.Path.rename
+
+    def fail_once(path, target):
+        if target.name == "out" and ".old" not in path.name:
+            raise OSError("no")
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", fail_once)
+    with pytest.raises(OSError, match="no"):
+        run(
+            "weights.safetensors", "out", "--overwrite", "--head=reset", "--num-classes=3"
+        )
+    assert load_model("out").model.num_classes == 5
+    assert sorted(os.listdir()) == ["out", "weights.safetensors"]
+
+
+def test_double_precision_goes_from_file_to_file_to_the_bit(
+    model, random_params, tmp_path
+):
+    source = to_torch(random_params(model), model, dialect="timm")
+    write_weights(tmp_path / "double.safetensors", source)
+    run(
+        tmp_path / "double.safetensors", tmp_path / "a.safetensors", "--dialect=microsoft"
+    )
+    run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--dialect=timm")
+    for key, array in read_weights(tmp_path / "b.safetensors").tensors.items():
+        assert array.tobytes() == source[key].tobytes()
+    # A directory holds what the model computes with, and says so.
+    run(tmp_path / "double.safetensors", tmp_path / "single")
+    run(tmp_path / "single", tmp_path / "c.safetensors")
+    arrays = read_weights(tmp_path / "c.safetensors").tensors.values()
+    assert {array.dtype.name for array in arrays} == {"float32"}
+
+
+def test_what_is_new_is_not_rounded_on_the_way_out(weights):
+    run("weights.safetensors", "start", "--head=reset", "--num-classes=3")
+    run("start", "out.safetensors")
+    tensors = read_weights("out.safetensors").tensors
+    assert tensors["norm.bias"].dtype == np.float16
+    new = np.asarray(load_model("start").params["head"]["kernel"])
+    np.testing.assert_array_equal(tensors["head.fc.weight"], new.T)
+    assert tensors["head.fc.weight"].dtype == np.float32
+
+
+def test_class_names_go_with_their_head(weights):
+    run("weights.safetensors", "start")
+    path = pathlib.Path("start/model.json")
+    description = json.loads(path.read_text()) | {"classes": list("abcde")}
+    path.write_text(json.dumps(description))
+    run("start", "same")
+    run("start", "other", "--head=reset", "--num-classes=3")
+    classes = [
+        json.loads(pathlib.Path(d, "model.json").read_text())["classes"]
+        for d in ("same", "other")
+    ]
+    assert classes == [list("abcde"), None]
+
+
+def test_damaged_directories_are_one_line(weights):
+    run("weights.safetensors", "start")
+    metadata = pathlib.Path("start/params/_METADATA")
+    metadata.write_text(metadata.read_text()[:100])
+    with pytest.raises(SetupError, match=r"start/params is damaged: ") as error:
+        run("start", "out")
+    assert "\n" not in str(error.value)
+
+
+def test_with_a_name_every_missing_tensor_is_listed(weights):
+    gone = [key for key in weights if "focal_layers" in key or key == "norm.weight"]
+    for key in gone:
+        del weights[key]
+    write_weights(pathlib.Path("cut.safetensors"), weights)
+    with pytest.raises(SetupError) as error:
+        run("cut.safetensors", "out", "--model=focalnet_tiny_srf", *OPTIONS)
+    for key in gone:
+        assert key in str(error.value)
+    with pytest.raises(SetupError, match="can't be inferred: name it"):
+        run("cut.safetensors", "out")
+
+
+def test_what_a_file_does_not_hold_is_said(random_params, tmp_path, capsys):
+    options = SMALL | dict(num_classes=5, stem_padding=3)
+    model = create_model("focalnet_large_fl4", **options)
+    tensors = to_torch(random_params(model), model, dialect="microsoft")
+    write_weights(tmp_path / "a.safetensors", tensors)
+    settings = ["--model=focalnet_large_fl4", "--set=stem_padding=3", *OPTIONS]
+    run(tmp_path / "a.safetensors", tmp_path / "b.pth", *settings)
+    assert (
+        "note: a file does not hold the model's normalize_modulator=True, "
+        "use_postln=True, stem_padding=3"
+    ) in capsys.readouterr().out
+    with pytest.raises(SetupError, match="timm's FocalNet always has stem_padding=2"):
+        to_torch(random_params(model), model, dialect="timm")
+
+
+def test_a_stage_can_be_left_out_of_a_backbone(weights):
+    run("weights.safetensors", "both", "--head=reset", "--set=out_stages=0,1")
+    with pytest.raises(SetupError, match=r"ignore=\[.norm0"):
+        run("both", "last", "--set=out_stages=(1,)")
+    run("both", "last", "--set=out_stages=(1,)", "--ignore=norm0/*")
+    run("both", "both.pth")  # as microsoft: no other dialect has the norms
+    run("both.pth", "again", "--ignore=norm0.*")
+    assert load_model("last").model == load_model("again").model
+    assert load_model("last").model.out_stages == (1,)
 
 
 def test_a_name_leaves_the_head_to_the_weights(weights, model):

@@ -57,7 +57,7 @@ def test_peers_take_our_state_dicts_and_give_theirs(kind, peers, torch):
     params = from_torch(peer.state_dict(), model)
     for tensor in peer.parameters():
         tensor.data.zero_()
-    peers.load_peer(peer, kind, params, model)
+    peers.load_peer(peer, to_torch(params, model, dialect=kind))
     for key, tensor in peer.state_dict().items():
         assert torch.equal(tensor, before[key]), key
 
@@ -194,7 +194,7 @@ def test_every_misfit_is_listed_at_once(params):
     assert lines[0] == "the state dict does not fit the model:"
     for expected in (
         "extra.weight [3] is no parameter of a FocalNet",
-        "module.norm.weight and norm.weight are both norm/scale",
+        "module.norm.weight [16] and norm.weight [16] are the same parameter",
         "head.bias is [7], the model has [5]",
         "norm.bias [16] is missing",
         "layers.0.blocks.0.modulation.h.weight [8, 8, 1, 1] is missing",
@@ -264,6 +264,44 @@ def test_another_architecture_is_one_line():
         with pytest.raises(SetupError, match="holds no FocalNet") as error:
             from_torch(source, small())
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_another_layout_is_never_taken_for_the_right_one(dialect, params):
+    """A square matrix would fit either way round."""
+    source = to_torch(params, small(), dialect=dialect)
+    for key, array in source.items():
+        if array.ndim == 1:
+            continue
+        if array.ndim == 2:
+            other = array[..., None, None]
+        else:
+            other = array.reshape(array.shape[:2] if array[0, 0].size == 1 else -1)
+        with pytest.raises(SetupError, match=f"has not the layout of {dialect}") as error:
+            from_torch(source | {key: other}, small())
+        assert f"  {key} {list(other.shape)} has not" in str(error.value)
+
+
+@pytest.mark.parametrize("ndim", [0, 1, 2, 3, 5])
+def test_no_shape_makes_a_trace(ndim, params):
+    source = to_torch(params, small(), dialect="timm")
+    for key, array in source.items():
+        if array.ndim == ndim:
+            continue
+        other = source | {key: np.zeros((3,) * ndim, np.float32)}
+        for changes in ({}, dict(head="reset", resize_kernels=True, add_levels=True)):
+            if changes and key.startswith("head"):
+                continue
+            with pytest.raises(SetupError):
+                from_torch(other, small(), **changes)
+
+
+def test_names_of_another_module_fill_nothing(params):
+    source = to_torch(params, small(), dialect="microsoft")
+    source = {f"backbone.{key}": array for key, array in source.items()}
+    norm = source.pop("backbone.norm.weight")
+    with pytest.raises(SetupError, match=r"encoder.norm.weight \[16\] is no parameter"):
+        from_torch(source | {"encoder.norm.weight": norm}, small())
 
 
 def test_head_reset_leaves_the_rest(params):
@@ -407,6 +445,24 @@ def test_what_differs_from_a_variant_is_inferred(caplog):
     backbone = create_backbone("focalnet_base_lrf", out_stages=(1, 3))
     name, overrides = infer_model(zeros(backbone))
     assert (name, overrides) == ("focalnet_base_lrf", {"out_stages": (1, 3)})
+
+
+@pytest.mark.parametrize(("embed_dim", "mlp_ratio"), [(96, 3.3), (352, 15 / 352), (8, 4)])
+def test_inferred_ratios_give_the_same_widths(embed_dim, mlp_ratio):
+    model = small(embed_dim=embed_dim, mlp_ratio=mlp_ratio)
+    shapes = {path: leaf.shape for path, leaf in abstract_params(model).items()}
+    name, overrides = infer_model(zeros(model, shapes=shapes))
+    inferred = abstract_params(create_model(name, **overrides))
+    assert {path: leaf.shape for path, leaf in inferred.items()} == shapes
+
+
+def test_what_is_disputed_is_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        infer_model(zeros(create_model("focalnet_large_fl4", depths=(1, 1, 1, 1))))
+        infer_model(zeros(create_backbone("focalnet_large_fl3", depths=(1, 1, 1, 1))))
+    first, second = caplog.messages
+    assert "sources disagree about normalize_modulator of this variant" in first
+    assert "have stem_padding=3 in the official code, 2 in FocalNet-DINO" in second
 
 
 def test_inferred_models_take_their_weights(params):

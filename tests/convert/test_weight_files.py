@@ -5,6 +5,7 @@ import os
 import pickle
 import struct
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -172,7 +173,27 @@ def test_what_is_among_tensors_must_be_one(directory, torch):
     check_one_line(directory / "a.pth", "holds 'b', str, among its tensors")
     sparse = torch.ones(2, 2).to_sparse()
     torch.save({"a": sparse}, directory / "a.pth")
-    check_one_line(directory / "a.pth", "as a sparse or quantised tensor")
+    check_one_line(directory / "a.pth", "'a' as torch.float32, torch.sparse_coo, on cpu")
+    torch.save({"a": torch.ones(2).to(torch.float8_e4m3fn)}, directory / "a.pth")
+    check_one_line(directory / "a.pth", "holds 'a' as torch.float8_e4m3fn")
+    with pytest.raises(SetupError, match="on meta, which is no plain array"):
+        read_weights({"a": torch.ones(2, device="meta")})
+
+
+def test_a_wrapper_that_holds_itself_ends(directory, torch):
+    content = {"epoch": 1}
+    content["model"] = content
+    torch.save(content, directory / "a.pth")
+    check_one_line(directory / "a.pth", "has wrappers in wrappers")
+
+
+def test_bfloat16_goes_through_every_file(directory, torch):
+    array = np.arange(4, dtype=ml_dtypes.bfloat16)
+    for suffix in (".safetensors", ".pth"):
+        write_weights(directory / f"a{suffix}", {"a": array})
+        back = read_weights(directory / f"a{suffix}").tensors["a"]
+        assert back.dtype == array.dtype
+        assert back.tobytes() == array.tobytes()
 
 
 def test_what_was_there_stays_when_writing_fails(directory, monkeypatch):

@@ -105,7 +105,7 @@ CASES = [*DEFAULT, *(pytest.param(case, marks=pytest.mark.extended) for case in 
 def loaded_peer(peers, kind, model, params, dtype="float64"):
     """A peer that holds our parameters, in their precision."""
     peer = peers.build_peer(kind, model)
-    peers.load_peer(peer.double(), kind, params, model)
+    peers.load_peer(peer.double(), to_torch(params, model, dialect=kind))
     casts = {"float64": peer.double, "float32": peer.float, "bfloat16": peer.bfloat16}
     return casts[dtype]()
 

@@ -12,6 +12,7 @@ import pytest
 
 from focalnet_jax import create_model
 from focalnet_jax.convert import to_torch
+from focalnet_jax.convert.dialects import Dialect
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
 from focalnet_jax.parity import golden
@@ -76,6 +77,26 @@ def test_both_sides_agree(dialect, options, peer, weights, peers, capsys):
     assert "stage1/block1" in page
 
 
+def test_a_mistake_in_the_layouts_is_found(weights, peers, monkeypatch):
+    """One that goes in and out again: PyTorch's side has the tensors as they are."""
+    from_torch = Dialect.from_torch
+
+    def mistaken(self, path, array):
+        array = from_torch(self, path, array)
+        return array.T if path.endswith("/h/kernel") else array
+
+    monkeypatch.setattr(Dialect, "from_torch", mistaken)
+    assert run(f"--torch={weights('timm')}") is False
+    assert run(f"--torch={weights('microsoft')}") is False
+
+
+def test_bad_arguments_end_the_program(weights, capsys):
+    for argument in ("--batch-size=0", "--image-size=-1", "--report=x.html"):
+        with pytest.raises(SystemExit):
+            main([f"--torch={weights('timm')}", "--golden", argument])
+    assert "error: " in capsys.readouterr().err
+
+
 def test_images_of_a_directory(weights, peers, tmp_path, capsys):
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
@@ -94,7 +115,7 @@ def test_images_of_a_directory(weights, peers, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--torch=none.pth"], "there is no none.pth"),
+        (["--torch=none.pth"], "no file, directory or release is named 'none.pth'"),
         (["--torch=timm.safetensors", "--images=none"], "there is no directory none"),
         (["--torch=timm.safetensors", "--images=."], "holds no images"),
         (["--torch=timm.safetensors", "--golden"], "head is not that of ImageNet-1K"),
@@ -193,4 +214,6 @@ def test_the_program_ends_with_a_status(weights):
         text=True,
     )
     assert result.returncode == 1
-    assert result.stderr == "error: there is no none.safetensors\n"
+    assert result.stderr == (
+        "error: no file, directory or release is named 'none.safetensors'\n"
+    )
