@@ -88,23 +88,9 @@ def read_model(
         if name is None:  # else nothing has to be inferred, and `fit` says what lacks
             settings |= visible_settings(found.shapes, use_postln=found.use_postln)
         description = _describe(found, name, settings, weights.sha256)
-    overrides = _with_options(description.overrides, options or {})
-    keeps_head = all(
-        overrides.get(option) == description.overrides.get(option)
-        for option in HEAD_OPTIONS
-    )
-    preprocessing = description.preprocessing
-    if image_size is not None:
-        preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
-    description = dataclasses.replace(
-        description,
-        name=name or description.name,
-        overrides=overrides,
-        preprocessing=preprocessing,
-        classes=description.classes if keeps_head else None,
-    )
+    description = _adjusted(description, name, options or {}, image_size)
     try:
-        model = create(description.name, overrides)
+        model = create(description.name, description.overrides)
     except (TypeError, ValueError) as error:
         raise SetupError(str(error)) from error
     notes = ()
@@ -113,6 +99,30 @@ def read_model(
         note = unseen_options(description.name, settings, options or {})
         notes = (note,) if note else ()
     return Reading(found, description, model, notes)
+
+
+def _adjusted(
+    description: ModelDescription,
+    name: str | None,
+    options: dict[str, Any],
+    image_size: int | None,
+) -> ModelDescription:
+    """As asked for; the classes' names stay with the head that they are of."""
+    overrides = _with_options(description.overrides, options)
+    keeps_head = all(
+        overrides.get(option) == description.overrides.get(option)
+        for option in HEAD_OPTIONS
+    )
+    preprocessing = description.preprocessing
+    if image_size is not None:
+        preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
+    return dataclasses.replace(
+        description,
+        name=name or description.name,
+        overrides=overrides,
+        preprocessing=preprocessing,
+        classes=description.classes if keeps_head else None,
+    )
 
 
 def _read_directory(
