@@ -5,10 +5,11 @@
     python benchmarks/parity.py --variants=focalnet_tiny_srf --size=224 --full
 
 Each variant, cut to one block a stage and a quarter of its channels (`--full`: as it is),
-against each peer that can be it. Relative errors, the greatest |ours - theirs| over the greatest
-|theirs|: in float64 the worst layer and the worst gradient to a parameter; in float32 the
-logits; in bfloat16 the logits of ours and of theirs, both against theirs in float64. Last
-whether weights that go from the peer to Flax and back are the same to the bit.
+against each peer that can be it. Relative errors, the greatest |ours - theirs| over the
+greatest |theirs|: in float64 the worst layer and the worst gradient to a parameter; in
+float32 the logits; in bfloat16 the logits of ours and of theirs, both against theirs in
+float64. Last whether weights that go from the peer to Flax and back are the same to the
+bit.
 """
 
 import argparse
