@@ -52,6 +52,10 @@ class ModelDescription:
         return create(self.name, self.overrides | overrides)
 
     def write(self, directory: epath.Path) -> None:
+        write_json(directory / _FILE, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `model.json`."""
         content = {
             "name": self.name,
             "overrides": self.overrides,
@@ -60,7 +64,7 @@ class ModelDescription:
         }
         if self.source is not None:
             content["source"] = self.source
-        write_json(directory / _FILE, content)
+        return content
 
 
 def create(name: str, overrides: dict[str, Any]) -> Model:
@@ -93,8 +97,17 @@ def find_description(path: epath.Path) -> ModelDescription | None:
 
 
 def _read(path: epath.Path) -> ModelDescription:
+    return parse_description(path.read_text(), origin=str(path))
+
+
+def parse_description(text: str, *, origin: str) -> ModelDescription:
+    """Reads the text of a `model.json`.
+
+    Raises:
+      SetupError: naming `origin`, if it describes no model.
+    """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(text)
         preprocessing = Preprocessing(
             image_size=content.pop("image_size"),
             mean=tuple(content.pop("mean")),
@@ -103,10 +116,10 @@ def _read(path: epath.Path) -> ModelDescription:
             crop=content.pop("crop"),
         )
         description = ModelDescription(preprocessing=preprocessing, **content)
-        create(description.name, description.overrides)
+        description.create()
         return description
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SetupError(f"{path} is no description of a model: {error!r}") from error
+        raise SetupError(f"{origin} is no description of a model: {error!r}") from error
 
 
 def write_json(path: epath.Path, content: Any) -> None:

@@ -16,7 +16,7 @@ from focalnet_jax.written_aside import written_aside
 _GITHUB = "https://github.com/microsoft/FocalNet/releases/download/v1.0.0"
 _HUGGING_FACE = "https://huggingface.co"
 _HUB_NAME = re.compile(r"hf:\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 # The files at `_GITHUB`, and the models that they are of.
 RELEASES = {
@@ -74,14 +74,14 @@ def fetch(source: str) -> pathlib.Path:
     name, _, revision = source.removeprefix("hf:").partition("@")
     revision = revision or "main"
     endpoint = os.environ.get("HF_ENDPOINT", _HUGGING_FACE).rstrip("/")
-    for file in _HUB_FILES:
+    for file in HUB_FILES:
         url = f"{endpoint}/{name}/resolve/{revision}/{file}"
         try:
             return download(url, cache / "hf" / name / revision / file)
         except _NotThereError:
             continue
     raise SetupError(
-        f"{endpoint}/{name} has no {' or '.join(_HUB_FILES)} at {revision}, or it is "
+        f"{endpoint}/{name} has no {' or '.join(HUB_FILES)} at {revision}, or it is "
         "private and HF_TOKEN doesn't open it"
     )
 

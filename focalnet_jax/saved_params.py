@@ -52,6 +52,8 @@ def check_holds_params(path: epath.Path) -> epath.Path:
                 f"{path} is a file: convert weights first, to a directory, with "
                 f"python -m focalnet_jax.convert {path} DIRECTORY"
             )
+        if not path.exists():
+            raise SetupError(f"there is no {path}")
         raise SetupError(f"there is no checkpoint in {path}")
     return found
 
@@ -126,7 +128,7 @@ def _check_fit(path: epath.Path, stored: Mapping, expected: Mapping) -> None:
             problems.append(f"{name} is stored as {stored[name]}, the model has {shape}")
     if problems:
         lines = "\n  ".join(sorted(problems))
-        raise SetupError(
-            f"{path} does not fit the model:\n  {lines}\nFor another head, other kernel "
-            "sizes or more focal levels: python -m focalnet_jax.convert --help"
-        )
+        hint = ""
+        if all(problem.startswith("head/") for problem in problems):
+            hint = "\nFor another head: python -m focalnet_jax.convert --help"
+        raise SetupError(f"{path} does not fit the model:\n  {lines}{hint}")

@@ -91,6 +91,7 @@ def test_weights_give_model_parameters_and_preprocessing(model, params, tmp_path
     assert prepared.shape == (224, 224, 3)
     assert prepared.dtype == np.float32
     np.testing.assert_array_equal(prepared, preprocessing(image))
+    np.testing.assert_array_equal(prepared, preprocessing(pixels))
     logits, _ = loaded.apply({"params": given}, prepared[None])
     assert logits.shape == (1, 5)
     half = load_model(path, dtype="bfloat16", normalize_modulator=True)

@@ -9,11 +9,13 @@
 SRC: a file (.safetensors, .pth, .pt, .bin), a run's workdir, a converted directory,
 hf:OWNER/NAME, or the name of an official release. DST: a directory, for
 `main.py --config.init_from=DST` and `focalnet_jax.load_model(DST)`, or a file that the
-dialect's implementation loads strictly.
+dialect's implementation loads strictly; microsoft's .pth has its weights under "model".
+A .safetensors file carries model and preprocessing along, for `load_model`.
 """
 
 import argparse
 import ast
+import json
 import logging
 import os
 import pathlib
@@ -28,7 +30,7 @@ from flax import traverse_util
 from focalnet_jax.convert.conversion import to_torch
 from focalnet_jax.convert.dialects import DIALECTS
 from focalnet_jax.convert.fit import HEADS, Changes, fit, is_exact
-from focalnet_jax.convert.reading import Reading, read_model
+from focalnet_jax.convert.reading import DESCRIPTION, Reading, read_model
 from focalnet_jax.convert.weight_files import SUFFIXES, write_weights
 from focalnet_jax.errors import SetupError
 from focalnet_jax.model_description import BACKBONE_OPTIONS, HEAD_OPTIONS, Model
@@ -71,7 +73,12 @@ def main(argv: list[str] | None = None) -> None:
         )
         for note in _what_a_file_lacks(model):
             print(f"note: {note}")
-        write_weights(destination, tensors, wrapper=DIALECTS[dialect].wrapper)
+        write_weights(
+            destination,
+            tensors,
+            wrapper=DIALECTS[dialect].wrapper,
+            metadata={DESCRIPTION: json.dumps(description.to_json())},
+        )
         print(f"wrote {destination}: {len(tensors):,} tensors, named as {dialect}")
         return
     with written_aside(destination) as aside:
@@ -86,7 +93,11 @@ def print_reading(reading: Reading) -> None:
     source, description = reading.source, reading.description
     dialect = source.dialect.name if source.dialect else "Flax"
     print(f"read {source.origin}: {len(source.parameters):,} tensors, named as {dialect}")
-    overrides = "".join(f", {k}={v}" for k, v in description.overrides.items())
+    overrides = "".join(
+        f", {option}={value}"
+        for option, value in description.overrides.items()
+        if option not in ("dtype", "param_dtype")
+    )
     print(f"model: {description.name}{overrides}")
     for note in reading.notes:
         print(f"note: {note}")
@@ -105,14 +116,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--dialect",
         choices=list(DIALECTS),
-        help="to write; SRC's own is recognised, and is the default",
+        help="of a file to write; by default SRC's own, or microsoft for a run's",
     )
-    add("--num-classes", type=whole, metavar="N", help="of the model's head")
+    add("--num-classes", type=whole, metavar="N", help="classes of the model's head")
     add("--head", choices=HEADS, help="a new head, or the 1K part of a 22K head")
     add("--resize-kernels", action="store_true", help="zero-pad or crop them, centred")
     add("--add-levels", action="store_true", help="add focal levels, gates at zero")
     add("--allow-nan", action="store_true", help="take NaN and infinity as they are")
-    add("--seed", type=int, default=0, metavar="N", help="of what is new")
+    add("--seed", type=int, default=0, metavar="N", help="of parameters that start anew")
     add("--overwrite", action="store_true", help="replace DST")
     add_model_arguments(parser)
     return parser.parse_args(argv)
@@ -129,8 +140,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="an option of the model, such as normalize_modulator=True; repeatable",
     )
-    add("--image-size", type=positive, metavar="N", help="that the weights are for")
-    add("--prefix", help="take only the names that begin so, such as backbone.")
+    add(
+        "--image-size",
+        type=positive,
+        metavar="N",
+        help="side in pixels that the model is for",
+    )
+    add("--prefix", help="take only the names below it, such as backbone")
     add("--wrapper", help="the entry of SRC that holds the weights, such as teacher")
     add(
         "--ignore",
@@ -221,9 +237,7 @@ def _what_a_file_lacks(model: Model) -> list[str]:
         unseen.append(f"stem_padding={model.encoder.stem_padding}")
     if not unseen:
         return []
-    return [
-        f"a file does not hold the model's {', '.join(unseen)}: see that its reader has"
-    ]
+    return [f"weights do not show {', '.join(unseen)}: set that where the file is loaded"]
 
 
 def _check_destination(path: pathlib.Path, *, overwrite: bool) -> None:

@@ -157,6 +157,8 @@ def _say(notes: Sequence[str]) -> None:
 def _check_tree(flat: Mapping[str, Any], model: Model) -> None:
     expected = {path: leaf.shape for path, leaf in abstract_params(model).items()}
     given = {path: np.shape(array) for path, array in flat.items()}
+    if any(path.startswith("params/") for path in given):
+        raise SetupError('the tree has its parameters below "params": pass what is there')
     problems = [
         f"{path}: {given.get(path, 'nothing')} given, {expected.get(path, 'nothing')} in "
         "the model"
@@ -165,12 +167,7 @@ def _check_tree(flat: Mapping[str, Any], model: Model) -> None:
     ]
     if problems:
         lines = "\n  ".join(problems)
-        hint = (
-            '\n(pass variables["params"])'
-            if "params" in flat or any(path.startswith("params/") for path in flat)
-            else ""
-        )
-        raise SetupError(f"the tree is not that of the model:\n  {lines}{hint}")
+        raise SetupError(f"the tree is not that of the model:\n  {lines}")
 
 
 def _check_expresses(dialect: Dialect, model: Model, flat: Mapping[str, Any]) -> None:
@@ -183,7 +180,7 @@ def _check_expresses(dialect: Dialect, model: Model, flat: Mapping[str, Any]) ->
         if known not in (None, value):
             raise SetupError(
                 f"{dialect.name}'s FocalNet always has {option}={known}; the model has "
-                f"{value}"
+                f"{value}: microsoft's can be any (--dialect=microsoft)"
             )
     for path in flat:
         if dialect.key_of(path, use_postln=encoder.use_postln) is None:

@@ -117,8 +117,10 @@ def cast(name: str, array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
     """A contiguous copy in another precision, or the same one.
 
     Raises:
-      SetupError: a finite number would become infinite.
+      SetupError: no floating-point type, or a finite number would become infinite.
     """
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise SetupError(f"dtype={dtype!r} is not floating point, such as 'float16'")
     with np.errstate(over="ignore"):  # looked for below
         result = np.array(array, dtype, order="C")
     if result.dtype != array.dtype and np.any(np.isinf(result) & ~np.isinf(array)):

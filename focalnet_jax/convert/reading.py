@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from focalnet_jax.convert.infer import (
+    UNSEEN,
     head_settings,
     nearest_variant,
     unseen_options,
@@ -25,9 +27,13 @@ from focalnet_jax.model_description import (
     create,
     default_preprocessing,
     find_description,
+    parse_description,
 )
-from focalnet_jax.releases import fetch, is_remote, unknown_name
+from focalnet_jax.releases import HUB_FILES, fetch, is_remote, unknown_name
 from focalnet_jax.saved_params import absolute_path, check_holds_params, read_arrays
+
+# Under which our own safetensors files carry what `model.json` holds.
+DESCRIPTION = "focalnet_jax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +82,10 @@ def read_model(
         path = epath.Path(fetch(source))
     if not path.exists():
         raise SetupError(unknown_name(source))
+    for name_there in HUB_FILES:  # as transformers' `save_pretrained` leaves them
+        if (path / name_there).exists():
+            path /= name_there
+            break
     if path.is_dir():
         if prefix or wrapper:
             raise SetupError(f"{path} is a directory: prefix and wrapper are for files")
@@ -85,9 +95,25 @@ def read_model(
         weights = read_weights(path, wrapper=wrapper)
         found = understand(weights, prefix=prefix, ignore=ignore)
         settings = head_settings(found.shapes)
-        if name is None:  # else nothing has to be inferred, and `fit` says what lacks
-            settings |= visible_settings(found.shapes, use_postln=found.use_postln)
-        description = _describe(found, name, settings, weights.sha256)
+        if name is None and DESCRIPTION in weights.metadata:
+            description = parse_description(
+                weights.metadata[DESCRIPTION], origin=weights.origin
+            )
+            settings |= dict.fromkeys(UNSEEN)  # it knows
+        else:
+            if name is None:  # else nothing has to be inferred: `fit` says what lacks
+                settings |= visible_settings(found.shapes, use_postln=found.use_postln)
+                settings |= _settings_beside(path, found)
+            description = _describe(name, settings)
+        description = dataclasses.replace(
+            description,
+            source={
+                "file": found.origin,
+                "sha256": weights.sha256,
+                "dialect": found.dialect.name,
+                "dtype": _by_dtype(found),
+            },
+        )
     description = _adjusted(description, name, options or {}, image_size)
     try:
         model = create(description.name, description.overrides)
@@ -140,25 +166,32 @@ def _read_directory(
     return Source(str(params_path), None, parameters), description
 
 
-def _describe(
-    source: Source, name: str | None, settings: dict[str, Any], sha256: str
-) -> ModelDescription:
+def _describe(name: str | None, settings: dict[str, Any]) -> ModelDescription:
     if name is None:
         name, overrides = nearest_variant(settings)
     else:
         # A name says nothing about the head, so that is as in the weights.
         overrides = settings
     return ModelDescription(
-        name=name,
-        overrides=overrides,
-        preprocessing=default_preprocessing(name),
-        source={
-            "file": source.origin,
-            "sha256": sha256,
-            "dialect": source.dialect.name,
-            "dtype": _by_dtype(source),
-        },
+        name=name, overrides=overrides, preprocessing=default_preprocessing(name)
     )
+
+
+def _settings_beside(path: epath.Path, source: Source) -> dict[str, Any]:
+    """What transformers' `config.json` beside its weights says that they don't show."""
+    config = path.parent / "config.json"
+    if source.dialect.name != "transformers" or not config.exists():
+        return {}
+    try:
+        content = json.loads(config.read_text())
+        if content.get("model_type") != "focalnet":
+            return {}
+    except (ValueError, AttributeError):
+        return {}  # of something else
+    return {
+        "normalize_modulator": bool(content.get("normalize_modulator")),
+        "use_postln": bool(content.get("use_post_layernorm")),
+    }
 
 
 def _by_dtype(source: Source) -> str | dict[str, str]:

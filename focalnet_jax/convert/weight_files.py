@@ -37,12 +37,14 @@ class Weights:
       origin: for messages: the file's name.
       tensors: numpy arrays by name, as they were: nothing is renamed or widened.
       sha256: of the file; None for tensors that came from no file.
+      metadata: texts that a safetensors file carries beside them.
       notes: what a reader should know about how they were read.
     """
 
     origin: str
     tensors: dict[str, np.ndarray]
     sha256: str | None = None
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -62,17 +64,22 @@ def read_weights(
         asks for more than tensors.
     """
     if isinstance(source, Mapping):
-        origin, content, sha256 = "the state dict", source, None
+        origin, content, sha256, metadata = "the state dict", source, None, {}
+    elif hasattr(source, "state_dict"):
+        raise SetupError(f"a {type(source).__name__} is given: pass its state_dict()")
     else:
         path = pathlib.Path(source).expanduser()
         _check_readable(path)
-        read = _read_safetensors if path.suffix in _SAFETENSORS else _read_pickle
-        origin, content = path.name, read(path)
+        if path.suffix in _SAFETENSORS:
+            content, metadata = _read_safetensors(path)
+        else:
+            content, metadata = _read_pickle(path), {}
+        origin = path.name
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     state_dict, notes = _unwrap(origin, content, wrapper)
     tensors = {name: _to_numpy(origin, name, t) for name, t in state_dict.items()}
-    return Weights(origin, tensors, sha256, notes)
+    return Weights(origin, tensors, sha256, metadata, notes)
 
 
 def _check_readable(path: pathlib.Path) -> None:
@@ -96,10 +103,13 @@ def _check_readable(path: pathlib.Path) -> None:
         raise SetupError(f"{path} is a PyTorch file: rename it to .pth")
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_safetensors(
+    path: pathlib.Path,
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     # Types that numpy lacks, such as float8, end in an AttributeError.
     try:
-        return safetensors.numpy.load_file(path)
+        with safetensors.safe_open(path, framework="np") as file:
+            return file.get_tensors(), file.metadata() or {}
     except (safetensors.SafetensorError, AttributeError, ValueError, OSError) as error:
         raise SetupError(
             f"{path} is damaged, or no safetensors file: {_first_line(error)}"
@@ -129,6 +139,8 @@ def _read_pickle(path: pathlib.Path) -> Any:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, KeyError):  # the bytes of an unknown instruction
+        return "no pickle"
     lines = str(error).strip().splitlines()
     return lines[0].split(". ")[0] if lines else type(error).__name__
 
@@ -166,8 +178,9 @@ def _unwrap(
         if not found:
             if _holds_tensors(content):
                 return content, notes
-            listed = ", ".join(map(str, list(content)[:5])) or "nothing"
-            raise SetupError(f"{origin} holds no named tensors, but {listed}")
+            listed = ", ".join(map(str, list(content)[:5]))
+            instead = f", but {listed}" if listed else ""
+            raise SetupError(f"{origin} holds no named tensors{instead}")
         others = [k for k in inside if k != found[0] and _holds_tensors(content[k])]
         if others:
             notes += (
@@ -208,7 +221,11 @@ def _to_numpy(origin: str, name: str, tensor: Any) -> np.ndarray:
 
 
 def write_weights(
-    path: pathlib.Path, tensors: Mapping[str, np.ndarray], *, wrapper: str | None = None
+    path: pathlib.Path,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    wrapper: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes tensors as the file's ending says: aside first, then renamed.
 
@@ -216,6 +233,7 @@ def write_weights(
       path: ends as `SUFFIXES` say.
       tensors: contiguous arrays by name.
       wrapper: the entry of a PyTorch file under which its readers look for them.
+      metadata: texts that a safetensors file carries beside them.
 
     Raises:
       SetupError: torch is needed and not installed.
@@ -223,10 +241,8 @@ def write_weights(
     with written_aside(path) as aside:
         if path.suffix in _SAFETENSORS:
             # transformers reads only files that say so.
-            try:
-                safetensors.numpy.save_file(dict(tensors), aside, {"format": "pt"})
-            except safetensors.SafetensorError as error:
-                raise SetupError(f"can't write {path}: {_first_line(error)}") from error
+            metadata = {"format": "pt", **(metadata or {})}
+            aside.write_bytes(safetensors.numpy.save(dict(tensors), metadata))
         else:
             torch = _import_torch(f"to write {path}")
             content = {name: _to_tensor(torch, array) for name, array in tensors.items()}

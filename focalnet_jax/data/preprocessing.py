@@ -31,8 +31,16 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop: float = 0.875
 
-    def __call__(self, image: str | os.PathLike | bytes | PIL.Image.Image) -> np.ndarray:
-        """Makes a path, an encoded image or a PIL image float32 `[size, size, 3]`."""
+    def __call__(
+        self, image: str | os.PathLike | bytes | PIL.Image.Image | np.ndarray
+    ) -> np.ndarray:
+        """Makes an image float32 `[size, size, 3]`.
+
+        Args:
+          image: a path, an encoded or a PIL image, or `uint8 [h, w, 3]`.
+        """
+        if isinstance(image, np.ndarray):
+            image = PIL.Image.fromarray(image)
         if isinstance(image, (str, os.PathLike)):
             image = pathlib.Path(image).read_bytes()
         transform = EvalTransform(

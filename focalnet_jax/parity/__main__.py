@@ -91,6 +91,12 @@ def main(argv: list[str] | None = None) -> bool:
     print(f"\n{setting}\n")
     print(table(verdict.differences))
     print(f"\n{verdict}")
+    options = ["normalize_modulator", "use_postln"]
+    options += ["stem_padding"] * model.encoder.use_conv_embed
+    given = ", ".join(f"{name}={getattr(model.encoder, name)}" for name in options)
+    print(
+        f"(both with {given}: whether the weights are meant so, only --golden can tell)"
+    )
     if args.report:
         write_report(
             pathlib.Path(args.report),
@@ -117,14 +123,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="weights; or anything that python -m focalnet_jax.convert reads",
     )
     add("--images", metavar="DIR", help="of images; by default four of random numbers")
-    add("--golden", action="store_true", help="compare with logits of the release")
+    add(
+        "--golden",
+        action="store_true",
+        help=f"compare with the first three logits for COCO's {golden.IMAGE}, looked for "
+        f"in --images, else downloaded; known for {', '.join(golden.LOGITS)}",
+    )
     add("--report", metavar="FILE.html", help="write a page with a picture")
     add("--precision", choices=list(TOLERANCES), default="float32")
-    add("--tolerance", type=float, help="on the layers' relative errors")
+    add(
+        "--tolerance",
+        type=float,
+        help=f"on the layers' relative errors; by default {TOLERANCES}",
+    )
     add("--against", choices=["timm", "transformers"], help="the PyTorch side")
     add("--batch-size", type=positive, default=8, metavar="N")
     add_model_arguments(parser)
     args = parser.parse_args(argv)
+    if args.report and not args.report.endswith((".html", ".htm")):
+        parser.error(f"--report={args.report}: it is an HTML page, FILE.html")
     if args.golden and args.report:
         parser.error("--golden compares three numbers: it has no --report")
     return args

@@ -105,10 +105,14 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             origin += "".join(f"\n  with {change}" for change in changes)
         elif init_from is not None:
             state = jax.jit(init, out_shardings=shardings)()
-            params = load_params(init_from, abstract_state.params)
+            differences = model_differences(init_from.parent, model)
+            try:
+                params = load_params(init_from, abstract_state.params)
+            except SetupError as error:
+                lines = "\n  ".join(["set these fields as there:", *differences])
+                raise SetupError(f"{error}\n{lines}" if differences else error) from error
             state = dataclasses.replace(state, params=params)
             origin = f"starting from {init_from}"
-            differences = model_differences(init_from.parent, model)
             origin += "".join(f"\n  but with {change}" for change in differences)
         else:
             state = jax.jit(init, out_shardings=shardings)()

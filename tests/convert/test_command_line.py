@@ -45,7 +45,7 @@ def test_to_a_directory_and_back(weights, model, capsys):
     printed = capsys.readouterr().out
     assert "read weights.safetensors: 58 tensors, named as timm" in printed
     assert "note: 58 tensors: float16 widened to float32, exactly" in printed
-    assert "note: the weights do not show normalize_modulator=False" in printed
+    assert "so as in focalnet_tiny_srf: normalize_modulator=False" in printed
     description = json.loads(pathlib.Path("converted/net/model.json").read_text())
     assert description["name"] == "focalnet_tiny_srf"
     assert description["overrides"]["num_classes"] == 5
@@ -85,8 +85,10 @@ def test_from_dialect_to_dialect(weights, torch):
     assert set(torch.load("official.pth", weights_only=True)) == {"model"}
     run("official.pth", "hub.safetensors", "--dialect=transformers")
     run("hub.safetensors", "again.safetensors", "--dialect=timm")
-    first = pathlib.Path("weights.safetensors").read_bytes()
-    assert pathlib.Path("again.safetensors").read_bytes() == first
+    again = read_weights("again.safetensors").tensors
+    assert again.keys() == weights.keys()
+    for key, array in weights.items():
+        assert again[key].tobytes() == array.tobytes()
 
 
 def test_files_are_loaded_strictly_by_the_peers(weights, model, peers, torch):
@@ -255,6 +257,34 @@ def test_what_is_new_is_not_rounded_on_the_way_out(weights):
     assert tensors["head.fc.weight"].dtype == np.float32
 
 
+def test_a_safetensors_file_carries_model_and_preprocessing(weights):
+    run("weights.safetensors", "start", "--set=normalize_modulator=True")
+    path = pathlib.Path("start/model.json")
+    changes = dict(mean=[0.5] * 3, crop=1.0, image_size=16, classes=list("abcde"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    run("start", "out.safetensors", "--dialect=transformers")
+    assert load_model("out.safetensors")[::2] == load_model("start")[::2]
+    run("out.safetensors", "again")
+    again = json.loads(pathlib.Path("again/model.json").read_text())
+    assert {key: again[key] for key in changes} == changes
+    assert again["source"]["file"] == "out.safetensors"
+    # A name puts what the file says aside.
+    run("out.safetensors", "named", "--model=focalnet_tiny_srf", *OPTIONS)
+    assert not load_model("named").model.encoder.normalize_modulator
+
+
+def test_transformers_own_directories(random_params, peers, tmp_path):
+    """As `save_pretrained` writes them; their config tells what weights can't."""
+    options = SMALL | dict(num_classes=5, use_postln=True, normalize_modulator=True)
+    model = create_model("focalnet_tiny_srf", **options)
+    peer = peers.build_peer("transformers", model)
+    peer.save_pretrained(tmp_path / "hub")
+    loaded = load_model(tmp_path / "hub")
+    assert loaded.model == model
+    run(tmp_path / "hub", tmp_path / "out")
+    assert load_model(tmp_path / "out").model == model
+
+
 def test_class_names_go_with_their_head(weights):
     run("weights.safetensors", "start")
     path = pathlib.Path("start/model.json")
@@ -299,8 +329,8 @@ def test_what_a_file_does_not_hold_is_said(random_params, tmp_path, capsys):
     settings = ["--model=focalnet_large_fl4", "--set=stem_padding=3", *OPTIONS]
     run(tmp_path / "a.safetensors", tmp_path / "b.pth", *settings)
     assert (
-        "note: a file does not hold the model's normalize_modulator=True, "
-        "use_postln=True, stem_padding=3"
+        "note: weights do not show normalize_modulator=True, use_postln=True, "
+        "stem_padding=3"
     ) in capsys.readouterr().out
     with pytest.raises(SetupError, match="timm's FocalNet always has stem_padding=2"):
         to_torch(random_params(model), model, dialect="timm")

@@ -62,6 +62,12 @@ def test_peers_take_our_state_dicts_and_give_theirs(kind, peers, torch):
         assert torch.equal(tensor, before[key]), key
 
 
+def test_modules_are_not_state_dicts(peers):
+    peer = peers.build_peer("timm", small())
+    with pytest.raises(SetupError, match=r"a FocalNet is given: pass its state_dict\(\)"):
+        from_torch(peer, small())
+
+
 def test_parameters_share_no_memory_with_their_source(params):
     model = small()
     source = to_torch(params, model, dialect="microsoft")
@@ -397,10 +403,12 @@ def test_gradients_convert_as_parameters_do(params):
 
 
 def test_trees_of_other_models_are_refused(params):
-    with pytest.raises(SetupError, match=r'pass variables\["params"\]'):
+    with pytest.raises(SetupError, match='below "params"'):
         to_torch({"params": params}, small(), dialect="timm")
     with pytest.raises(SetupError, match=r"head/bias: \(5,\) given, \(6,\) in the model"):
         to_torch(params, small(num_classes=6), dialect="timm")
+    with pytest.raises(SetupError, match="dtype='int8' is not floating point"):
+        to_torch(params, small(), dialect="timm", dtype="int8")
     with pytest.raises(SetupError, match="did you mean 'timm'"):
         to_torch(params, small(), dialect="tim")
 
@@ -439,8 +447,8 @@ def test_what_differs_from_a_variant_is_inferred(caplog):
         name, overrides = infer_model(zeros(model))
     assert create_model(name, **overrides) == model
     assert (
-        "the weights do not show normalize_modulator=False, use_postln=True, "
-        "stem_padding=2: taken from focalnet_huge_fl3"
+        "not visible in the weights, so as in focalnet_huge_fl3: "
+        "normalize_modulator=False, use_postln=True, stem_padding=2"
     ) in caplog.text
     backbone = create_backbone("focalnet_base_lrf", out_stages=(1, 3))
     name, overrides = infer_model(zeros(backbone))

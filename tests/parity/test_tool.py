@@ -72,6 +72,7 @@ def test_both_sides_agree(dialect, options, peer, weights, peers, capsys):
     ]
     assert "\nPASS: " in printed
     assert "top-1 agreement 100.0%" in printed
+    assert "both with normalize_modulator=False, use_postln=False: whether" in printed
     page = pathlib.Path("page.html").read_text()
     assert "PASS" in page
     assert "stage1/block1" in page
@@ -91,7 +92,12 @@ def test_a_mistake_in_the_layouts_is_found(weights, peers, monkeypatch):
 
 
 def test_bad_arguments_end_the_program(weights, capsys):
-    for argument in ("--batch-size=0", "--image-size=-1", "--report=x.html"):
+    for argument in (
+        "--batch-size=0",
+        "--image-size=-1",
+        "--report=x.html",
+        "--report=x.pdf",
+    ):
         with pytest.raises(SystemExit):
             main([f"--torch={weights('timm')}", "--golden", argument])
     assert "error: " in capsys.readouterr().err

@@ -171,6 +171,11 @@ def test_parameters_that_do_not_fit_are_listed(tiny_config, tmp_path):
     assert "layers_0/blocks_0/gamma_1 (8,) is not stored" in message
     assert "f/bias is stored as (34,), the model has (35,)" in message
     assert "layers_1/blocks_0/modulation/focal_layers_1/kernel" in message
+    assert message.endswith(
+        "set these fields as there:\n"
+        "  model.focal_levels: (2, 1) there, (2, 2) here\n"
+        "  model.use_layerscale: False there, True here"
+    )
 
     tiny_config.init_from = None
     with pytest.raises(SetupError, match=r"model.use_layerscale: False there, True here"):
