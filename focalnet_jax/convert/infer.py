@@ -10,7 +10,7 @@ from focalnet_jax.models.variants import ENCODER_OPTIONS, VARIANTS
 Shapes = dict[str, tuple[int, ...]]
 
 # Options that leave no trace in the weights and change what is computed.
-UNSEEN = ("normalize_modulator", "use_postln", "stem_padding")
+_UNSEEN = ("normalize_modulator", "use_postln", "stem_padding")
 _DISPUTED = ("focalnet_large_fl4", "focalnet_xlarge_fl4")  # see `create_model`
 
 
@@ -119,10 +119,10 @@ def unseen_options(name: str, settings: dict[str, Any], overrides: dict[str, Any
       settings: from `visible_settings`.
       overrides: what was chosen beside the name, and needs no saying.
     """
-    defaults = {option: ENCODER_OPTIONS[option].default for option in UNSEEN}
+    defaults = {option: ENCODER_OPTIONS[option].default for option in _UNSEEN}
     taken = {
         option: (defaults | VARIANTS[name])[option]
-        for option in UNSEEN
+        for option in _UNSEEN
         if option not in settings and option not in overrides
     }
     if not settings.get("use_conv_embed"):

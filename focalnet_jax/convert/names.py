@@ -2,7 +2,7 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class Source:
       parameters: by Flax path.
       problems: names that have no meaning or one meaning twice, a line each.
       notes: what a reader should know.
+      sha256, metadata: as for `Weights`.
     """
 
     origin: str
@@ -51,6 +52,8 @@ class Source:
     parameters: dict[str, Parameter]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    sha256: str | None = None
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -130,7 +133,15 @@ def understand(
             problems.append(f"{key} {shape} and {other} are the same parameter")
         else:
             problems.append(f"{key} {shape} is no parameter of a FocalNet")
-    return Source(weights.origin, chosen, parameters, tuple(problems), notes)
+    return Source(
+        weights.origin,
+        chosen,
+        parameters,
+        tuple(problems),
+        notes,
+        weights.sha256,
+        weights.metadata,
+    )
 
 
 def _find_stem(

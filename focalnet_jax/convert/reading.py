@@ -10,7 +10,6 @@ from typing import Any
 from etils import epath
 
 from focalnet_jax.convert.infer import (
-    UNSEEN,
     head_settings,
     nearest_variant,
     unseen_options,
@@ -29,8 +28,14 @@ from focalnet_jax.model_description import (
     find_description,
     parse_description,
 )
+from focalnet_jax.models.variants import VARIANTS
 from focalnet_jax.releases import HUB_FILES, fetch, is_remote, unknown_name
-from focalnet_jax.saved_params import absolute_path, check_holds_params, read_arrays
+from focalnet_jax.saved_params import (
+    absolute_path,
+    check_holds_params,
+    newest_params_path,
+    read_arrays,
+)
 
 # Under which our own safetensors files carry what `model.json` holds.
 DESCRIPTION = "focalnet_jax"
@@ -76,55 +81,39 @@ def read_model(
     Raises:
       SetupError: nothing there, unreadable, another architecture, or no such model.
     """
-    source = os.fspath(source)
-    path = absolute_path(source)
-    if not path.exists() and is_remote(source):
-        path = epath.Path(fetch(source))
-    if not path.exists():
-        raise SetupError(unknown_name(source))
-    for name_there in HUB_FILES:  # as transformers' `save_pretrained` leaves them
-        if (path / name_there).exists():
-            path /= name_there
-            break
+    path = _locate(os.fspath(source))
+    notes = ()
     if path.is_dir():
         if prefix or wrapper:
             raise SetupError(f"{path} is a directory: prefix and wrapper are for files")
         found, description = _read_directory(path, ignore)
-        settings = {}
     else:
         weights = read_weights(path, wrapper=wrapper)
         found = understand(weights, prefix=prefix, ignore=ignore)
-        settings = head_settings(found.shapes)
-        if name is None and DESCRIPTION in weights.metadata:
-            description = parse_description(
-                weights.metadata[DESCRIPTION], origin=weights.origin
-            )
-            settings |= dict.fromkeys(UNSEEN)  # it knows
-        else:
-            if name is None:  # else nothing has to be inferred: `fit` says what lacks
-                settings |= visible_settings(found.shapes, use_postln=found.use_postln)
-                settings |= _settings_beside(path, found)
-            description = _describe(name, settings)
-        description = dataclasses.replace(
-            description,
-            source={
-                "file": found.origin,
-                "sha256": weights.sha256,
-                "dialect": found.dialect.name,
-                "dtype": _by_dtype(found),
-            },
-        )
+        description = _describe(path, found, name)
+        is_recorded = name is None and DESCRIPTION in found.metadata
+        if not is_recorded:
+            notes = _notes(path, found, description.name, options or {})
     description = _adjusted(description, name, options or {}, image_size)
     try:
         model = create(description.name, description.overrides)
     except (TypeError, ValueError) as error:
         raise SetupError(str(error)) from error
-    notes = ()
-    if not path.is_dir():
-        settings |= {"use_conv_embed": model.encoder.use_conv_embed}
-        note = unseen_options(description.name, settings, options or {})
-        notes = (note,) if note else ()
     return Reading(found, description, model, notes)
+
+
+def _locate(source: str) -> epath.Path:
+    """The file or directory that is meant, downloaded if need be."""
+    path = absolute_path(source)
+    if not path.exists() and is_remote(source):
+        path = epath.Path(fetch(source))
+    if not path.exists():
+        raise SetupError(unknown_name(source))
+    if path.is_dir() and newest_params_path(path) is None:
+        # As transformers' `save_pretrained` leaves it?
+        files = (path / name for name in HUB_FILES)
+        path = next((file for file in files if file.exists()), path)
+    return path
 
 
 def _adjusted(
@@ -166,15 +155,44 @@ def _read_directory(
     return Source(str(params_path), None, parameters), description
 
 
-def _describe(name: str | None, settings: dict[str, Any]) -> ModelDescription:
-    if name is None:
-        name, overrides = nearest_variant(settings)
+def _describe(path: epath.Path, source: Source, name: str | None) -> ModelDescription:
+    """What a file says itself, else what its weights look like, or a name stands for."""
+    if name is None and DESCRIPTION in source.metadata:
+        text = source.metadata[DESCRIPTION]
+        description = parse_description(text, origin=source.origin)
     else:
-        # A name says nothing about the head, so that is as in the weights.
-        overrides = settings
-    return ModelDescription(
-        name=name, overrides=overrides, preprocessing=default_preprocessing(name)
+        beside = _settings_beside(path, source)
+        if name is None:
+            settings = visible_settings(source.shapes, use_postln=source.use_postln)
+            name, overrides = nearest_variant(settings | beside)
+        else:
+            # A name says nothing about the head, so that is as in the weights. Nothing
+            # else has to be inferred: what lacks, `fit` says.
+            overrides = head_settings(source.shapes) | beside
+        description = ModelDescription(name, overrides, default_preprocessing(name))
+    return dataclasses.replace(
+        description,
+        source={
+            "file": source.origin,
+            "sha256": source.sha256,
+            "dialect": source.dialect.name,
+            "dtype": _by_dtype(source),
+        },
     )
+
+
+def _notes(
+    path: epath.Path, source: Source, name: str, options: dict[str, Any]
+) -> tuple[str, ...]:
+    if name not in VARIANTS:  # to be said when the model is made
+        return ()
+    seen = head_settings(source.shapes) | _settings_beside(path, source)
+    if source.use_postln is not None:
+        seen["use_postln"] = source.use_postln
+    stem = source.shapes.get("patch_embed/proj/kernel", ())
+    seen["use_conv_embed"] = stem[:1] == (7,)
+    note = unseen_options(name, seen, options)
+    return (note,) if note else ()
 
 
 def _settings_beside(path: epath.Path, source: Source) -> dict[str, Any]:
