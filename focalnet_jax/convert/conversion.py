@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from focalnet_jax.convert.dialects import DIALECTS, Dialect
+from focalnet_jax.convert.dialects import DIALECTS
 from focalnet_jax.convert.fit import Changes, abstract_params, cast, fit
 from focalnet_jax.convert.infer import nearest_variant, unseen_options, visible_settings
 from focalnet_jax.convert.names import understand
@@ -107,11 +107,16 @@ def to_torch(
     table = DIALECTS[dialect]
     flat = traverse_util.flatten_dict(params, sep="/")
     _check_tree(flat, model)
-    _check_expresses(table, model, flat)
+    table.check_can_be(model.encoder)
     dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(flat, dtype)
     state_dict = {}
     for path, array in flat.items():
         key = table.key_of(path, use_postln=model.encoder.use_postln)
+        if key is None:
+            raise SetupError(
+                f"{dialect}'s FocalNet has no place for {path}; backbones for dense "
+                'prediction are written with dialect="microsoft"'
+            )
         array = table.to_torch(path, np.asarray(array))
         state_dict[key] = cast(key, array, dtypes.get(path))
     return state_dict
@@ -168,23 +173,3 @@ def _check_tree(flat: Mapping[str, Any], model: Model) -> None:
     if problems:
         lines = "\n  ".join(problems)
         raise SetupError(f"the tree is not that of the model:\n  {lines}")
-
-
-def _check_expresses(dialect: Dialect, model: Model, flat: Mapping[str, Any]) -> None:
-    """Raises SetupError for a net that the dialect's implementation can't be."""
-    encoder = model.encoder
-    for option in ("patch_size", "focal_factor", "stem_padding"):
-        known, value = getattr(dialect, option), getattr(encoder, option)
-        if option == "stem_padding" and not encoder.use_conv_embed:
-            continue
-        if known not in (None, value):
-            raise SetupError(
-                f"{dialect.name}'s FocalNet always has {option}={known}; the model has "
-                f"{value}: microsoft's can be any (--dialect=microsoft)"
-            )
-    for path in flat:
-        if dialect.key_of(path, use_postln=encoder.use_postln) is None:
-            raise SetupError(
-                f"{dialect.name}'s FocalNet has no place for {path}; backbones for dense "
-                'prediction are written with dialect="microsoft"'
-            )

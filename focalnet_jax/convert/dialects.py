@@ -16,6 +16,9 @@ import re
 
 import numpy as np
 
+from focalnet_jax.errors import SetupError
+from focalnet_jax.models import FocalNetEncoder
+
 # Fields in the tables: {s} a stage, {next} the stage after it, {b} a block, {l} a level,
 # {post} "_post" in a net with norms after the branches, else nothing.
 _BLOCK = "layers_{s}/blocks_{b}"
@@ -84,6 +87,18 @@ class Dialect:
                     leaf = "scale" if is_norm else "kernel"
                 return f"{path}/{leaf}"
         return None
+
+    def check_can_be(self, encoder: FocalNetEncoder) -> None:
+        """Raises SetupError for a net that the implementation can't be."""
+        for option in ("patch_size", "focal_factor", "stem_padding"):
+            known, value = getattr(self, option), getattr(encoder, option)
+            if option == "stem_padding" and not encoder.use_conv_embed:
+                continue
+            if known not in (None, value):
+                raise SetupError(
+                    f"{self.name}'s FocalNet always has {option}={known}; the model has "
+                    f"{value}: microsoft's can be any (--dialect=microsoft)"
+                )
 
     def to_torch(self, path: str, array: np.ndarray) -> np.ndarray:
         """Lays out a Flax array as PyTorch has it; a view."""

@@ -28,9 +28,7 @@ def build_peer(kind: str, model: FocalNet) -> torch.nn.Module:
     """
     if kind not in _PEERS:
         raise SetupError(f"no peer is named {kind!r}{did_you_mean(kind, _PEERS)}")
-    encoder = model.encoder
-    if encoder.use_conv_embed and encoder.stem_padding != 2:
-        raise SetupError(f"{kind} always pads its stem by 2, not {encoder.stem_padding}")
+    DIALECTS[kind].check_can_be(model.encoder)
     if importlib.util.find_spec(kind) is None:
         raise SetupError(f"{kind} is needed: pip install {kind}")
     build, _ = _PEERS[kind]
