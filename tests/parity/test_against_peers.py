@@ -279,9 +279,9 @@ def test_twenty_steps_of_training(kind, peers, random_params, torch):
 
     Adam divides each gradient by its own size, so what is rounding in a gradient that
     should be zero becomes 1e-16 / eps = 1e-8 of a step; and torch clips by the norm +
-    1e-6, optax by the norm, which makes the same of other small ones. Over 20 steps some
-    1e-7 of the losses were seen; 1e-5 bounds losses and weights, where a wrong epsilon,
-    rate, mask or clip makes 1e-3 or more.
+    1e-6, optax by the norm, which makes the same of other small ones. Over 20 steps
+    the losses were seen to differ by less than 1e-6 of them; 1e-5 bounds losses and
+    weights.
     """
     model = Case("focalnet_huge_fl4", stages=2).model(**FLOAT64)
     start = random_params(model)
