@@ -133,7 +133,6 @@ def _change(
 ) -> tuple[dict[str, Parameter], list[str], tuple[str, ...]]:
     """The source's parameters as asked for, paths to start anew, and notes."""
     given, new, notes = dict(source.parameters), [], source.notes
-    encoder = model.encoder
 
     def replace(path, array):
         given[path] = dataclasses.replace(given[path], array=array)
@@ -160,10 +159,9 @@ def _change(
         new += levels
         notes += (f"new: {len(levels)} kernels of added focal levels",)
         if levels:
-            notes += (
-                "the global level now averages the last added one"
-                + (", and the division is by more levels" * encoder.normalize_modulator),
-            )
+            notes += ("the global level now averages the last added one",)
+            if model.encoder.normalize_modulator:
+                notes += ("the modulator is now divided by more levels",)
     for path in expected.keys() & given.keys():
         array, shape = given[path].array, expected[path].shape
         if changes.resize_kernels and "/focal_layers_" in path:

@@ -212,7 +212,7 @@ def _to_numpy(origin: str, name: str, tensor: Any) -> np.ndarray:
         if tensor.dtype == torch.bfloat16:  # numpy's comes from ml_dtypes
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, TypeError) as error:
         # Sparse, quantised, float8, without data ...
         raise SetupError(
             f"{origin} holds {name!r} as {tensor.dtype}, {tensor.layout}, on "

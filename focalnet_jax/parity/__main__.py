@@ -219,7 +219,9 @@ def compare_layers(
         peer,
         to_torch(params, model, dialect=kind)
         if source is None
-        else peers.own_state_dict(peer, kind, source, model.encoder.use_postln),
+        else peers.own_state_dict(
+            peer, kind, source, use_postln=model.encoder.use_postln
+        ),
     )
     if kind == "transformers":  # pads sizes that don't divide, where others floor
         model = model.clone(encoder=model.encoder.clone(pad_to_patch=True))

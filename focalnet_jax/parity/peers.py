@@ -50,7 +50,9 @@ def load_peer(peer: torch.nn.Module, state_dict: dict[str, np.ndarray]) -> None:
     peer.load_state_dict(tensors, strict=True)
 
 
-def own_state_dict(peer: torch.nn.Module, kind: str, source: Source, use_postln: bool):
+def own_state_dict(
+    peer: torch.nn.Module, kind: str, source: Source, *, use_postln: bool
+) -> dict[str, np.ndarray]:
     """A source's tensors under a peer's names, without a way through Flax.
 
     Where the source has the peer's dialect they are its own names; else they are

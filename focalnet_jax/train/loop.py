@@ -109,8 +109,10 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             try:
                 params = load_params(init_from, abstract_state.params)
             except SetupError as error:
+                if not differences:
+                    raise
                 lines = "\n  ".join(["set these fields as there:", *differences])
-                raise SetupError(f"{error}\n{lines}" if differences else error) from error
+                raise SetupError(f"{error}\n{lines}") from error
             state = dataclasses.replace(state, params=params)
             origin = f"starting from {init_from}"
             origin += "".join(f"\n  but with {change}" for change in differences)
