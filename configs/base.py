@@ -6,8 +6,10 @@
 The values of the official release: 300 epochs at batch 1,024. Top-1 that the official
 README reports for this recipe: tiny 82.1 (srf) and 82.3 (lrf), small 83.4 and 83.5, base
 83.7 and 83.9, isotropic tiny 74.1, small 80.9, base 82.4. These numbers are not measured
-here, and this file does not reach them yet: of the recipe's augmentation it has crops
-and flips, not RandAugment, mixup, cutmix and random erasing.
+here.
+
+`--config.data.pixels=fast` feeds about twice the images to an accelerator for each CPU
+core, with crops that are 0.1 to 0.2 of 255 levels off PIL's in the mean.
 """
 
 from focalnet_jax.errors import SetupError, did_you_mean
@@ -47,6 +49,13 @@ def get_config(variant: str = ""):
     config.clip_norm = 5.0
     config.label_smoothing = 0.1
 
+    config.random_erasing = 0.25
+    config.random_erasing_mode = "pixel"
+    config.mixup_alpha = 0.8
+    config.cutmix_alpha = 1.0
+    config.mix_probability = 1.0
+    config.mix_switch_probability = 0.5
+
     config.model.name = f"focalnet_{variant}"
     config.model.num_classes = 1000
     config.model.drop_path_rate = DROP_PATH_RATES[variant]
@@ -56,6 +65,8 @@ def get_config(variant: str = ""):
     config.data.train_split = "train"
     config.data.test_split = "validation"
     config.data.image_size = 224
+    # The release names colour jitter of 0.4, too, which timm leaves out beside this.
+    config.data.rand_augment = "rand-m9-mstd0.5-inc1"
     config.data.workers = 8
 
     config.checkpoint.every_steps = 1251  # an epoch, at this batch size

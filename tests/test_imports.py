@@ -15,7 +15,7 @@ ALLOWED = {
     "errors": set(),
     "ops": set(),
     "models": {"ops"},
-    "data": set(),
+    "data": {"written_aside"},
     "evaluators": set(),
     "model_description": {"data", "models"},
     "saved_params": set(),

@@ -1,5 +1,6 @@
 """The program as people run it: commands, messages, processes."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -7,8 +8,12 @@ import re
 import socket
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
+
+from focalnet_jax.data import TrainTransform, open_source, train_batches
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -48,15 +53,36 @@ def environment(data_dir):
     }
 
 
-def start(*arguments, directory, environment):
+def start(*arguments, directory, environment, program=ROOT / "main.py"):
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), *arguments],
+        [sys.executable, str(program), *arguments],
         cwd=directory,
         env=environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+def start_together(count, *arguments, directory, environment, **options):
+    """Processes of one run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        start(
+            *arguments,
+            directory=directory,
+            environment=environment
+            | {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(index),
+            },
+            **options,
+        )
+        for index in range(count)
+    ]
 
 
 def run(*arguments, directory, environment):
@@ -131,18 +157,9 @@ def test_two_processes_train_as_one(environment, tmp_path):
     code, _, errors = run(*one, directory=tmp_path, environment=environment)
     assert code == 0, errors
 
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for index in range(2):
-        joined = environment | {
-            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": str(index),
-        }
-        here = dict(directory=tmp_path, environment=joined)
-        processes.append(start("--workdir=two", *TINY, **here))
+    processes = start_together(
+        2, "--workdir=two", *TINY, directory=tmp_path, environment=environment
+    )
     try:
         results = [process.communicate(timeout=TIMEOUT) for process in processes]
     finally:
@@ -168,3 +185,83 @@ def test_two_processes_train_as_one(environment, tmp_path):
     )
     assert code == 0, errors
     assert "over 360 images" in output
+
+
+# Runs main.py, and notes the examples of each step that is done.
+NOTING = """
+import json, os, runpy, sys, time
+import numpy as np
+from focalnet_jax.train.feed import DeviceFeed
+
+take = DeviceFeed.next
+file = open(f"{os.environ['IDS']}-{os.environ['JAX_PROCESS_ID']}", "a")
+
+def noting(self, **options):
+    time.sleep(0.2)  # a step that someone can break into
+    batch = take(self, **options)
+    shards = sorted(batch["id"].addressable_shards, key=lambda shard: shard.index)
+    ids = np.concatenate([shard.data for shard in shards])
+    print(json.dumps(ids.tolist()), file=file, flush=True)
+    return batch
+
+if __name__ == "__main__":
+    DeviceFeed.next = noting
+    runpy.run_path(os.environ["MAIN"], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "count", [2, *(pytest.param(n, marks=pytest.mark.extended) for n in (1, 4))]
+)
+def test_a_kill_repeats_and_skips_no_example(count, environment, data_dir, tmp_path):
+    """kill -9 in mid-epoch, of all processes; two epochs by the ids of the examples."""
+    program = tmp_path / "noting.py"
+    program.write_text(NOTING)
+    arguments = [*TINY, "--config.data.train_split=train[:96]", "--config.num_steps=12"]
+    arguments += ["--config.data.workers=1", "--config.data.rand_augment=rand-m9"]
+
+    def launch(name):
+        noted = environment | {"IDS": name, "MAIN": str(ROOT / "main.py")}
+        here = dict(directory=tmp_path, environment=noted, program=program)
+        return start_together(count, *arguments, **here)
+
+    def read(name):
+        """Of each step, the ids of all processes one after the other."""
+        files = [(tmp_path / f"{name}-{i}").read_text() for i in range(count)]
+        lines = [map(json.loads, text.splitlines()) for text in files]
+        return [[*itertools.chain(*parts)] for parts in zip(*lines)]
+
+    processes = launch("first")
+    try:
+        deadline = time.monotonic() + TIMEOUT
+        while not (tmp_path / "first-0").exists() or len(read("first")) < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        for process in processes:
+            process.kill()
+    for process in processes:
+        process.communicate()
+    killed = read("first")
+    assert len(killed) < 12
+    processes = launch("second")
+    try:
+        results = [process.communicate(timeout=TIMEOUT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * count, results
+    restored = int(re.search(r"resuming after step (\d+)", results[0][0])[1])
+    assert 0 < restored <= len(killed)
+
+    steps = killed[:restored] + read("second")
+    assert [len(ids) for ids in steps] == [16] * 12
+    epochs = np.reshape(steps, (2, 96))
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(96))
+    assert killed == steps[: len(killed)]
+    # And the same whatever the number of processes.
+    source = open_source("digits", split="train[:96]", data_dir=data_dir)
+    batches = train_batches(source, TrainTransform(8), batch_size=16, seed=0)
+    for ids, batch in zip(steps, batches):
+        np.testing.assert_array_equal(ids, batch["id"])

@@ -1,22 +1,35 @@
-"""Input: TFDS data sets, read and transformed by Grain into batches of numpy arrays."""
+"""Input: data sets, read and transformed by Grain into batches of numpy arrays."""
 
+from focalnet_jax.data.bad_records import BadRecordError, BadRecords
+from focalnet_jax.data.exact_images import INTERPOLATIONS
 from focalnet_jax.data.pipeline import Batch, Shard, eval_batches, train_batches
 from focalnet_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from focalnet_jax.data.randaugment import RandAugment
 from focalnet_jax.data.sources import Source, check_label, open_source
-from focalnet_jax.data.transforms import INTERPOLATIONS, EvalTransform, TrainTransform
+from focalnet_jax.data.transforms import (
+    PIXELS,
+    EvalTransform,
+    TrainTransform,
+    image_operations,
+)
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "INTERPOLATIONS",
+    "PIXELS",
+    "BadRecordError",
+    "BadRecords",
     "Batch",
     "EvalTransform",
     "Preprocessing",
+    "RandAugment",
     "Shard",
     "Source",
     "TrainTransform",
     "check_label",
     "eval_batches",
+    "image_operations",
     "open_source",
     "train_batches",
 ]

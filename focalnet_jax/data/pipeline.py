@@ -5,14 +5,19 @@ n yields rows `[p * B / n, (p + 1) * B / n)` of it and decodes only those.
 """
 
 import dataclasses
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 
 import grain
 import numpy as np
 from absl import flags
 
+from focalnet_jax.data.bad_records import BadRecordError, BadRecords
 from focalnet_jax.data.sources import Source, check_label
 from focalnet_jax.data.transforms import EvalTransform, TrainTransform
+from focalnet_jax.errors import SetupError
 
 Batch = dict[str, np.ndarray]
 
@@ -40,6 +45,7 @@ def train_batches(
     first_step: int = 0,
     shard: Shard = Shard(),
     num_classes: int | None = None,
+    bad_records: BadRecords | None = None,
     threads: int = 2,
     workers: int = 0,
 ) -> Iterator[Batch]:
@@ -58,6 +64,8 @@ def train_batches(
       first_step: where to start.
       shard: the part of each batch to yield.
       num_classes: labels from this number on are errors; None for any.
+      bad_records: notes records that can't be decoded, in whose place the nearest good
+        one after them in the source comes; None: the first one is an error.
       threads: that decode, in this process or in each worker.
       workers: processes that decode; 0 for none but this one.
 
@@ -66,7 +74,8 @@ def train_batches(
       index of the record in `source`; where b is the shard's number of rows.
 
     Raises:
-      SetupError: a label outside of `[0, num_classes)`, naming the record.
+      SetupError: a label outside of `[0, num_classes)` or one bad record too many, naming
+        the record; or a worker that has died.
     """
     batches = (
         grain.MapDataset.range(len(source))
@@ -76,7 +85,9 @@ def train_batches(
         .random_map(_LoadForTraining(source, transform, num_classes))
         .batch(shard.rows(batch_size))[shard.index :: shard.count][first_step:]
     )
-    return _iterate(batches, threads=threads, workers=workers)
+    if bad_records is None:
+        bad_records = BadRecords(source.describe)
+    return _iterate(batches, bad_records, threads=threads, workers=workers)
 
 
 def eval_batches(
@@ -86,13 +97,15 @@ def eval_batches(
     batch_size: int,
     shard: Shard = Shard(),
     num_classes: int | None = None,
+    bad_records: BadRecords | None = None,
     threads: int = 2,
     workers: int = 0,
 ) -> Iterator[Batch]:
     """Every record once, in order, in batches of one size.
 
     Args, yields and raises: as `train_batches`, and also `mask`, bool `[b]`, which is
-    False in the rows that fill up the last batch.
+    False in the rows that fill up the last batch and in those of bad records. Sources
+    with label sets give `labels`, bool `[b, classes]`, in place of `label`.
     """
     padded = -(-len(source) // batch_size) * batch_size
     batches = (
@@ -100,25 +113,62 @@ def eval_batches(
         .map(_LoadForEvaluation(source, transform, num_classes))
         .batch(shard.rows(batch_size))[shard.index :: shard.count]
     )
-    return _iterate(batches, threads=threads, workers=workers)
+    if bad_records is None:
+        bad_records = BadRecords(source.describe)
+    return _iterate(batches, bad_records, threads=threads, workers=workers)
 
 
-def _iterate(batches: grain.MapDataset, *, threads: int, workers: int) -> Iterator[Batch]:
+def _iterate(
+    batches: grain.MapDataset, bad_records: BadRecords, *, threads: int, workers: int
+) -> Iterator[Batch]:
     # An element is a whole batch, so a few in advance are enough.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     dataset = batches.to_iter_dataset(options)
-    if not workers:
-        yield from dataset
-        return
-    # Grain's workers read absl flags, which only a program's main parses.
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    if workers:
+        # Grain's workers read absl flags, which only a program's main parses.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers), _end_with_parent
+        )
     iterator = iter(dataset)
     try:
-        yield from iterator
+        for batch in iterator:
+            for index, fault in _faults_in(batch):
+                bad_records.add(index, fault)
+            yield batch
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise SetupError(
+            f"one of the {workers} input workers has died ({error}). If memory ran out, "
+            "a smaller data.workers or batch_size helps; the same command goes on from "
+            "the newest checkpoint"
+        ) from error
     finally:
-        iterator.close()  # or its shared memory would outlive it
+        iterator.close()  # or the workers' shared memory would outlive it
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """Has a worker end when the program is killed, which Grain's would outlive."""
+    del worker, workers
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# Where a row of a batch says what was wrong with which record: enough for a path and a
+# reason, since arrays have rows of one size. No text: nothing was.
+_FAULT = np.dtype([("index", np.int64), ("text", "S232")])
+
+
+def _faults_in(batch: Batch) -> Iterator[tuple[int, str]]:
+    faults = batch.pop("fault")
+    for row in np.flatnonzero(faults["text"]):
+        yield int(faults["index"][row]), faults["text"][row].decode(errors="replace")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +178,21 @@ class _LoadForTraining(grain.transforms.RandomMap):
     num_classes: int | None
 
     def random_map(self, index: int, rng: np.random.Generator) -> Batch:
-        record = self.source.records[index]
-        image = self.transform(record["image"], rng)
-        return _example(self.source, index, image, record["label"], self.num_classes)
+        fault = np.zeros((), _FAULT)
+        for attempt in range(len(self.source)):
+            good = (index + attempt) % len(self.source)
+            try:
+                encoded, label = self.source.read(good)
+                image = self.transform(encoded, rng)
+                break
+            except BadRecordError as error:
+                # The first of a row of them is enough: each will have its own turn.
+                if not attempt:
+                    fault[()] = (index, str(error).encode()[: _FAULT["text"].itemsize])
+        else:
+            raise SetupError(f"{self.source.name} holds no image that can be decoded")
+        example = _example(self.source, good, image, label, self.num_classes)
+        return example | {"fault": fault}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,12 +204,25 @@ class _LoadForEvaluation(grain.transforms.Map):
     def map(self, index: int) -> Batch:
         is_real = index < len(self.source)
         index = min(index, len(self.source) - 1)
-        record = self.source.records[index]
-        image = self.transform(record["image"])
-        example = _example(self.source, index, image, record["label"], self.num_classes)
-        return example | {"mask": np.bool_(is_real)}
+        fault = np.zeros((), _FAULT)
+        size = self.transform.size
+        try:
+            encoded, label = self.source.read(index)
+            image = self.transform(encoded)
+        except BadRecordError as error:
+            fault[()] = (index, str(error).encode()[: _FAULT["text"].itemsize])
+            image = np.zeros((size, size, 3), np.uint8)
+            label = () if self.source.has_label_sets else 0
+            is_real = False
+        example = _example(self.source, index, image, label, self.num_classes)
+        return example | {"mask": np.bool_(is_real), "fault": fault}
 
 
-def _example(source: Source, index, image, label, num_classes) -> Batch:
-    check_label(source.name, index, label, num_classes=num_classes)
-    return {"image": image, "label": np.int32(label), "id": np.int64(index)}
+def _example(source: Source, index: int, image: np.ndarray, label, num_classes) -> Batch:
+    example = {"image": image, "id": np.int64(index)}
+    if source.has_label_sets:
+        labels = np.zeros(source.num_classes, bool)
+        labels[np.asarray(label, int)] = True
+        return example | {"labels": labels}
+    check_label(source, index, label, num_classes=num_classes)
+    return example | {"label": np.int32(label)}

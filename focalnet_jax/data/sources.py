@@ -1,20 +1,31 @@
-"""TFDS data sets as sequences of still-encoded records.
+"""Data sets as sequences of still-encoded records: those of TFDS, and image folders.
 
 `tfds.data_source` reads ArrayRecord files at random, without TensorFlow. Images stay
 encoded: decoding belongs to the transform, once, beside the crop.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from focalnet_jax.data import digits  # registers the embedded data set
+from focalnet_jax.data.bad_records import BadRecordError
+from focalnet_jax.data.folder import ImageFolder, class_directories
+from focalnet_jax.data.imagenet import SUBSETS, classes_of_folder
+from focalnet_jax.data.shards import check_shards
 from focalnet_jax.errors import SetupError, did_you_mean
 
 # Prepared on first use, for they need no download.
 EMBEDDED = {"digits": digits.Digits}
+
+# Spelt before the path of an image folder.
+FOLDER = "folder:"
+
+# Takes the place of `label` in ImageNet-ReaL, Beyer et al., arXiv 2006.07159.
+_LABEL_SETS = "real_label"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,57 +37,159 @@ class Source:
       records: random access; each has `image`, encoded bytes, and `label`, an int.
       class_names: by label; empty where the data set names none.
       num_classes: None where the data set doesn't say.
+      subset: the labels that can occur, if the data set is known to have few of its
+        classes: accuracy is that among these. None for all.
+      label_feature: what a record calls its label.
+      has_label_sets: whether a label is a sequence of ints, any of which is right.
+      files: names, and numbers of records, of the files that hold one after the other.
     """
 
     name: str
     records: Sequence[dict[str, Any]]
     class_names: tuple[str, ...] = ()
     num_classes: int | None = None
+    subset: tuple[int, ...] | None = None
+    label_feature: str = "label"
+    has_label_sets: bool = False
+    files: tuple[tuple[str, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
 
+    def read(self, index: int) -> tuple[bytes, Any]:
+        """Returns the encoded image and the label of a record.
 
-def check_label(name: str, index: int, label: int, *, num_classes: int | None) -> None:
+        Raises:
+          BadRecordError: it can't be read, or there is nothing in it.
+        """
+        try:
+            record = self.records[index]
+        except Exception as error:  # each kind of storage has its own
+            raise BadRecordError(f"it can't be read: {error}") from error
+        if not record["image"]:
+            raise BadRecordError("its image has zero bytes")
+        return record["image"], record[self.label_feature]
+
+    def describe(self, index: int) -> str:
+        """Names a record for messages, and its own file or that which holds it."""
+        place = self._file_of(index)
+        try:
+            place = self.records[index]["file_name"]
+            place = place.decode(errors="replace") if isinstance(place, bytes) else place
+        except Exception:  # not kept, or the record is damaged
+            pass
+        return f"record {index} of {self.name}" + (f" ({place})" if place else "")
+
+    def _file_of(self, index: int) -> str | None:
+        for name, count in self.files:
+            if index < count:
+                return name
+            index -= count
+        return None
+
+
+def check_label(source: Source, index: int, label: int, *, num_classes: int | None):
     """Raises SetupError unless the label of a source's record fits `num_classes`."""
     if label < 0:
-        raise SetupError(f"record {index} of {name} has label {label}, that is, none")
+        raise SetupError(f"{source.describe(index)} has label {label}, that is, none")
     if num_classes is not None and label >= num_classes:
         raise SetupError(
-            f"record {index} of {name} has label {label}, which does not fit "
+            f"{source.describe(index)} has label {label}, which does not fit "
             f"model.num_classes={num_classes}"
         )
 
 
-def open_source(name: str, *, split: str, data_dir: str | None = None) -> Source:
-    """Opens a split of a TFDS data set; prepares it if it is an embedded one.
+def open_source(
+    name: str, *, split: str, data_dir: str | None = None, classes: str | None = None
+) -> Source:
+    """Opens a split of a data set; prepares it if it is an embedded one.
 
     Args:
-      name: as TFDS spells it, with config and version if need be.
-      split: as TFDS spells it: `"train"`, `"train[:90%]"` ...
-      data_dir: where data sets lie; None for TFDS's own place
+      name: as TFDS spells it, with config and version if need be; or `folder:DIR`, of
+        images `DIR/SPLIT/CLASS/xxx.jpg`, or `DIR/CLASS/xxx.jpg` for the split `train`.
+      split: as TFDS spells it: `"train"`, `"train[:90%]"` ...; of a folder, a directory.
+      data_dir: where data sets of TFDS lie; None for TFDS's own place
         (`$TFDS_DATA_DIR` or `~/tensorflow_datasets`).
+      classes: of a folder, what its labels count: None for its own directories, sorted;
+        `"imagenet2012"` for ImageNet-1K's classes, of which it may have a part; or a
+        file with a class's name in each line.
 
     Raises:
       SetupError: an unknown name or split, an empty split, a data set that isn't
-        prepared or not as ArrayRecord, or one without images and labels.
+        prepared or not as ArrayRecord, one without images and labels, or missing or
+        truncated files.
     """
+    if name.startswith(FOLDER):
+        return _open_folder(name, split=split, classes=classes)
+    if classes is not None:
+        raise SetupError(
+            f"data.classes={classes!r} is for image folders; data.name={name!r} has "
+            "labels of its own"
+        )
     builder = _builder(name, data_dir)
     if name in EMBEDDED and not builder.is_prepared():
         _prepare(builder)
     _check_prepared(builder, name, data_dir)
     features = builder.info.features
-    for feature in ("image", "label"):
+    label_feature = _LABEL_SETS if _LABEL_SETS in features else "label"
+    for feature in ("image", label_feature):
         if feature not in features:
             raise SetupError(
                 f"data.name={name!r} has no {feature!r} but {', '.join(features)}: "
                 "image classification needs 'image' and 'label'"
             )
+    label = features[label_feature]
+    has_label_sets = isinstance(label, tfds.features.Sequence)
+    label = label.feature if has_label_sets else label
     return Source(
         name=f"{name}, split {split!r}",
         records=_records(builder, name, split),
-        class_names=tuple(getattr(features["label"], "names", None) or ()),
-        num_classes=getattr(features["label"], "num_classes", None),
+        class_names=tuple(getattr(label, "names", None) or ()),
+        num_classes=getattr(label, "num_classes", None),
+        subset=SUBSETS.get(builder.name),
+        label_feature=label_feature,
+        has_label_sets=has_label_sets,
+        files=tuple(
+            (shard.filename, shard.take)
+            for shard in builder.info.splits[split].file_instructions
+        ),
+    )
+
+
+def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
+    root = pathlib.Path(name.removeprefix(FOLDER)).expanduser()
+    directory = root / split
+    if not directory.is_dir():
+        names = class_directories(root)
+        inner = [entry for entry in (root / names[0]).iterdir() if entry.is_dir()]
+        if inner:
+            raise SetupError(f"{name} has no split {split!r}{did_you_mean(split, names)}")
+        if split != "train":
+            raise SetupError(
+                f"{name} has no split {split!r}: its directories are classes, which "
+                "makes it the split 'train'. To have it as another one, name where it "
+                f"lies, and it as the split: data.name={FOLDER}{root.parent} and "
+                f"{root.name!r}"
+            )
+        directory = root
+    class_names = None
+    if classes == "imagenet2012":
+        class_names = classes_of_folder(class_directories(directory))
+    elif classes is not None:
+        try:
+            class_names = pathlib.Path(classes).expanduser().read_text().splitlines()
+        except OSError as error:
+            raise SetupError(
+                f"data.classes={classes!r} is neither 'imagenet2012' nor a file of "
+                f"classes: {error}"
+            ) from error
+    folder = ImageFolder(directory, classes=class_names)
+    return Source(
+        name=f"{name}, split {split!r}",
+        records=folder,
+        class_names=folder.class_names,
+        num_classes=len(folder.class_names),
+        subset=folder.labels if len(folder.labels) < len(folder.class_names) else None,
     )
 
 
@@ -108,11 +221,20 @@ def _check_prepared(builder, name: str, data_dir: str | None) -> None:
         file_format = builder.info.file_format
         if file_format == tfds.core.FileFormat.ARRAY_RECORD:
             return
+        if file_format != tfds.core.FileFormat.TFRECORD:
+            raise SetupError(
+                f"data.name={name!r} is prepared in {builder.data_dir} as "
+                f"{file_format.value}, which has no random access. Prepare it as "
+                "array_record in a directory of its own, and name that in "
+                f"data.data_dir:\n"
+                f"  pip install '.[prepare]' && {command} --data_dir=DIRECTORY"
+            )
+        place = f" --data-dir={data_dir}" if data_dir else ""
         raise SetupError(
-            f"data.name={name!r} is prepared in {builder.data_dir} as "
-            f"{file_format.value}, which has no random access. Prepare it as "
-            f"array_record in a directory of its own, and name that in data.data_dir:\n"
-            f"  pip install '.[prepare]' && {command} --data_dir=DIRECTORY"
+            f"data.name={name!r} is prepared in {builder.data_dir} as tfrecord, which "
+            "has no random access. Copy it to array_record files, without downloading "
+            "or encoding anything again:\n"
+            f"  python -m focalnet_jax.data.prepare {name}{place}"
         )
     if data_dir:
         command += f" --data_dir={data_dir}"
@@ -139,6 +261,7 @@ def _records(builder, name: str, split: str) -> Sequence[dict[str, Any]]:
         ) from error
     if not info.num_examples:
         raise SetupError(f"split {split!r} of {name} is empty")
+    check_shards(builder, split)
     return builder.as_data_source(
         split=split, decoders={"image": tfds.decode.SkipDecoding()}
     )

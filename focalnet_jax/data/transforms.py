@@ -1,27 +1,48 @@
-"""From an encoded image to `uint8 [size, size, 3]`, for training and for evaluation."""
+"""From an encoded image to `uint8 [size, size, 3]`, for training and for evaluation.
+
+What follows per pixel or per batch (normalisation, random erasing, mixup, cutmix) runs on
+the accelerator, in the training step.
+"""
 
 import dataclasses
-import io
+import functools
+import importlib
 import math
+from types import ModuleType
 
 import numpy as np
 import PIL.Image
 
-INTERPOLATIONS = {
-    "bicubic": PIL.Image.Resampling.BICUBIC,
-    "bilinear": PIL.Image.Resampling.BILINEAR,
-    "nearest": PIL.Image.Resampling.NEAREST,
-}
+from focalnet_jax.data.decoding import decode
+from focalnet_jax.data.exact_images import INTERPOLATIONS
+from focalnet_jax.data.randaugment import RandAugment, apply_operations
+from focalnet_jax.errors import SetupError
+
+# Which pixels a training transform makes: PIL's own, or some near them sooner.
+PIXELS = {"exact": "exact_images", "fast": "fast_images"}
+
+# What "random" chooses from, as in timm.
+RANDOM_INTERPOLATIONS = ("bilinear", "bicubic")
 
 
-def decode(encoded: bytes) -> PIL.Image.Image:
-    """Decodes a PNG, JPEG ... to an RGB image."""
-    return PIL.Image.open(io.BytesIO(encoded)).convert("RGB")
+def image_operations(pixels: str) -> ModuleType:
+    """The module that works on images in the mode `pixels`.
+
+    Raises:
+      SetupError: its libraries are not installed.
+    """
+    try:
+        return importlib.import_module(f"focalnet_jax.data.{PIXELS[pixels]}")
+    except ImportError as error:
+        raise SetupError(
+            f"data.pixels={pixels!r} needs packages that are not there ({error}):\n"
+            "  pip install '.[fast]'"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Random resized crop and horizontal flip.
+    """Random resized crop, horizontal flip, RandAugment, colour jitter, in this order.
 
     The crop covers a uniform share of the image's area at an aspect ratio whose
     logarithm is uniform: Szegedy et al., arXiv 1409.4842, as in torchvision's
@@ -32,7 +53,13 @@ class TrainTransform:
       crop_area: least and greatest share of the image's area.
       crop_aspect: least and greatest width / height.
       flip: whether to mirror half of the images left to right.
-      interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`.
+      interpolation: `"bicubic"`, `"bilinear"`, `"nearest"`, or `"random"`: of the first
+        two, drawn for each image, and again for each geometric operation.
+      rand_augment: the policy; None for none.
+      color_jitter: j draws brightness, contrast and saturation from [1 - j, 1 + j], to
+        apply in random order; 0 for none. As torchvision's `ColorJitter(j, j, j)`.
+      fill: RGB levels where an operation leaves the image; in timm the data's mean.
+      pixels: `"exact"`: equal to PIL's and so to timm's; `"fast"`: near them.
     """
 
     size: int
@@ -40,23 +67,44 @@ class TrainTransform:
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
     interpolation: str = "bicubic"
+    rand_augment: RandAugment | None = None
+    color_jitter: float = 0.0
+    fill: tuple[int, int, int] = (124, 116, 104)
+    pixels: str = "exact"
 
     def __call__(self, encoded: bytes, rng: np.random.Generator) -> np.ndarray:
-        """Returns `uint8 [size, size, 3]`."""
-        image = decode(encoded)
-        image = image.crop(self._crop_box(*image.size, rng))
-        resampling = INTERPOLATIONS[self.interpolation]
-        image = image.resize((self.size, self.size), resampling)
-        pixels = np.asarray(image)
-        if self.flip and rng.random() < 0.5:
-            pixels = pixels[:, ::-1]
-        return np.ascontiguousarray(pixels)
+        """Returns `uint8 [size, size, 3]`.
 
-    def _crop_box(self, width, height, rng) -> tuple[int, int, int, int]:
+        Raises:
+          BadRecordError: the bytes are no whole image.
+        """
+        images = image_operations(self.pixels)
+        interpolations = (self.interpolation,)
+        if self.interpolation == "random":
+            interpolations = RANDOM_INTERPOLATIONS
+        image = images.crop_and_resize(
+            encoded,
+            functools.partial(self._crop_box, rng=rng),
+            size=self.size,
+            interpolation=interpolations[rng.integers(len(interpolations))],
+        )
+        if self.flip and rng.random() < 0.5:
+            image = images.mirror(image)
+        if self.rand_augment is not None:
+            operations = self.rand_augment.draw(rng, interpolations)
+            image = apply_operations(image, operations, images, fill=self.fill)
+        if self.color_jitter:
+            image = self._jitter(image, images, rng)
+        return images.to_array(image)
+
+    def _crop_box(
+        self, width: int, height: int, rng: np.random.Generator
+    ) -> tuple[int, int, int, int]:
         """Left, upper, right and lower edge of the crop."""
+        log_aspect = [math.log(aspect) for aspect in self.crop_aspect]
         for _ in range(10):
             area = width * height * rng.uniform(*self.crop_area)
-            aspect = math.exp(rng.uniform(*np.log(self.crop_aspect)))
+            aspect = math.exp(rng.uniform(*log_aspect))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
                 left = int(rng.integers(width - w + 1))
@@ -69,12 +117,21 @@ class TrainTransform:
         left, upper = (width - w) // 2, (height - h) // 2
         return left, upper, left + w, upper + h
 
+    def _jitter(self, image, images: ModuleType, rng: np.random.Generator):
+        least, greatest = max(0.0, 1 - self.color_jitter), 1 + self.color_jitter
+        properties = (images.brightness, images.contrast, images.color)
+        factors = rng.uniform(least, greatest, size=3)
+        for index in rng.permutation(3):
+            image = properties[index](image, float(factors[index]))
+        return image
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
     """Resizes the shorter side to `size / crop` and cuts out the middle.
 
-    As torchvision's `Resize` and `CenterCrop`, with which the official code evaluates.
+    As torchvision's `Resize` and `CenterCrop`, with which the official code evaluates;
+    by PIL, whatever mode training uses.
 
     Attributes:
       size: side of the result, in pixels.
@@ -87,8 +144,14 @@ class EvalTransform:
     interpolation: str = "bicubic"
 
     def __call__(self, image: bytes | PIL.Image.Image) -> np.ndarray:
-        """Makes an encoded or a decoded image `uint8 [size, size, 3]`."""
-        image = decode(image) if isinstance(image, bytes) else image.convert("RGB")
+        """Makes an encoded or a decoded image `uint8 [size, size, 3]`.
+
+        Raises:
+          BadRecordError: bytes that are no whole image.
+        """
+        if isinstance(image, bytes):
+            image = PIL.Image.fromarray(decode(image))
+        image = image.convert("RGB")
         shorter = int(self.size / self.crop)
         scaled = [int(shorter * side / min(image.size)) for side in image.size]
         image = image.resize(scaled, INTERPOLATIONS[self.interpolation])

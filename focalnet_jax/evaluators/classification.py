@@ -1,10 +1,11 @@
-"""Top-1 and top-5 accuracy, and the loss, over a whole split."""
+"""Accuracy over a whole split: top-1, top-5 and the loss, or by sets of right labels."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Batch = dict[str, jax.Array]
@@ -13,10 +14,15 @@ Batch = dict[str, jax.Array]
 class Classification:
     """Counts every example exactly once: rows with a False `mask` don't count.
 
+    Where batches have `labels`, sets of right answers, in place of `label`, there is
+    only top-1: the share of examples whose answer is in their set, over those whose set
+    isn't empty, as in ImageNet-ReaL (Beyer et al., arXiv 2006.07159).
+
     Args:
       predict_fn: from parameters and images to logits `[b, classes]`.
-      make_batches: starts anew over the split; batches hold `image`, `label` and
-        `mask`, and are global arrays.
+      make_batches: starts anew over the split; batches hold `image`, `mask`, and `label`
+        or `labels`, bool `[b, k]` for the first k classes; all are global arrays.
+      subset: the labels among which the answer is sought; None for all.
       name: before each metric's name, as in `test/top1`.
     """
 
@@ -25,6 +31,7 @@ class Classification:
         predict_fn: Callable[[Any, jax.Array], jax.Array],
         make_batches: Callable[[], Iterable[Batch]],
         *,
+        subset: Sequence[int] | None = None,
         name: str = "test",
     ):
         self._make_batches = make_batches
@@ -33,6 +40,12 @@ class Classification:
         @jax.jit
         def count(params, batch):
             logits = predict_fn(params, batch["image"])
+            logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+            if subset is not None:
+                is_in = np.isin(np.arange(logits.shape[-1]), subset)
+                logits = jnp.where(is_in, logits, -jnp.inf)
+            if "labels" in batch:
+                return _sums_of_sets(logits, batch["labels"], batch["mask"])
             return _sums(logits, batch["label"], batch["mask"])
 
         self._count = count
@@ -44,13 +57,13 @@ class Classification:
             sums.append(self._count(params, batch))
             jax.block_until_ready(sums[-2:][0])  # one batch in advance, not the split
         totals = jax.tree.map(lambda *parts: sum(p.item() for p in parts), *sums)
-        for metric in ("top1", "top5", "loss"):
-            yield f"{self._name}/{metric}", totals[metric] / totals["examples"]
-        yield f"{self._name}/examples", totals["examples"]
+        examples = totals.pop("examples")
+        for metric, total in totals.items():
+            yield f"{self._name}/{metric}", total / examples if examples else np.nan
+        yield f"{self._name}/examples", examples
 
 
 def _sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
     hits = (best == labels[:, None]) & mask[:, None]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -60,3 +73,13 @@ def _sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, ja
         "loss": jnp.where(mask, losses, 0).sum(),
         "examples": mask.sum(),
     }
+
+
+def _sums_of_sets(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
+    # An answer beyond the classes that sets are of is in none.
+    beyond = logits.shape[-1] - labels.shape[-1]
+    labels = jnp.pad(labels, ((0, 0), (0, beyond))) & mask[:, None]
+    is_right = jnp.take_along_axis(labels, logits.argmax(-1)[:, None], axis=-1)
+    return {"top1": is_right.sum(), "examples": labels.any(-1).sum()}

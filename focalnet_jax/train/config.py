@@ -13,10 +13,18 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
-from focalnet_jax.data import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS
+from focalnet_jax.data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INTERPOLATIONS,
+    PIXELS,
+    RandAugment,
+    TrainTransform,
+)
 from focalnet_jax.errors import SetupError, did_you_mean
 from focalnet_jax.models import FocalNet, create_model, list_models
 from focalnet_jax.models.variants import ENCODER_OPTIONS
+from focalnet_jax.train.augment import ERASING_MODES, Mixing, RandomErasing
 
 WEIGHT_DECAY_MASKS = ("nominal", "none")
 
@@ -48,6 +56,14 @@ def default_config() -> ConfigDict:
     config.clip_norm = 5.0  # greatest global norm of the gradient; 0: unlimited
     config.label_smoothing = 0.1
 
+    # Augmentation of batches, in the training step.
+    config.random_erasing = 0.0  # share of the images that lose a rectangle
+    config.random_erasing_mode = "pixel"  # noise; "rand": one colour; "const": the mean
+    config.mixup_alpha = 0.0  # shares are from Beta(alpha, alpha); 0: no mixup
+    config.cutmix_alpha = 0.0  # the same of cutmix
+    config.mix_probability = 1.0  # share of the batches that are mixed
+    config.mix_switch_probability = 0.5  # share of cutmix in these, if there are both
+
     # Parameters to start from: a workdir or a checkpoint in it.
     config.init_from = config_dict.placeholder(str)
 
@@ -59,18 +75,29 @@ def default_config() -> ConfigDict:
         config.model[option] = config_dict.placeholder(_option_type(option))
 
     config.data = ConfigDict()
-    config.data.name = "imagenet2012"  # as TFDS spells it
+    config.data.name = "imagenet2012"  # as TFDS spells it, or folder:DIR
     config.data.data_dir = config_dict.placeholder(str)  # None: TFDS's own place
+    # Of a folder, what labels count; None: its directories. "imagenet2012", or a file.
+    config.data.classes = config_dict.placeholder(str)
     config.data.train_split = "train"
     config.data.test_split = "validation"
     config.data.image_size = 224
-    config.data.interpolation = "bicubic"
+    config.data.interpolation = "bicubic"  # in training; "random": that or bilinear
     config.data.mean = IMAGENET_MEAN  # of pixels in [0, 1]
     config.data.std = IMAGENET_STD
     config.data.crop_area = (0.08, 1.0)  # share of the image in a training crop
     config.data.crop_aspect = (3 / 4, 4 / 3)  # its width / height
     config.data.flip = True
+    # A policy in timm's spelling, such as "rand-m9-mstd0.5-inc1"; None: none.
+    config.data.rand_augment = config_dict.placeholder(str)
+    # Brightness, contrast and saturation within 1 - j to 1 + j, in random order. timm
+    # leaves it out where there is RandAugment; here both can be.
+    config.data.color_jitter = 0.0
+    config.data.pixels = "exact"  # equal to PIL's; "fast": near them, see the README
     config.data.eval_crop = 0.875  # share of the shorter side that evaluation sees
+    config.data.eval_interpolation = "bicubic"
+    # Images that can't be decoded, and are skipped by each process before one stops it.
+    config.data.max_bad_records = 0
     config.data.threads = 2  # that decode, in this process or in each worker
     config.data.workers = 0  # processes that decode; 0: this one
 
@@ -121,7 +148,11 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
         "weight_decay": 0,
         "clip_norm": 0,
         "label_smoothing": 0,
+        "mixup_alpha": 0,
+        "cutmix_alpha": 0,
         "data.image_size": 1,
+        "data.color_jitter": 0,
+        "data.max_bad_records": 0,
         "data.threads": 1,
         "data.workers": 0,
         "mesh.fsdp": 1,
@@ -139,6 +170,9 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
     for field in ("label_smoothing", "adam_b1", "adam_b2"):
         if not config[field] < 1:
             raise SetupError(f"{field}={config[field]} is not below 1")
+    for field in ("random_erasing", "mix_probability", "mix_switch_probability"):
+        if not 0 <= config[field] <= 1:
+            raise SetupError(f"{field}={config[field]} is not in [0, 1]")
     if not 0 < config.data.eval_crop <= 1:
         raise SetupError(f"data.eval_crop={config.data.eval_crop} is not in (0, 1]")
     for field in ("data.crop_area", "data.crop_aspect"):
@@ -151,7 +185,11 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
     if min(_numbers(config, "data.std", count=3)) <= 0:
         raise SetupError(f"data.std={config.data.std} is not above 0 in every channel")
     _check_choice(config, "weight_decay_mask", WEIGHT_DECAY_MASKS)
-    _check_choice(config, "data.interpolation", INTERPOLATIONS)
+    _check_choice(config, "random_erasing_mode", ERASING_MODES)
+    _check_choice(config, "data.interpolation", (*INTERPOLATIONS, "random"))
+    _check_choice(config, "data.eval_interpolation", INTERPOLATIONS)
+    _check_choice(config, "data.pixels", PIXELS)
+    train_transform_of(config)
     _check_choice(config, "model.name", list_models())
     model = model_of(config)
     if not model.num_classes:
@@ -234,6 +272,44 @@ def model_of(config: ConfigDict) -> FocalNet:
         return create_model(config.model.name, **model_overrides(config))
     except (TypeError, ValueError) as error:
         raise SetupError(f"model.{error}") from error
+
+
+def train_transform_of(config: ConfigDict) -> TrainTransform:
+    """What the config does to each training image on the host.
+
+    Raises:
+      SetupError: `data.rand_augment` is no policy.
+    """
+    policy = config.data.rand_augment
+    return TrainTransform(
+        config.data.image_size,
+        crop_area=config.data.crop_area,
+        crop_aspect=config.data.crop_aspect,
+        flip=config.data.flip,
+        interpolation=config.data.interpolation,
+        rand_augment=RandAugment.parse(policy) if policy else None,
+        color_jitter=config.data.color_jitter,
+        fill=tuple(min(255, round(255 * mean)) for mean in config.data.mean),
+        pixels=config.data.pixels,
+    )
+
+
+def erasing_of(config: ConfigDict) -> RandomErasing | None:
+    """The random erasing that the config describes; None: off."""
+    erasing = RandomErasing(config.random_erasing, mode=config.random_erasing_mode)
+    return erasing if erasing.probability else None
+
+
+def mixing_of(config: ConfigDict) -> Mixing | None:
+    """The mixup and cutmix that the config describes; None: neither."""
+    mixing = Mixing(
+        mixup_alpha=config.mixup_alpha,
+        cutmix_alpha=config.cutmix_alpha,
+        probability=config.mix_probability,
+        switch_probability=config.mix_switch_probability,
+    )
+    is_on = mixing.probability and (mixing.mixup_alpha or mixing.cutmix_alpha)
+    return mixing if is_on else None
 
 
 def total_steps(config: ConfigDict, num_examples: int) -> int:

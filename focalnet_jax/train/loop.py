@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,11 +13,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from focalnet_jax.data import (
+    BadRecordError,
+    BadRecords,
     EvalTransform,
     Source,
-    TrainTransform,
     check_label,
     eval_batches,
+    image_operations,
     open_source,
     train_batches,
 )
@@ -35,7 +36,15 @@ from focalnet_jax.saved_params import (
 from focalnet_jax.train import sharding
 from focalnet_jax.train import workdir as files
 from focalnet_jax.train.checkpoints import Checkpoints, abstract_with_shardings
-from focalnet_jax.train.config import model_of, steps_of_epochs, total_steps
+from focalnet_jax.train.config import (
+    erasing_of,
+    mixing_of,
+    model_of,
+    steps_of_epochs,
+    total_steps,
+    train_transform_of,
+)
+from focalnet_jax.train.feed import DeviceFeed
 from focalnet_jax.train.metrics import MetricsWriter
 from focalnet_jax.train.optimizer import make_optimizer, make_schedule
 from focalnet_jax.train.progress import Progress
@@ -53,6 +62,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     Raises:
       SetupError: anything that whoever started the run can mend.
     """
+    image_operations(config.data.pixels)  # are its libraries there?
     train_source = _open_source(config, config.data.train_split)
     test_source = _open_source(config, config.data.test_split)
     mesh = _mesh(config)
@@ -83,6 +93,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             std=config.data.std,
             label_smoothing=config.label_smoothing,
             seed=config.seed,
+            erasing=erasing_of(config),
+            mixing=mixing_of(config),
         ),
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=(shardings, sharding.replicated(mesh)),
@@ -141,9 +153,21 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
 
         files.describe_run(workdir, config, train_source)
         writer = stack.enter_context(MetricsWriter(workdir, first_step=first_step))
-        batches = _train_batches(config, train_source, mesh, first_step=first_step)
+        bad_records = _bad_records(config, train_source)
+        feed = stack.enter_context(
+            _feed(
+                config,
+                train_source,
+                mesh,
+                first_step=first_step,
+                bad_records=bad_records,
+            )
+        )
+        measured = ()
         for step in range(first_step + 1, steps + 1):
-            state, measured = train_step(state, next(batches))
+            batch, before = feed.next(busy_with=measured), measured
+            state, measured = train_step(state, batch)
+            jax.block_until_ready(before)  # two steps are under way, not all there are
 
             # The order within a step is fixed: log, evaluate, write, save. So what
             # stands in a checkpoint has its metrics on disk.
@@ -152,12 +176,13 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             if is_last or step % config.log_every_steps == 0:
                 metrics = {f"train/{k}": v.item() for k, v in measured.items()}
                 _check_finite(metrics["train/loss"], step, checkpoints.newest_step)
-                speed = progress.update(step, metrics["train/loss"])
                 metrics["train/learning_rate"] = float(schedule(step - 1))
-                metrics["train/images_per_second"] = speed
+                metrics |= progress.update(step, metrics["train/loss"], feed.waited)
+                if bad_records:
+                    metrics["train/bad_records"] = len(bad_records)
             if is_last or step % config.evaluate_every_steps == 0:
                 metrics |= _evaluate(evaluator, state.params, progress)
-                progress.restart_clock(step)
+                progress.restart_clock(step, feed.waited)
             if metrics:
                 writer.write(step, metrics)
             if is_last or step % config.checkpoint.every_steps == 0:
@@ -165,7 +190,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
                 checkpoints.save(state)
             if step == first_step + 1:  # compilation is not part of the speed
                 jax.block_until_ready(state)
-                progress.restart_clock(step)
+                progress.restart_clock(step, feed.waited)
         progress.say(f"finished: step {steps:,} of {steps:,}")
         return metrics
 
@@ -209,7 +234,12 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
 
 
 def _open_source(config: ConfigDict, split: str) -> Source:
-    source = open_source(config.data.name, split=split, data_dir=config.data.data_dir)
+    source = open_source(
+        config.data.name,
+        split=split,
+        data_dir=config.data.data_dir,
+        classes=config.data.classes,
+    )
     if (source.num_classes or 0) > config.model.num_classes:
         raise SetupError(
             f"model.num_classes={config.model.num_classes} is too few for "
@@ -217,8 +247,10 @@ def _open_source(config: ConfigDict, split: str) -> Source:
         )
     # Some splits have no labels, and some data sets don't say how many classes they
     # have: one record tells most of them. All are checked as they are read.
-    label = source.records[0]["label"]
-    check_label(source.name, 0, label, num_classes=config.model.num_classes)
+    if not source.has_label_sets:
+        with contextlib.suppress(BadRecordError):  # it has its turn later
+            _, label = source.read(0)
+            check_label(source, 0, label, num_classes=config.model.num_classes)
     return source
 
 
@@ -228,24 +260,24 @@ def _mesh(config: ConfigDict) -> Mesh:
     return mesh
 
 
-def _train_batches(
-    config: ConfigDict, source: Source, mesh: Mesh, *, first_step: int
-) -> Iterator[dict[str, jax.Array]]:
+def _feed(
+    config: ConfigDict,
+    source: Source,
+    mesh: Mesh,
+    *,
+    first_step: int,
+    bad_records: BadRecords,
+) -> DeviceFeed:
     batches = train_batches(
         source,
-        TrainTransform(
-            config.data.image_size,
-            crop_area=config.data.crop_area,
-            crop_aspect=config.data.crop_aspect,
-            flip=config.data.flip,
-            interpolation=config.data.interpolation,
-        ),
+        train_transform_of(config),
         batch_size=config.batch_size,
         seed=config.seed,
         first_step=first_step,
+        bad_records=bad_records,
         **_loading(config, mesh),
     )
-    return (sharding.to_device(batch, mesh) for batch in batches)
+    return DeviceFeed(batches, functools.partial(sharding.to_device, mesh=mesh))
 
 
 def _evaluator(
@@ -254,17 +286,25 @@ def _evaluator(
     transform = EvalTransform(
         config.data.image_size,
         crop=config.data.eval_crop,
-        interpolation=config.data.interpolation,
+        interpolation=config.data.eval_interpolation,
     )
 
     def make_batches():
         batches = eval_batches(
-            source, transform, batch_size=config.batch_size, **_loading(config, mesh)
+            source,
+            transform,
+            batch_size=config.batch_size,
+            bad_records=_bad_records(config, source),
+            **_loading(config, mesh),
         )
         return (sharding.to_device(batch, mesh) for batch in batches)
 
     predict = make_predict(model, mean=config.data.mean, std=config.data.std)
-    return Classification(predict, make_batches)
+    return Classification(predict, make_batches, subset=source.subset)
+
+
+def _bad_records(config: ConfigDict, source: Source) -> BadRecords:
+    return BadRecords(source.describe, allowed=config.data.max_bad_records)
 
 
 def _loading(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
@@ -280,10 +320,11 @@ def _evaluate(
     evaluator: Classification, params: Any, progress: Progress
 ) -> dict[str, float]:
     metrics = dict(evaluator.run(params))
-    progress.say(
-        f"test: top-1 {metrics['test/top1']:.2%}, top-5 {metrics['test/top5']:.2%}, "
-        f"loss {metrics['test/loss']:.3f} over {metrics['test/examples']:,} images"
-    )
+    shown = [f"top-1 {metrics['test/top1']:.2%}"]
+    if "test/top5" in metrics:  # not of sets of labels
+        shown += [f"top-5 {metrics['test/top5']:.2%}", f"loss {metrics['test/loss']:.3f}"]
+    count = f"{metrics['test/examples']:,} images"
+    progress.say(f"test: {', '.join(shown)} over {count}")
     return metrics
 
 

@@ -21,7 +21,7 @@ class Progress:
         self._active = jax.process_index() == 0
         self._total_steps = total_steps
         self._batch_size = batch_size
-        self._last = (first_step, time.monotonic())
+        self.restart_clock(first_step, 0.0)
         self._bar = None
         if self._active and sys.stderr.isatty():
             self._bar = tqdm.tqdm(
@@ -42,27 +42,39 @@ class Progress:
         elif self._active:
             print(text, flush=True)
 
-    def restart_clock(self, step: int) -> None:
+    def restart_clock(self, step: int, waited: float) -> None:
         """Leaves what came before, such as an evaluation, out of the speed."""
-        self._last = (step, time.monotonic())
+        self._last = (step, time.monotonic(), waited)
 
-    def update(self, step: int, loss: float) -> float:
-        """Shows that `step` is done; returns images a second since the last call."""
-        last_step, last_time = self._last
-        now = time.monotonic()
-        self._last = (step, now)
-        seconds_per_step = (now - last_time) / max(step - last_step, 1)
-        images_per_second = self._batch_size / seconds_per_step
+    def update(self, step: int, loss: float, waited: float) -> dict[str, float]:
+        """Shows that `step` is done.
+
+        Args:
+          step: the number of steps done.
+          loss: of the last one.
+          waited: seconds for which the devices had no input, of the whole run.
+
+        Returns:
+          since the last call, `train/images_per_second` and `train/input_wait`, the share
+          of the time that was waited.
+        """
+        last_step, last_time, last_waited = self._last
+        self.restart_clock(step, waited)
+        seconds = max(self._last[1] - last_time, 1e-9)
+        seconds_per_step = seconds / max(step - last_step, 1)
+        speed = self._batch_size / seconds_per_step
+        share = min((waited - last_waited) / seconds, 1.0)
         if self._bar is not None:
             self._bar.set_postfix_str(
-                f"loss {loss:.3f}, {images_per_second:,.0f} images/s", refresh=False
+                f"loss {loss:.3f}, {speed:,.0f} images/s, {share:.0%} input wait",
+                refresh=False,
             )
             self._bar.update(step - self._bar.n)
         else:
             left = seconds_per_step * (self._total_steps - step)
             self.say(
                 f"step {step:,}/{self._total_steps:,}  loss {loss:.3f}  "
-                f"{images_per_second:,.0f} images/s  "
+                f"{speed:,.0f} images/s  {share:.0%} input wait  "
                 f"{datetime.timedelta(seconds=round(left))} left"
             )
-        return images_per_second
+        return {"train/images_per_second": speed, "train/input_wait": share}

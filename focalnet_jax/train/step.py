@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from focalnet_jax.models import FocalNet
+from focalnet_jax.train.augment import Mixing, RandomErasing
 from focalnet_jax.train.losses import cross_entropy
 from focalnet_jax.train.state import TrainState
 
@@ -32,18 +33,36 @@ def make_train_step(
     std: Sequence[float],
     label_smoothing: float,
     seed: int,
+    erasing: RandomErasing | None = None,
+    mixing: Mixing | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Makes the function that a run repeats; jit it with shardings.
 
     It takes the state, and a batch with `image`, uint8 `[b, h, w, 3]`, and `label`,
     `[b]`. It returns the next state, and `loss` and `gradient_norm` (before clipping),
     float32 scalars. Its randomness depends on `seed` and the state's step alone.
+
+    Args:
+      model: with a head.
+      optimizer: its updates are added to the parameters.
+      mean, std: of pixels in [0, 1], by channel.
+      label_smoothing: as in `cross_entropy`.
+      seed: of all randomness in the step.
+      erasing: applied to the normalised images, if given.
+      mixing: applied after it to images and labels, if given.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         images = normalize(batch["image"], mean=mean, std=std)
+        targets = batch["label"]
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        drop_path_key, dropout_key = jax.random.split(step_key)
+        keys = jax.random.split(step_key, 4)
+        drop_path_key, dropout_key, erasing_key, mixing_key = keys
+        if erasing is not None:
+            images = erasing(images, erasing_key)
+        if mixing is not None:
+            targets = jax.nn.one_hot(targets, model.num_classes)
+            images, targets = mixing(images, targets, mixing_key)
 
         def loss_of(params):
             logits, _ = model.apply(
@@ -52,7 +71,7 @@ def make_train_step(
                 train=True,
                 rngs={"drop_path": drop_path_key, "dropout": dropout_key},
             )
-            return cross_entropy(logits, batch["label"], label_smoothing=label_smoothing)
+            return cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
         loss, gradients = jax.value_and_grad(loss_of)(state.params)
         chex.assert_trees_all_equal_shapes_and_dtypes(gradients, state.params)

@@ -51,7 +51,7 @@ def description_of(config: ConfigDict, source: Source) -> ModelDescription:
         image_size=config.data.image_size,
         mean=config.data.mean,
         std=config.data.std,
-        interpolation=config.data.interpolation,
+        interpolation=config.data.eval_interpolation,
         crop=config.data.eval_crop,
     )
     return ModelDescription(

@@ -1,6 +1,7 @@
 """Opening data sets by name, and what is said when that fails."""
 
 import io
+import pathlib
 import subprocess
 import sys
 
@@ -8,8 +9,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import sklearn.datasets
+import tensorflow_datasets as tfds
 
-from focalnet_jax.data import open_source
+from focalnet_jax.data import EvalTransform, eval_batches, imagenet, open_source, prepare
 from focalnet_jax.data.digits import TEST_INDICES
 from focalnet_jax.errors import SetupError
 
@@ -75,3 +77,172 @@ def test_two_processes_may_prepare_at_once(tmp_path):
     for process in processes:
         output, errors = process.communicate()
         assert output.split()[-1:] == [b"1437"], errors.decode()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images of 4 x 4 pixels: 3 + 2 to train with, 1 + 1 to test."""
+    names = [f"train/n01440764/{i}.png" for i in range(3)]
+    names += [f"train/n15075141/{i}.png" for i in range(2)]
+    names += ["val/n01440764/a.png", "val/n15075141/b.png"]
+    for level, name in enumerate(names):
+        path = tmp_path / "pets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("RGB", (4, 4), (level, 0, 0)).save(path)
+    return tmp_path / "pets"
+
+
+def test_folders_are_sources(folder):
+    source = open_source(f"folder:{folder}", split="train")
+    assert source.class_names == ("n01440764", "n15075141")
+    assert source.num_classes == 2
+    assert [source.read(i)[1] for i in range(5)] == [0, 0, 0, 1, 1]
+    assert source.subset is None
+    assert source.describe(4) == (
+        f"record 4 of folder:{folder}, split 'train' (n15075141/1.png)"
+    )
+    (batch,) = eval_batches(source, EvalTransform(4), batch_size=5)
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], range(5))
+    assert len(open_source(f"folder:{folder / 'train'}", split="train")) == 5
+
+
+def test_folders_may_count_in_imagenets_labels(folder):
+    source = open_source(f"folder:{folder}", split="val", classes="imagenet2012")
+    assert [source.read(i)[1] for i in range(2)] == [0, 999]
+    assert source.num_classes == 1000
+    assert source.subset == (0, 999)
+    # The folders of ImageNet-V2 are named after the labels.
+    for i, name in enumerate(("n01440764", "n15075141")):
+        (folder / "val" / name).rename(folder / "val" / f"{10 - i}")
+    source = open_source(f"folder:{folder}", split="val", classes="imagenet2012")
+    assert {source.read(i)[1] for i in range(2)} == {9, 10}
+
+
+def test_folders_may_count_in_labels_of_a_file(folder, tmp_path):
+    classes = tmp_path / "classes.txt"
+    classes.write_text("cat\nn15075141\nn01440764\n")
+    source = open_source(f"folder:{folder}", split="val", classes=str(classes))
+    assert source.class_names == ("cat", "n15075141", "n01440764")
+    assert [source.read(i)[1] for i in range(2)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("path", "split", "classes", "message"),
+    [
+        ("pets", "vla", None, "has no split 'vla'; did you mean 'val'"),
+        ("pts", "train", None, "can't be listed.*No such file"),
+        ("pets/val", "test", None, r"data.name=folder:.*pets and 'val'"),
+        ("pets", "val", "imagenet", "neither 'imagenet2012' nor a file of classes"),
+    ],
+)
+def test_errors_of_folders_say_what_to_do(folder, path, split, classes, message):
+    name = f"folder:{folder.parent / path}"
+    with pytest.raises(SetupError, match=message):
+        open_source(name, split=split, classes=classes)
+
+
+def test_classes_are_for_folders(data_dir):
+    with pytest.raises(SetupError, match="data.classes='imagenet2012' is for image fold"):
+        open_source("digits", split="test", data_dir=data_dir, classes="imagenet2012")
+
+
+def test_tfrecord_is_recognised_and_the_command_given_works(as_tfrecord, tmp_path):
+    as_tfrecord()
+    data_dir = str(tmp_path / "tfrecord")
+    with pytest.raises(SetupError, match="as tfrecord, which has no random") as error:
+        open_source("digits", split="test", data_dir=data_dir)
+    *_, command = str(error.value).splitlines()
+    python, arguments = command.split(" -m focalnet_jax.data.prepare ")
+    assert python == "  python"
+    prepare.main(arguments.split())
+    source = open_source(
+        "digits:1.0.0", split="test", data_dir=f"{data_dir}-array_record"
+    )
+    assert len(source) == 360
+
+
+def test_missing_and_truncated_files_are_named_at_the_door(tmp_path, data_dir):
+    import shutil
+
+    shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
+    [shard] = tmp_path.glob("digits/*/digits-test.array_record*")
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(SetupError, match=rf"{shard.name} is cut off or damaged"):
+        open_source("digits", split="test", data_dir=str(tmp_path))
+    shard.unlink()
+    with pytest.raises(SetupError, match=rf"{shard.name} is missing"):
+        open_source("digits", split="test", data_dir=str(tmp_path))
+    assert len(open_source("digits", split="train", data_dir=str(tmp_path))) == 1437
+
+
+@pytest.mark.parametrize(("name", "letter"), [("imagenet_a", "a"), ("imagenet_r", "r")])
+def test_evaluation_sets_have_their_subsets(as_tfrecord, tmp_path, name, letter, torch):
+    """As timm lists them, by label and by WordNet id."""
+    timm = pytest.importorskip("timm", reason="it lists the classes")
+    as_tfrecord(name, version="0.1.0")
+    prepare.main([f"{name}:0.1.0", f"--data-dir={tmp_path / 'tfrecord'}"])
+    place = str(tmp_path / "tfrecord-array_record")
+    source = open_source(f"{name}:0.1.0", split="test", data_dir=place)
+    info = pathlib.Path(timm.__file__).parent / "data" / "_info"
+    indices = (info / f"imagenet_{letter}_indices.txt").read_text().split()
+    assert source.subset == tuple(map(int, indices))
+    ids = imagenet.wordnet_ids()
+    assert ids == (info / "imagenet_synsets.txt").read_text().split()
+    synsets = (info / f"imagenet_{letter}_synsets.txt").read_text().split()
+    assert [ids[i] for i in source.subset] == synsets
+
+
+class LabelSets(tfds.core.GeneratorBasedBuilder):
+    """As ImageNet-ReaL: several labels, or none, for each image."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    SETS = ((0, 2), (), (4,))
+
+    def _info(self):
+        label = tfds.features.ClassLabel(num_classes=5)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "original_label": label,
+                    "real_label": tfds.features.Sequence(label),
+                    "file_name": tfds.features.Text(),
+                }
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"validation": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i, labels in enumerate(self.SETS):
+            stream = io.BytesIO()
+            PIL.Image.new("RGB", (8, 8)).save(stream, "JPEG")
+            stream.seek(0)
+            yield (
+                i,
+                {
+                    "image": stream,
+                    "original_label": 1,
+                    "real_label": labels,
+                    "file_name": f"{i}.JPEG",
+                },
+            )
+
+
+def test_sets_of_labels_become_masks_over_the_classes(tmp_path):
+    LabelSets(data_dir=tmp_path).download_and_prepare(file_format="array_record")
+    source = open_source("label_sets", split="validation", data_dir=str(tmp_path))
+    assert source.has_label_sets
+    assert source.num_classes == 5
+    assert "(2.JPEG)" in source.describe(2)
+    (batch,) = eval_batches(source, EvalTransform(8), batch_size=4, num_classes=1000)
+    assert "label" not in batch
+    assert [tuple(np.flatnonzero(row)) for row in batch["labels"]] == [
+        *LabelSets.SETS,
+        LabelSets.SETS[-1],
+    ]
+    np.testing.assert_array_equal(batch["mask"], [True, True, True, False])

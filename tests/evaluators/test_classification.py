@@ -39,3 +39,33 @@ def test_fewer_than_five_classes():
     # The last row is flat: the first class wins it.
     assert metrics["test/top1"] == 0.75
     assert metrics["test/top5"] == 1
+
+
+def test_answers_are_sought_in_the_subset():
+    logits = np.array([[9, 1, 2, 0], [9, 3, 2, 0], [9, 8, 0, 1]], np.float32)
+    batch = {
+        "image": logits,
+        "label": np.array([2, 2, 1]),
+        "mask": np.array([True, True, False]),
+    }
+    evaluator = Classification(lambda _, x: x, lambda: [batch], subset=(1, 2))
+    metrics = dict(evaluator.run(None))
+    assert metrics["test/top1"] == 0.5
+    assert metrics["test/examples"] == 2
+    # Between two classes, one level apart, one right and one wrong.
+    losses = np.log1p(np.exp([-1, 1]))
+    assert metrics["test/loss"] == pytest.approx(losses.mean(), rel=1e-6)
+
+
+def test_any_label_of_a_set_is_right_and_empty_sets_do_not_count():
+    answers = np.array([0, 1, 3, 2, 0])
+    labels = np.zeros((5, 3), bool)
+    labels[0, [0, 2]] = labels[1, [0, 2]] = labels[2, :] = labels[4, 0] = True
+    batch = {
+        "image": np.eye(4, dtype=np.float32)[answers],
+        "labels": labels,  # of three classes, where the model has four
+        "mask": np.array([True, True, True, True, False]),
+    }
+    evaluator = Classification(lambda _, x: x, lambda: [batch])
+    # Right, wrong, beyond the sets' classes, empty set, masked.
+    assert dict(evaluator.run(None)) == {"test/top1": 1 / 3, "test/examples": 3}

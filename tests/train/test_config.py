@@ -9,7 +9,13 @@ from ml_collections import ConfigDict
 
 from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config, default_config, evaluate, train
-from focalnet_jax.train.config import check_field_name, field_names, model_of, total_steps
+from focalnet_jax.train.config import (
+    check_field_name,
+    field_names,
+    model_of,
+    total_steps,
+    train_transform_of,
+)
 
 RECIPES = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 
@@ -36,6 +42,11 @@ def test_base_is_the_release_recipe():
     assert (config.weight_decay, config.clip_norm) == (0.05, 5.0)
     assert config.label_smoothing == 0.1
     assert not config.warmup_prefix
+    assert config.data.rand_augment == "rand-m9-mstd0.5-inc1"
+    assert config.data.color_jitter == 0  # timm leaves it out beside RandAugment
+    assert (config.random_erasing, config.random_erasing_mode) == (0.25, "pixel")
+    assert (config.mixup_alpha, config.cutmix_alpha) == (0.8, 1.0)
+    assert (config.mix_probability, config.mix_switch_probability) == (1.0, 0.5)
     assert total_steps(config, 1_281_167) == 375_342
 
 
@@ -46,6 +57,27 @@ def test_base_has_a_variant_for_every_1k_model():
     assert config.model.drop_path_rate == 0.2
     with pytest.raises(SetupError, match="did you mean 'tiny_iso'"):
         load_recipe(path, "tiny_is")
+
+
+def test_pretraining_and_fine_tuning_vary_the_recipe():
+    path = next(p for p in RECIPES if p.stem == "imagenet22k")
+    config = check_config(load_recipe(path, "large_fl4"))
+    assert config.model.name == "focalnet_large_fl4"
+    assert config.model.num_classes == 21841
+    with pytest.raises(SetupError, match="did you mean 'huge_fl4'"):
+        load_recipe(path, "huge_fl5")
+    path = next(p for p in RECIPES if p.stem == "finetune")
+    config = check_config(load_recipe(path, "large_fl3,224"))
+    assert (config.data.image_size, config.data.eval_crop) == (224, 0.875)
+    assert (config.mixup_alpha, config.cutmix_alpha) == (0, 0)
+    config = check_config(load_recipe(path))
+    assert (config.data.image_size, config.data.eval_crop) == (384, 1.0)
+    with pytest.raises(SetupError, match="'big' is no image size"):
+        load_recipe(path, "base_lrf,big")
+
+
+def test_fill_is_the_mean_as_in_timm(tiny_config):
+    assert train_transform_of(tiny_config).fill == (124, 116, 104)
 
 
 def set_field(config, field, value):
@@ -63,6 +95,12 @@ def set_field(config, field, value):
         ("weight_decay_mask", "nominl", "did you mean 'nominal'"),
         ("mesh.data", 0, "mesh.data=0 is neither -1 nor above 0"),
         ("data.interpolation", "bicubc", "did you mean 'bicubic'"),
+        ("data.interpolation", "randm", "did you mean 'random'"),
+        ("data.eval_interpolation", "random", "data.eval_interpolation='random'"),
+        ("data.pixels", "exakt", "did you mean 'exact'"),
+        ("data.rand_augment", "rand-q9", "data.rand_augment='rand-q9' is no policy"),
+        ("data.color_jitter", -0.1, "data.color_jitter=-0.1 is below 0"),
+        ("data.max_bad_records", -1, "data.max_bad_records=-1 is below 0"),
         ("data.crop_area", (0.5, 0.1), "data.crop_area"),
         ("data.crop_area", (0.5, 9.0), "is more than an image"),
         ("data.crop_aspect", ("a", "b"), "is not 2 numbers"),

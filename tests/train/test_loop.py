@@ -14,6 +14,8 @@ from focalnet_jax.saved_params import newest_params_path
 from focalnet_jax.train import check_config, evaluate, loop, train
 from focalnet_jax.train.metrics import MetricsWriter
 
+SPEEDS = ("train/images_per_second", "train/input_wait")
+
 
 def read_metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
@@ -34,16 +36,16 @@ def stored_arrays(workdir, step):
 
 @pytest.fixture
 def seen_ids(monkeypatch):
-    """The example ids of every training batch that is loaded for use."""
+    """The example ids of every training batch that a step is done on."""
     ids = []
-    to_device = loop.sharding.to_device
+    take = loop.DeviceFeed.next
 
-    def recording(batch, mesh):
-        if "mask" not in batch:
-            ids.append(batch["id"].tolist())
-        return to_device(batch, mesh)
+    def recording(self, **options):
+        batch = take(self, **options)
+        ids.append(batch["id"].tolist())
+        return batch
 
-    monkeypatch.setattr(loop.sharding, "to_device", recording)
+    monkeypatch.setattr(loop.DeviceFeed, "next", recording)
     return ids
 
 
@@ -86,7 +88,7 @@ def test_resumed_run_is_the_unbroken_one_bit_for_bit(
 
     def without_speed(lines):
         return [
-            {name: value for name, value in line.items() if "per_second" not in name}
+            {name: value for name, value in line.items() if name not in SPEEDS}
             for line in lines
         ]
 

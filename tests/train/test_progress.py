@@ -20,11 +20,17 @@ def clock(monkeypatch):
 def test_lines_where_there_is_no_terminal(clock, capsys):
     with Progress(first_step=100, total_steps=200, batch_size=32) as progress:
         clock["now"] = 1000.0  # compilation
-        progress.restart_clock(101)
+        progress.restart_clock(101, waited=500.0)
         clock["now"] = 1009.0
-        assert progress.update(110, loss=1.23456) == 32.0  # 9 steps in 9 seconds
+        # 9 steps in 9 seconds, of which 1.8 were waited.
+        assert progress.update(110, loss=1.23456, waited=501.8) == {
+            "train/images_per_second": 32.0,
+            "train/input_wait": pytest.approx(0.2),
+        }
     output = capsys.readouterr().out
-    assert output == "step 110/200  loss 1.235  32 images/s  0:01:30 left\n"
+    assert output == (
+        "step 110/200  loss 1.235  32 images/s  20% input wait  0:01:30 left\n"
+    )
 
 
 def test_bar_on_a_terminal(clock, monkeypatch, capsys):
@@ -33,10 +39,10 @@ def test_bar_on_a_terminal(clock, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", terminal)
     with Progress(first_step=0, total_steps=20, batch_size=32) as progress:
         clock["now"] = 5.0
-        progress.update(10, loss=0.5)
+        progress.update(10, loss=0.5, waited=0.05)
         progress.say("test: top-1 97.00%")
     shown = terminal.getvalue()
     assert "10/20" in shown
     assert "50%" in shown
-    assert "loss 0.500, 64 images/s" in shown
+    assert "loss 0.500, 64 images/s, 1% input wait" in shown
     assert capsys.readouterr().out == "test: top-1 97.00%\n"

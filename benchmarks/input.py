@@ -1,0 +1,301 @@
+"""Images a second of input pipelines, side by side on the same JPEGs.
+
+    pip install '.[fast,test]' scikit-image tensorflow-cpu
+    python benchmarks/input.py [--rounds=7] [--json=FILE]
+
+Two tasks, each from files to batches of 224 x 224 uint8 images on the host: `crop`, that
+is decoding, random resized crop (bicubic, antialiased) and flip; and `full`, the same and
+RandAugment (rand-m9-mstd0.5-inc1), all that the recipe does on the host. What follows on
+the accelerator, normalisation, erasing and mixing, is left out for all.
+
+Contenders: this pipeline in its two modes; timm's loader with its uint8 collation;
+tf.data with `decode_and_crop_jpeg`, `tf.image.resize` and
+`tf.image.random_flip_left_right`, in `crop` alone, where TensorFlow is installed. Each
+has as many workers as the others (processes; of tf.data threads), one and then two.
+
+Each contender is a process of its own, stopped (SIGSTOP) while others have their turn. A
+turn first takes what was loaded in advance, then measures. All take turns in every round,
+in an order that changes; printed are medians over the rounds of images a second, images a
+second of CPU time, and of the ratios within rounds to timm and tf.data, with their least
+and greatest.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import select
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+BATCH_SIZE = 64
+SIZE = 224
+POLICY = "rand-m9-mstd0.5-inc1"
+CONTENDERS = {
+    "crop": ("exact", "fast", "timm", "tf.data"),
+    "full": ("exact", "fast", "timm"),
+}
+REPEATS = 10_000  # of the images: no epoch ends in a measurement
+
+
+def ours(pixels, task, workers, images):
+    from focalnet_jax.data import RandAugment, TrainTransform, open_source, train_batches
+
+    transform = TrainTransform(
+        SIZE,
+        rand_augment=RandAugment.parse(POLICY) if task == "full" else None,
+        pixels=pixels,
+    )
+    source = open_source(f"folder:{images}", split="train")
+    batches = train_batches(
+        source, transform, batch_size=BATCH_SIZE, seed=0, threads=1, workers=workers
+    )
+    for batch in batches:
+        yield batch["image"]
+
+
+def timms(task, workers, images):
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except (RuntimeError, OSError):
+        # Built for CUDA beside a torch for CPUs: its import asks for two operators.
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou) -> Tensor")
+        for name in [name for name in sys.modules if name.startswith("torchvision")]:
+            del sys.modules[name]
+    import PIL.Image
+    from timm.data import ImageDataset, auto_augment, create_loader
+
+    posterize = auto_augment.posterize
+
+    def posterize_to_any(image, bits, **options):
+        # Full magnitude leaves no bit, which Pillow refuses by now: timm would stop.
+        if bits == 0:
+            return PIL.Image.new("RGB", image.size)
+        return posterize(image, bits, **options)
+
+    auto_augment.NAME_TO_OP["PosterizeIncreasing"] = posterize_to_any
+
+    class Repeated(ImageDataset):
+        def __len__(self):
+            return super().__len__() * REPEATS
+
+        def __getitem__(self, index):
+            return super().__getitem__(index % super().__len__())
+
+    loader = create_loader(
+        Repeated(str(images)),
+        (3, SIZE, SIZE),
+        BATCH_SIZE,
+        is_training=True,
+        # Batches of uint8, made by the workers; the device's part is left out.
+        use_prefetcher=True,
+        device=torch.device("cpu"),
+        interpolation="bicubic",
+        auto_augment=POLICY if task == "full" else None,
+        color_jitter=0.0,
+        num_workers=workers,
+        pin_memory=False,
+    ).loader
+    for image, _ in loader:
+        yield image.numpy()
+
+
+def tf_datas(workers, images):
+    import tensorflow as tf
+
+    def load(path):
+        encoded = tf.io.read_file(path)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.image.extract_jpeg_shape(encoded),
+            tf.zeros([1, 0, 4]),
+            area_range=(0.08, 1.0),
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.concat([begin[:2], size[:2]], 0)
+        image = tf.image.decode_and_crop_jpeg(encoded, window, channels=3)
+        image = tf.image.resize(image, (SIZE, SIZE), "bicubic", antialias=True)
+        image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+        return tf.image.random_flip_left_right(image)
+
+    files = sorted(map(str, images.glob("*/*.jpg")))
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = workers
+    dataset = tf.data.Dataset.from_tensor_slices(files).repeat().shuffle(len(files))
+    dataset = dataset.map(load, num_parallel_calls=workers, deterministic=False)
+    dataset = dataset.batch(BATCH_SIZE).prefetch(2).with_options(options)
+    yield from dataset.as_numpy_iterator()
+
+
+def contend(name, task, workers, images):
+    """A contender's process: for each line with two numbers, skips and measures."""
+    import psutil
+
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes elsewhere
+    batches = {
+        "exact": lambda: ours("exact", task, workers, images),
+        "fast": lambda: ours("fast", task, workers, images),
+        "timm": lambda: timms(task, workers, images),
+        "tf.data": lambda: tf_datas(workers, images),
+    }[name]()
+    for line in sys.stdin:
+        skip, count = map(int, line.split())
+        for _ in range(skip):
+            next(batches)
+        cpu, start = cpu_seconds(psutil), time.perf_counter()
+        for _ in range(count):
+            batch = next(batches)
+        seconds = time.perf_counter() - start
+        assert batch.dtype == "uint8"
+        assert batch.size == BATCH_SIZE * SIZE * SIZE * 3
+        cpu = cpu_seconds(psutil) - cpu
+        print(json.dumps([count * BATCH_SIZE / s for s in (seconds, cpu)]), file=results)
+        results.flush()
+        del batch
+    batches.close()
+
+
+def cpu_seconds(psutil) -> float:
+    this = psutil.Process()
+    times = [p.cpu_times() for p in [this, *this.children(recursive=True)]]
+    return sum(t.user + t.system for t in times)
+
+
+class Contender:
+    """A process that takes turns."""
+
+    def __init__(self, name, task, workers, images):
+        command = [sys.executable, __file__, "--contender", name, task, str(workers)]
+        self._process = subprocess.Popen(
+            [*command, f"--images={images}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if not os.environ.get("VERBOSE") else None,
+            text=True,
+            start_new_session=True,
+        )
+
+    def turn(self, skip, count):
+        """Images a second, and images a second of CPU time."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+        print(skip, count, file=self._process.stdin, flush=True)
+        ready, _, _ = select.select([self._process.stdout], [], [], 600)
+        line = self._process.stdout.readline() if ready else ""
+        if not line:
+            raise SystemExit("a contender has ended: try again with VERBOSE=1")
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        return json.loads(line)
+
+    def end(self):
+        os.killpg(self._process.pid, signal.SIGCONT)
+        self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        finally:
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def compare(task, workers, images, *, rounds, count):
+    """By contender, the results of each round."""
+    names = [n for n in CONTENDERS[task] if n != "tf.data" or has_tensorflow()]
+    contenders = {name: Contender(name, task, workers, images) for name in names}
+    results = {name: [] for name in names}
+    try:
+        for number in range(rounds + 1):
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                # Both loaders hold at most 2 batches for a worker; tf.data 3 in all.
+                result = contenders[name].turn(skip=2 * workers + 2, count=count)
+                if number:  # the first round is for warming up
+                    results[name].append(result)
+            if number:
+                shown = (f"{n} {results[n][-1][0]:,.0f}" for n in names)
+                progress = f"{task}, {workers} workers, round {number}/{rounds}"
+                print(f"{progress}: {'  '.join(shown)}", file=sys.stderr)
+    finally:
+        for contender in contenders.values():
+            contender.end()
+    return results
+
+
+def has_tensorflow():
+    import importlib.util
+
+    return importlib.util.find_spec("tensorflow") is not None
+
+
+def report(task, workers, results):
+    """Prints a table, and returns it."""
+    rivals = [name for name in ("timm", "tf.data") if name in results]
+    heads = [f"{'x ' + rival:>20}" for rival in rivals]
+    print(f"\n{task}, {workers} worker{'s' * (workers > 1)}")
+    print(f"{'':10}{'images/s':>10}{'/CPU s':>9}{''.join(heads)}")
+    table = {}
+    for name, rounds in results.items():
+        speed, per_cpu = (statistics.median(values) for values in zip(*rounds))
+        row = {"images_per_second": speed, "images_per_cpu_second": per_cpu}
+        line = f"{name:10}{speed:10,.0f}{per_cpu:9,.0f}"
+        for rival in rivals:
+            ratios = [a / b for (a, _), (b, _) in zip(rounds, results[rival])]
+            row[f"times_{rival}"] = [statistics.median(ratios), min(ratios), max(ratios)]
+            low, high = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+            line += f"{statistics.median(ratios):>8.2f} ({low}-{high})".rjust(20)
+        table[name] = row
+        print(line)
+    return table
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, default=24, help="in each turn")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--tasks", nargs="+", default=["crop", "full"])
+    parser.add_argument("--images", type=pathlib.Path, help="an image folder of JPEGs")
+    parser.add_argument("--json", type=pathlib.Path, help="where to write the results")
+    parser.add_argument("--contender", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.contender:
+        name, task, workers = args.contender
+        contend(name, task, int(workers), args.images)
+        return
+
+    with tempfile.TemporaryDirectory() as directory:
+        images = args.images
+        if images is None:
+            from photographs import make
+
+            images = pathlib.Path(directory)
+            make(images)
+        tables = {
+            f"{task}, {workers} workers": report(
+                task,
+                workers,
+                compare(task, workers, images, rounds=args.rounds, count=args.batches),
+            )
+            for task in args.tasks
+            for workers in args.workers
+        }
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "rounds": args.rounds,
+    }
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine} | tables, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

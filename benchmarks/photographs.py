@@ -1,0 +1,87 @@
+"""Makes JPEGs of ImageNet's kind from photographs that lie inside Python packages.
+
+    pip install scikit-learn scikit-image matplotlib
+    python benchmarks/photographs.py DIR [--count=480]
+
+Nine photographs of scikit-learn, scikit-image and matplotlib; from each, views of 500 x
+375 pixels (a quarter of them 375 x 500) at random places and scales, in JPEG at the
+quality at which their mean size is nearest to 110 kB, that of ImageNet's training images.
+They lie in 20 class directories. The same command makes the same files.
+"""
+
+import argparse
+import io
+import pathlib
+
+import numpy as np
+import PIL.Image
+
+MEAN_BYTES = 110_000
+CLASSES = 20
+
+
+def photographs() -> list[PIL.Image.Image]:
+    """The originals, in RGB."""
+    import matplotlib
+    import skimage
+    import sklearn.datasets
+
+    scikit_image = pathlib.Path(skimage.__file__).parent / "data"
+    samples = pathlib.Path(matplotlib.__file__).parent / "mpl-data" / "sample_data"
+    names = ["astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png"]
+    names += ["hubble_deep_field.jpg", "retina.jpg"]
+    paths = [scikit_image / name for name in names] + [samples / "grace_hopper.jpg"]
+    images = map(PIL.Image.fromarray, sklearn.datasets.load_sample_images().images)
+    return [*images, *(PIL.Image.open(path).convert("RGB") for path in paths)]
+
+
+def views(count: int) -> list[PIL.Image.Image]:
+    """Parts of the photographs, of ImageNet's usual size."""
+    originals = photographs()
+    rng = np.random.default_rng(0)
+    result = []
+    for i in range(count):
+        original = originals[i % len(originals)]
+        width, height = (500, 375) if rng.random() < 0.75 else (375, 500)
+        scale = rng.uniform(0.85, 1) * min(
+            original.width / width, original.height / height
+        )
+        w, h = int(width * scale), int(height * scale)
+        left = int(rng.integers(original.width - w + 1))
+        upper = int(rng.integers(original.height - h + 1))
+        view = original.crop((left, upper, left + w, upper + h))
+        result.append(view.resize((width, height), PIL.Image.Resampling.LANCZOS))
+    return result
+
+
+def encode(image: PIL.Image.Image, quality: int) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality)
+    return stream.getvalue()
+
+
+def make(directory: pathlib.Path, *, count: int = 480) -> None:
+    """Writes `CLASS/xxx.jpg` files, and says how large they are."""
+    images = views(count)
+    qualities = {
+        quality: np.mean([len(encode(image, quality)) for image in images[:90]])
+        for quality in range(85, 100)
+    }
+    quality = min(qualities, key=lambda q: abs(qualities[q] - MEAN_BYTES))
+    sizes = []
+    for i, image in enumerate(images):
+        path = directory / f"class{i % CLASSES:02}" / f"{i:04}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sizes.append(path.write_bytes(encode(image, quality)))
+    print(
+        f"{directory}: {count} JPEGs of quality {quality}, {np.mean(sizes):,.0f} bytes "
+        "in the mean"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=pathlib.Path)
+    parser.add_argument("--count", type=int, default=480)
+    args = parser.parse_args()
+    make(args.directory, count=args.count)

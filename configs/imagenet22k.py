@@ -1,0 +1,78 @@
+"""Pretraining on ImageNet-22K.
+
+    python -m focalnet_jax.data.prepare folder:/data/imagenet22k --name=imagenet22k
+    python main.py --config=configs/imagenet22k.py
+    python main.py --config=configs/imagenet22k.py:large_fl4
+
+The official release has no recipe for this: 90 epochs, batch 4,096 and a learning rate of
+1e-3 are the paper's from memory, not checked against its text; the rest is that of
+configs/base.py. No number to expect is published for this step, only after fine-tuning
+(configs/finetune.py).
+
+There are no splits: `prepare` makes all images `train`, of which this takes the last
+hundredth for testing. Classes are the sorted WordNet ids, 21,841 of them in the release
+of 2011 (`--config.model.num_classes` for another number). Official weights have 21,842
+outputs, in an order of their own.
+"""
+
+from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.train import default_config
+
+# Stochastic depth of each variant; of the large ones as in the official files.
+DROP_PATH_RATES = {
+    "tiny_srf": 0.2,
+    "tiny_lrf": 0.2,
+    "small_srf": 0.3,
+    "small_lrf": 0.3,
+    "base_srf": 0.5,
+    "base_lrf": 0.5,
+    "large_fl3": 0.5,
+    "large_fl4": 0.5,
+    "xlarge_fl3": 0.5,
+    "xlarge_fl4": 0.5,
+    "huge_fl3": 0.5,
+    "huge_fl4": 0.5,
+}
+
+
+def get_config(variant: str = ""):
+    variant = variant or "base_lrf"
+    if variant not in DROP_PATH_RATES:
+        hint = did_you_mean(variant, DROP_PATH_RATES)
+        raise SetupError(f"configs/imagenet22k.py has no variant {variant!r}{hint}")
+
+    config = default_config()
+    config.batch_size = 4096
+    config.num_epochs = 90.0
+
+    config.learning_rate = 1e-3
+    config.warmup_learning_rate = 1e-6
+    config.final_learning_rate = 1e-5
+    config.learning_rate_batch_size = 4096
+    config.warmup_epochs = 5.0
+
+    config.weight_decay = 0.05
+    config.clip_norm = 5.0
+    config.label_smoothing = 0.1
+
+    config.random_erasing = 0.25
+    config.mixup_alpha = 0.8
+    config.cutmix_alpha = 1.0
+
+    config.model.name = f"focalnet_{variant}"
+    config.model.num_classes = 21841
+    config.model.drop_path_rate = DROP_PATH_RATES[variant]
+    config.model.dtype = "bfloat16"
+
+    config.data.name = "imagenet22k"
+    config.data.train_split = "train[:99%]"
+    config.data.test_split = "train[99%:]"
+    config.data.image_size = 224
+    config.data.rand_augment = "rand-m9-mstd0.5-inc1"
+    config.data.max_bad_records = 100  # among 14 million files from the web
+    config.data.workers = 8
+
+    config.checkpoint.every_steps = 1000
+    config.evaluate_every_steps = 10_000
+    config.log_every_steps = 50
+    return config

@@ -1,0 +1,249 @@
+"""RandAugment as timm has it: Cubuk et al., arXiv 1909.13719, with timm's variations.
+
+A policy is spelt as in timm, `rand-m9-mstd0.5-inc1` in the recipe. Drawing and doing are
+apart: `RandAugment.draw` says which operations an image gets and by how much, and
+`apply_operations` does them, by `exact_images` or `fast_images`.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from focalnet_jax.errors import SetupError
+
+_FULL_LEVEL = 10.0  # of a magnitude, whatever the policy's own
+
+
+class Operation(NamedTuple):
+    """One operation on an image.
+
+    Attributes:
+      name: as in timm.
+      argument: how much of it, in the unit of `exact_images`; None where it has none.
+      interpolation: of a geometric operation, else None.
+    """
+
+    name: str
+    argument: Any = None
+    interpolation: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RandAugment:
+    """A policy: each image gets `layers` operations, each with some probability.
+
+    Attributes:
+      magnitude: mean of the magnitude, of which 10 is the full one.
+      magnitude_std: its standard deviation; infinite: uniform from 0 to `magnitude`.
+      greatest_magnitude: draws are clipped to 0 and this.
+      increasing: whether every operation does more at a greater magnitude.
+      layers: operations drawn for an image, with replacement.
+      probability: of doing an operation that was drawn.
+    """
+
+    magnitude: float = 10
+    magnitude_std: float = 0.0
+    greatest_magnitude: float = _FULL_LEVEL
+    increasing: bool = False
+    layers: int = 2
+    probability: float = 0.5
+
+    @classmethod
+    def parse(cls, policy: str) -> "RandAugment":
+        """Reads `rand-m9-mstd0.5-inc1` and the like.
+
+        Raises:
+          SetupError: a part that is not one of m, mstd, mmax, inc, n and p with a number.
+        """
+        kind, *parts = policy.split("-")
+        values = {}
+        for part in parts:
+            match = re.fullmatch(r"(m|mstd|mmax|inc|n|p)(\d+(?:\.\d+)?|inf)", part)
+            if kind != "rand" or not match:
+                break
+            values[match[1]] = float(match[2])
+        else:
+            if kind == "rand":
+                return cls._from_values(**values)
+        raise SetupError(
+            f"data.rand_augment={policy!r} is no policy such as 'rand-m9-mstd0.5-inc1': "
+            "'rand', then any of m (magnitude), mstd (its standard deviation), mmax (its "
+            "limit), inc (0 or 1), n (operations an image), p (probability of each)"
+        )
+
+    @classmethod
+    def _from_values(cls, m=_FULL_LEVEL, mstd=0.0, mmax=_FULL_LEVEL, inc=0, n=2, p=0.5):
+        return cls(
+            magnitude=m,
+            # As in timm: there is no infinity to spell there.
+            magnitude_std=float("inf") if mstd > 100 else mstd,
+            greatest_magnitude=mmax,
+            increasing=bool(inc),
+            layers=int(n),
+            probability=p,
+        )
+
+    def draw(
+        self, rng: np.random.Generator, interpolations: Sequence[str]
+    ) -> list[Operation]:
+        """Draws what to do to an image; geometry takes one of `interpolations`."""
+        names = INCREASING_OPERATIONS if self.increasing else OPERATIONS
+        drawn = [names[i] for i in rng.integers(len(names), size=self.layers)]
+        operations = []
+        for name in drawn:
+            if rng.random() >= self.probability:
+                continue
+            kind = _KINDS[name]
+            argument = interpolation = None
+            if kind.argument:
+                argument = kind.argument(self._draw_magnitude(rng) / _FULL_LEVEL, rng)
+            if kind.is_geometric:
+                interpolation = interpolations[rng.integers(len(interpolations))]
+            operations.append(Operation(name, argument, interpolation))
+        return operations
+
+    def _draw_magnitude(self, rng: np.random.Generator) -> float:
+        magnitude = self.magnitude
+        if self.magnitude_std == float("inf"):
+            magnitude = rng.uniform(0, magnitude)
+        elif self.magnitude_std > 0:
+            magnitude = rng.normal(magnitude, self.magnitude_std)
+        return min(max(magnitude, 0.0), self.greatest_magnitude)
+
+
+def apply_operations(
+    image: Any, operations: Sequence[Operation], images: ModuleType, *, fill
+) -> Any:
+    """Does the operations one after the other.
+
+    Args:
+      image: of the type that `images` works on.
+      operations: from `RandAugment.draw`.
+      images: `exact_images` or `fast_images`.
+      fill: RGB levels where geometry leaves the image.
+    """
+    for operation in operations:
+        kind = _KINDS[operation.name]
+        function = getattr(images, kind.function)
+        if kind.is_geometric:
+            image = function(
+                image,
+                operation.argument,
+                fill=fill,
+                interpolation=operation.interpolation,
+            )
+        elif kind.levels:
+            image = function(image, _level_table(operation.name, operation.argument))
+        elif kind.argument:
+            image = function(image, operation.argument)
+        else:
+            image = function(image)
+    return image
+
+
+@functools.cache
+def _level_table(name: str, argument: int | None) -> tuple[int, ...]:
+    return tuple(map(_KINDS[name].levels(argument), range(256)))
+
+
+class _Kind(NamedTuple):
+    """What a name stands for.
+
+    Attributes:
+      function: of the images' modules.
+      argument: from the magnitude, as a share of the full one, to the argument.
+      is_geometric: takes `fill` and `interpolation`.
+      levels: for operations on levels, from the argument to a function of a level.
+    """
+
+    function: str
+    argument: Callable[[float, np.random.Generator], Any] | None = None
+    is_geometric: bool = False
+    levels: Callable[[Any], Callable[[int], int]] | None = None
+
+
+def _either_sign(value: float, rng: np.random.Generator) -> float:
+    return -value if rng.random() > 0.5 else value
+
+
+def _geometric(function: str, greatest: float) -> _Kind:
+    return _Kind(
+        function,
+        lambda share, rng: _either_sign(share * greatest, rng),
+        is_geometric=True,
+    )
+
+
+def _enhancing(function: str) -> _Kind:
+    """From a tenth of the property to almost twice as much; 5 leaves it as it is."""
+    return _Kind(function, lambda share, rng: share * 1.8 + 0.1)
+
+
+def _enhancing_increasing(function: str) -> _Kind:
+    """Less or more of the property; 0 leaves it as it is."""
+    return _Kind(
+        function, lambda share, rng: max(0.1, 1.0 + _either_sign(share * 0.9, rng))
+    )
+
+
+def _by_level(argument: Callable[[float], int], levels) -> _Kind:
+    return _Kind("map_levels", lambda share, rng: argument(share), levels=levels)
+
+
+def _posterized(bits: int) -> Callable[[int], int]:
+    """Keeps the highest bits of a level."""
+    mask = ~(2 ** (8 - bits) - 1) & 255
+    return lambda level: level & mask
+
+
+def _solarized(threshold: int) -> Callable[[int], int]:
+    """Inverts levels from a threshold on."""
+    return lambda level: level if level < threshold else 255 - level
+
+
+def _solarized_by_adding(addend: int) -> Callable[[int], int]:
+    """Brightens the darker half."""
+    return lambda level: min(255, level + addend) if level < 128 else level
+
+
+def _inverted(_) -> Callable[[int], int]:
+    return lambda level: 255 - level
+
+
+_KINDS = {
+    "AutoContrast": _Kind("auto_contrast"),
+    "Equalize": _Kind("equalize"),
+    "Invert": _Kind("map_levels", levels=_inverted),
+    "Rotate": _geometric("rotate", 30),  # degrees
+    "Posterize": _by_level(lambda share: int(share * 4), _posterized),
+    "PosterizeIncreasing": _by_level(lambda share: 4 - int(share * 4), _posterized),
+    "Solarize": _by_level(lambda share: min(256, int(share * 256)), _solarized),
+    "SolarizeIncreasing": _by_level(
+        lambda share: 256 - min(256, int(share * 256)), _solarized
+    ),
+    "SolarizeAdd": _by_level(
+        lambda share: min(128, int(share * 110)), _solarized_by_adding
+    ),
+    "Color": _enhancing("color"),
+    "ColorIncreasing": _enhancing_increasing("color"),
+    "Contrast": _enhancing("contrast"),
+    "ContrastIncreasing": _enhancing_increasing("contrast"),
+    "Brightness": _enhancing("brightness"),
+    "BrightnessIncreasing": _enhancing_increasing("brightness"),
+    "Sharpness": _enhancing("sharpness"),
+    "SharpnessIncreasing": _enhancing_increasing("sharpness"),
+    "ShearX": _geometric("shear_x", 0.3),
+    "ShearY": _geometric("shear_y", 0.3),
+    "TranslateXRel": _geometric("translate_x", 0.45),  # of the width
+    "TranslateYRel": _geometric("translate_y", 0.45),
+}
+# All that come in two variants are in one of the sets each.
+OPERATIONS = tuple(name for name in _KINDS if not name.endswith("Increasing"))
+INCREASING_OPERATIONS = tuple(
+    name for name in _KINDS if name + "Increasing" not in _KINDS
+)

@@ -1,0 +1,90 @@
+"""Batches on the devices ahead of need, and the time that was lost all the same."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+
+class DeviceFeed:
+    """Loads batches and sends them to the devices, in a thread of its own.
+
+    Args:
+      batches: on the host; closed at the end.
+      to_device: makes a batch one of global arrays.
+      ahead: how many may wait on the devices.
+
+    Attributes:
+      waited: seconds in which the devices had nothing to do, since no batch was there.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[dict[str, Any]],
+        to_device: Callable[[dict[str, Any]], dict[str, jax.Array]],
+        *,
+        ahead: int = 2,
+    ):
+        self.waited = 0.0
+        self._batches = batches
+        self._to_device = to_device
+        self._queue = queue.Queue(maxsize=ahead)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._load, name="feed", daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stopped.set()
+        while self._thread.is_alive():
+            self._take_if_any()  # or the thread would wait for room
+            self._thread.join(timeout=0.1)
+
+    def next(self, *, busy_with: Any) -> dict[str, jax.Array]:
+        """Returns the next batch.
+
+        Args:
+          busy_with: arrays that the devices are computing: as long as they do, waiting
+            costs nothing.
+
+        Raises:
+          whatever loading raised.
+        """
+        item = self._take_if_any()
+        if item is None:
+            jax.block_until_ready(busy_with)
+            start = time.monotonic()
+            item = self._queue.get()
+            self.waited += time.monotonic() - start
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def _take_if_any(self) -> Any:
+        try:
+            return self._queue.get_nowait()
+        except queue.Empty:
+            return None
+
+    def _load(self) -> None:
+        try:
+            for batch in self._batches:
+                self._put(self._to_device(batch))
+                if self._stopped.is_set():
+                    break
+        except BaseException as error:  # to be raised where batches are taken
+            self._put(error)
+        finally:
+            self._batches.close()
+
+    def _put(self, item: Any) -> None:
+        while not self._stopped.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
