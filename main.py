@@ -14,6 +14,10 @@ import pathlib
 import re
 import sys
 
+# Grain's workers may leave a batch in shared memory when they end. Python's tracker of it
+# removes that, and would say so at the end of every run.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags

@@ -5,6 +5,7 @@ n yields rows `[p * B / n, (p + 1) * B / n)` of it and decodes only those.
 """
 
 import dataclasses
+import gc
 import multiprocessing
 import os
 import threading
@@ -131,12 +132,8 @@ def _iterate(
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers), _end_with_parent
         )
-    iterator = iter(dataset)
     try:
-        for batch in iterator:
-            for index, fault in _faults_in(batch):
-                bad_records.add(index, fault)
-            yield batch
+        yield from _without_faults(iter(dataset), bad_records)
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
@@ -145,6 +142,20 @@ def _iterate(
             "a smaller data.workers or batch_size helps; the same command goes on from "
             "the newest checkpoint"
         ) from error
+    finally:
+        # Grain's iterators are cycles that hold a batch, whose shared memory would last
+        # until the program's end.
+        gc.collect()
+
+
+def _without_faults(
+    iterator: grain.DatasetIterator, bad_records: BadRecords
+) -> Iterator[Batch]:
+    try:
+        for batch in iterator:
+            for index, fault in _faults_in(batch):
+                bad_records.add(index, fault)
+            yield batch
     finally:
         iterator.close()  # or the workers' shared memory would outlive it
 

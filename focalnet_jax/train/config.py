@@ -170,6 +170,9 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
     for field in ("label_smoothing", "adam_b1", "adam_b2"):
         if not config[field] < 1:
             raise SetupError(f"{field}={config[field]} is not below 1")
+    for field in ("mixup_alpha", "cutmix_alpha"):
+        if not math.isfinite(config[field]):
+            raise SetupError(f"{field}={config[field]} is not finite")
     for field in ("random_erasing", "mix_probability", "mix_switch_probability"):
         if not 0 <= config[field] <= 1:
             raise SetupError(f"{field}={config[field]} is not in [0, 1]")

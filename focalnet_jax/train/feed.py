@@ -41,9 +41,9 @@ class DeviceFeed:
 
     def __exit__(self, *_):
         self._stopped.set()
-        while self._thread.is_alive():
-            self._take_if_any()  # or the thread would wait for room
-            self._thread.join(timeout=0.1)
+        self._thread.join()
+        while self._take_if_any() is not None:
+            pass
 
     def next(self, *, busy_with: Any) -> dict[str, jax.Array]:
         """Returns the next batch.

@@ -73,6 +73,10 @@ def test_resumed_run_is_the_unbroken_one_bit_for_bit(
 ):
     """In mid-epoch, after a checkpoint and two steps more, all randomness on."""
     tiny_config.num_steps = 8
+    tiny_config.data.rand_augment = "rand-m9-mstd0.5-inc1"
+    tiny_config.data.color_jitter = 0.4
+    tiny_config.random_erasing = 0.5
+    tiny_config.mixup_alpha, tiny_config.cutmix_alpha = 0.8, 1.0
     config = check_config(tiny_config)
     unbroken, broken = epath.Path(tmp_path / "unbroken"), epath.Path(tmp_path / "broken")
     train(config, unbroken)
