@@ -1,0 +1,84 @@
+"""ImageNet-1K from tar files in the official layout, by the README's commands."""
+
+import io
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from focalnet_jax.data import EvalTransform, eval_batches, open_source
+from focalnet_jax.data.imagenet import wordnet_ids
+
+README = pathlib.Path(__file__).parents[2] / "README.md"
+TRAIN = {"n01440764": 3, "n02123045": 2, "n15075141": 2}  # classes 0, 281 and 999
+
+
+def add(tar, name, content):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def jpeg(level):
+    stream = io.BytesIO()
+    PIL.Image.new("RGB", (40, 30), (level, level, level)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def write_tars(directory):
+    """A tar of a tar for each class, and one of the validation images."""
+    with tarfile.open(directory / "ILSVRC2012_img_train.tar", "w") as outer:
+        for label, (wnid, count) in enumerate(TRAIN.items()):
+            stream = io.BytesIO()
+            with tarfile.open(fileobj=stream, mode="w") as inner:
+                for i in range(count):
+                    add(inner, f"{wnid}_{i}.JPEG", jpeg(50 * label + i))
+            add(outer, f"{wnid}.tar", stream.getvalue())
+    with tarfile.open(directory / "ILSVRC2012_img_val.tar", "w") as tar:
+        for i in range(1, 6):
+            add(tar, f"ILSVRC2012_val_{i:08}.JPEG", jpeg(40 * i))
+
+
+@pytest.mark.extended
+def test_official_tars_become_a_source(tmp_path):
+    """As array_record, and as tfrecord by way of `data.prepare`."""
+    pytest.importorskip("tensorflow", reason="TFDS prepares ImageNet with it")
+    write_tars(tmp_path)
+    [command] = re.findall(
+        r"^tfds (build imagenet2012 .*?)(?:  #|$)", README.read_text(), re.MULTILINE
+    )
+    program = "from tensorflow_datasets.scripts.cli.main import launch_cli; launch_cli()"
+    tfds = [sys.executable, "-c", program, *command.split()]
+    tfds = [part.replace("DIR", str(tmp_path)) for part in tfds]
+    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    for name, arguments in {
+        "array": tfds,
+        "tf": [part for part in tfds if "file_format" not in part],
+    }.items():
+        place = tmp_path / name
+        subprocess.run([*arguments, f"--data_dir={place}"], check=True, env=quiet)
+    prepare = [sys.executable, "-m", "focalnet_jax.data.prepare", "imagenet2012"]
+    subprocess.run([*prepare, f"--data-dir={tmp_path / 'tf'}"], check=True)
+
+    ids = wordnet_ids()
+    seen = []
+    for name in ("array", "tf-array_record"):
+        place = str(tmp_path / name)
+        train = open_source("imagenet2012:5.1.0", split="train", data_dir=place)
+        assert train.num_classes == 1000
+        labels = [train.read(i)[1] for i in range(len(train))]
+        counts = {ids[label]: labels.count(label) for label in labels}
+        assert counts == TRAIN
+        assert re.search(r"\(n\d{8}_\d.JPEG\)$", train.describe(0))
+        test = open_source("imagenet2012:5.1.0", split="validation", data_dir=place)
+        [batch] = eval_batches(test, EvalTransform(8), batch_size=5)
+        levels = batch["image"].mean((1, 2, 3)).round()
+        np.testing.assert_array_equal(np.sort(levels), [40, 80, 120, 160, 200])
+        seen.append([train.read(i)[0] for i in range(len(train))])
+    assert seen[0] == seen[1]
