@@ -48,7 +48,8 @@ def write_tars(directory):
 @pytest.mark.extended
 def test_official_tars_become_a_source(tmp_path):
     """As array_record, and as tfrecord by way of `data.prepare`."""
-    pytest.importorskip("tensorflow", reason="TFDS prepares ImageNet with it")
+    for package in ("tensorflow", "apache_beam", "mlcroissant"):
+        pytest.importorskip(package, reason="it is of the extra `prepare`")
     write_tars(tmp_path)
     [command] = re.findall(
         r"^tfds (build imagenet2012 .*?)(?:  #|$)", README.read_text(), re.MULTILINE
