@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 
 # Grain's workers may leave a batch in shared memory when they end. Python's tracker of it
 # removes that, and would say so at the end of every run.
@@ -116,12 +117,29 @@ def start_processes() -> None:
         # JAX found no cluster: this process is alone.
 
 
+def end(message: str | None = None) -> None:
+    """Ends the program with a message, or else with the exception being handled."""
+    if not jax.distributed.is_initialized():
+        if message is None:
+            raise
+        sys.exit(message)
+    # An orderly exit would wait for the other processes, which wait for this one's part
+    # of a computation. That it is gone ends them, too.
+    if message is None:
+        traceback.print_exc()
+    else:
+        print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
 if __name__ == "__main__":
     try:
         app.run(main, flags_parser=parse_flags)
     except KeyboardInterrupt:
-        sys.exit(
-            "interrupted; the same command goes on from the newest checkpoint, if any"
-        )
+        end("interrupted; the same command goes on from the newest checkpoint, if any")
     except SetupError as error:
-        sys.exit(f"error: {error}")
+        end(f"error: {error}")
+    except Exception:
+        end()

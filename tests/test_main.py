@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from focalnet_jax.data import TrainTransform, open_source, train_batches
@@ -265,3 +266,23 @@ def test_a_kill_repeats_and_skips_no_example(count, environment, data_dir, tmp_p
     batches = train_batches(source, TrainTransform(8), batch_size=16, seed=0)
     for ids, batch in zip(steps, batches):
         np.testing.assert_array_equal(ids, batch["id"])
+
+
+def test_an_error_of_one_process_ends_all(environment, tmp_path):
+    """A bad record that one of two processes meets; no one waits for the other."""
+    for split, count in {"train": 32, "val": 2}.items():
+        directory = tmp_path / "data" / split / "a"
+        directory.mkdir(parents=True)
+        for i in range(count):
+            PIL.Image.new("RGB", (16, 16)).save(directory / f"{i}.png")
+    (tmp_path / "data" / "train" / "a" / "7.png").write_bytes(b"")
+    arguments = [*TINY, "--config.data.name=folder:data", "--config.data.test_split=val"]
+    processes = start_together(2, *arguments, directory=tmp_path, environment=environment)
+    try:
+        results = [process.communicate(timeout=TIMEOUT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [1, 1]
+    errors = "".join(errors for _, errors in results)
+    assert "split 'train' (a/7.png) is unusable: its image has zero bytes" in errors

@@ -76,7 +76,8 @@ class DeviceFeed:
             for batch in self._batches:
                 self._put(self._to_device(batch))
                 if self._stopped.is_set():
-                    break
+                    return
+            self._put(RuntimeError("there are no more batches"))
         except BaseException as error:  # to be raised where batches are taken
             self._put(error)
         finally:
