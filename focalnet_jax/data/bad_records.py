@@ -14,6 +14,8 @@ class BadRecordError(ValueError):
 class BadRecords:
     """The bad records that were met in a source: which, why and how many.
 
+    Counts begin anew when a run is started again.
+
     Args:
       describe: names a record by its index.
       allowed: how many different ones may be skipped.
@@ -21,7 +23,7 @@ class BadRecords:
 
     def __init__(self, describe: Callable[[int], str], *, allowed: int = 0):
         self._describe = describe
-        self._allowed = allowed
+        self.allowed = allowed
         self._faults: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -37,10 +39,10 @@ class BadRecords:
             return
         self._faults[index] = fault
         text = f"{self._describe(index)} is unusable: {fault}"
-        if len(self) > self._allowed:
+        if len(self) > self.allowed:
             raise SetupError(
                 f"{text}\nThat makes {len(self)}, and data.max_bad_records="
-                f"{self._allowed} are allowed. Mend the record, or raise that number to "
+                f"{self.allowed} are allowed. Mend the record, or raise that number to "
                 "have as many skipped"
             )
-        logging.warning("%s; skipped (%d of at most %d)", text, len(self), self._allowed)
+        logging.warning("%s; skipped (%d of at most %d)", text, len(self), self.allowed)

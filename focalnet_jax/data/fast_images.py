@@ -178,5 +178,5 @@ def sharpness(image: Image, factor: float) -> Image:
 
 
 def _blend(degenerate: Image, image: Image, factor: float) -> Image:
-    # PIL cuts fractions off, OpenCV rounds.
-    return cv2.addWeighted(degenerate, 1 - factor, image, factor, -0.5)
+    # PIL cuts fractions off, OpenCV rounds, and whole values are to stay.
+    return cv2.addWeighted(degenerate, 1 - factor, image, factor, -0.499)

@@ -133,6 +133,16 @@ def class_directories(root: pathlib.Path) -> list[str]:
     return directories
 
 
+def has_splits(root: pathlib.Path) -> bool:
+    """Whether a folder is `SPLIT/CLASS/xxx.jpg`, by the first directory in it.
+
+    Raises:
+      SetupError: as `class_directories`.
+    """
+    first, *_ = class_directories(root)
+    return any(entry.is_dir() for entry in _scan(root / first))
+
+
 def some(names: Sequence[str]) -> str:
     """The first few of many names, for messages."""
     shown = ", ".join(repr(name) for name in names[:3])
@@ -145,7 +155,8 @@ def _labels(
     """The label of each directory."""
     label_of = {name: label for label, name in enumerate(class_names)}
     if len(label_of) != len(class_names):
-        raise SetupError("a name is given to two classes")
+        twice = sorted({name for name in class_names if class_names.count(name) > 1})
+        raise SetupError(f"two classes of {root} have one name: {some(twice)}")
     for name in directories:
         if name not in label_of:
             hint = did_you_mean(name, class_names)

@@ -8,8 +8,10 @@ import dataclasses
 import gc
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -21,6 +23,9 @@ from focalnet_jax.data.transforms import EvalTransform, TrainTransform
 from focalnet_jax.errors import SetupError
 
 Batch = dict[str, np.ndarray]
+
+# Without end; Grain's own endless repetition overflows with batches of one row.
+_EPOCHS = 1 << 31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +83,16 @@ def train_batches(
       SetupError: a label outside of `[0, num_classes)` or one bad record too many, naming
         the record; or a worker that has died.
     """
+    if bad_records is None:
+        bad_records = BadRecords(source.describe)
     batches = (
         grain.MapDataset.range(len(source))
         .seed(seed)
         .shuffle()
-        .repeat()
-        .random_map(_LoadForTraining(source, transform, num_classes))
+        .repeat(_EPOCHS)
+        .random_map(_LoadForTraining(source, transform, num_classes, bad_records.allowed))
         .batch(shard.rows(batch_size))[shard.index :: shard.count][first_step:]
     )
-    if bad_records is None:
-        bad_records = BadRecords(source.describe)
     return _iterate(batches, bad_records, threads=threads, workers=workers)
 
 
@@ -122,25 +127,28 @@ def eval_batches(
 def _iterate(
     batches: grain.MapDataset, bad_records: BadRecords, *, threads: int, workers: int
 ) -> Iterator[Batch]:
-    # An element is a whole batch, so a few in advance are enough.
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    # An element is a whole batch, so one in advance for each thread is enough.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     dataset = batches.to_iter_dataset(options)
     if workers:
         # Grain's workers read absl flags, which only a program's main parses.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers), _end_with_parent
+            grain.MultiprocessingOptions(num_workers=workers), _prepare_worker
         )
     try:
         yield from _without_faults(iter(dataset), bad_records)
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
+        reason, *_ = str(error).split(". ")
+        hint = "If memory ran out, a smaller data.workers or batch_size helps"
+        if "exit code -7" in reason:  # SIGBUS
+            hint = "Shared memory is too small: look at `df /dev/shm` (docker --shm-size)"
         raise SetupError(
-            f"one of the {workers} input workers has died ({error}). If memory ran out, "
-            "a smaller data.workers or batch_size helps; the same command goes on from "
-            "the newest checkpoint"
+            f"one of the {workers} input workers has died ({reason}). {hint}; the same "
+            "command goes on from the newest checkpoint"
         ) from error
     finally:
         # Grain's iterators are cycles that hold a batch, whose shared memory would last
@@ -160,9 +168,13 @@ def _without_faults(
         iterator.close()  # or the workers' shared memory would outlive it
 
 
-def _end_with_parent(worker: int, workers: int) -> None:
-    """Has a worker end when the program is killed, which Grain's would outlive."""
+def _prepare_worker(worker: int, workers: int) -> None:
+    """Has a worker end when the program is killed, which Grain's would outlive.
+
+    And not by Ctrl-C, which reaches all processes of a terminal: the program ends it.
+    """
     del worker, workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch():
         multiprocessing.parent_process().join()
@@ -187,21 +199,28 @@ class _LoadForTraining(grain.transforms.RandomMap):
     source: Source
     transform: TrainTransform
     num_classes: int | None
+    allowed: int
 
     def random_map(self, index: int, rng: np.random.Generator) -> Batch:
         fault = np.zeros((), _FAULT)
-        for attempt in range(len(self.source)):
+        # Of so many different records one is good, or there are too many bad ones.
+        for attempt in range(min(self.allowed + 1, len(self.source))):
             good = (index + attempt) % len(self.source)
             try:
-                encoded, label = self.source.read(good)
-                image = self.transform(encoded, rng)
+                image, label = _read(self.source, good, self.transform, rng)
                 break
             except BadRecordError as error:
                 # The first of a row of them is enough: each will have its own turn.
                 if not attempt:
-                    fault[()] = (index, str(error).encode()[: _FAULT["text"].itemsize])
+                    fault[()] = _fault(index, error)
         else:
-            raise SetupError(f"{self.source.name} holds no image that can be decoded")
+            text = fault["text"].item().decode(errors="replace")
+            others = f", as are the {attempt} after it" if attempt else ""
+            raise SetupError(
+                f"{self.source.describe(index)} is unusable: {text}{others}\nThat makes "
+                f"{attempt + 1}, and data.max_bad_records={self.allowed} are allowed. "
+                "Mend the record, or raise that number to have as many skipped"
+            )
         example = _example(self.source, good, image, label, self.num_classes)
         return example | {"fault": fault}
 
@@ -218,10 +237,9 @@ class _LoadForEvaluation(grain.transforms.Map):
         fault = np.zeros((), _FAULT)
         size = self.transform.size
         try:
-            encoded, label = self.source.read(index)
-            image = self.transform(encoded)
+            image, label = _read(self.source, index, self.transform)
         except BadRecordError as error:
-            fault[()] = (index, str(error).encode()[: _FAULT["text"].itemsize])
+            fault[()] = _fault(index, error)
             image = np.zeros((size, size, 3), np.uint8)
             label = () if self.source.has_label_sets else 0
             is_real = False
@@ -229,11 +247,30 @@ class _LoadForEvaluation(grain.transforms.Map):
         return example | {"mask": np.bool_(is_real), "fault": fault}
 
 
+def _read(source: Source, index: int, transform, *rng) -> tuple[np.ndarray, Any]:
+    encoded, label = source.read(index)
+    try:
+        return transform(encoded, *rng), label
+    except BadRecordError:
+        raise
+    except Exception as error:
+        # Of a kind that can travel from a worker: others would be waited for in vain.
+        raise RuntimeError(
+            f"{source.describe(index)}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _fault(index: int, error: BadRecordError) -> tuple[int, bytes]:
+    return index, (str(error) or "unknown").encode()[: _FAULT["text"].itemsize]
+
+
 def _example(source: Source, index: int, image: np.ndarray, label, num_classes) -> Batch:
     example = {"image": image, "id": np.int64(index)}
     if source.has_label_sets:
         labels = np.zeros(source.num_classes, bool)
-        labels[np.asarray(label, int)] = True
+        for each in label:
+            check_label(source, index, each, num_classes=source.num_classes)
+            labels[each] = True
         return example | {"labels": labels}
     check_label(source, index, label, num_classes=num_classes)
     return example | {"label": np.int32(label)}

@@ -31,7 +31,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from focalnet_jax.data.folder import ImageFolder, class_directories, some
+from focalnet_jax.data.folder import (
+    ImageFolder,
+    class_directories,
+    has_splits,
+    some,
+)
 from focalnet_jax.data.shards import CHECKSUMS, check_shards, read_checksums, sha256
 from focalnet_jax.data.tfrecord import read_tfrecord
 from focalnet_jax.data.writing import ShardFile, write_data_set
@@ -141,7 +146,7 @@ def prepare_folder(
         raise SetupError(f"--name={name}: it has to be of the letters a-z, digits and _")
     if name in tfds.list_builders(with_community_datasets=False):
         raise SetupError(f"--name={name} is a data set of TFDS: choose another name")
-    folders = _open_splits(pathlib.Path(root))
+    folders = _open_splits(_absolute(root))
     [class_names] = {folder.class_names for folder in folders.values()}
     if odd := [c for c in class_names if c != c.strip() or not c.isprintable()]:
         raise SetupError(f"TFDS can't keep the names of the classes {some(odd)}")
@@ -302,11 +307,9 @@ def verify(name: str, *, data_dir: str | None = None) -> None:
 
 def _open_splits(root: pathlib.Path) -> dict[str, ImageFolder]:
     """A folder by split: those in it, or `train` alone."""
-    names = class_directories(root)
-    with os.scandir(root / names[0]) as entries:
-        has_splits = any(e.is_dir() for e in entries if not e.name.startswith("."))
-    if not has_splits:
+    if not has_splits(root):
         return {"train": ImageFolder(root)}
+    names = class_directories(root)
     if odd := [name for name in names if not re.fullmatch(r"\w+", name) or name == "all"]:
         raise SetupError(
             f"{some(odd)} in {root} can't be names of splits: use letters, digits and _"

@@ -18,6 +18,12 @@ from focalnet_jax.errors import SetupError
 
 _FULL_LEVEL = 10.0  # of a magnitude, whatever the policy's own
 
+_NUMBER = r"\d+(?:\.\d+)?"
+_PART = (
+    rf"m(?P<m>{_NUMBER})|mstd(?P<mstd>{_NUMBER}|inf)|mmax(?P<mmax>{_NUMBER})"
+    r"|inc(?P<inc>[01])|n(?P<n>[1-9]\d*)|p(?P<p>0?\.\d+|[01](?:\.0*)?)"
+)
+
 
 class Operation(NamedTuple):
     """One operation on an image.
@@ -58,18 +64,15 @@ class RandAugment:
         """Reads `rand-m9-mstd0.5-inc1` and the like.
 
         Raises:
-          SetupError: a part that is not one of m, mstd, mmax, inc, n and p with a number.
+          SetupError: a part that is not one of m, mstd, mmax, inc, n and p with a number,
+            or is given twice. timm's sets of operations (`t`) are not here.
         """
         kind, *parts = policy.split("-")
-        values = {}
-        for part in parts:
-            match = re.fullmatch(r"(m|mstd|mmax|inc|n|p)(\d+(?:\.\d+)?|inf)", part)
-            if kind != "rand" or not match:
-                break
-            values[match[1]] = float(match[2])
-        else:
-            if kind == "rand":
-                return cls._from_values(**values)
+        matches = [re.fullmatch(_PART, part) for part in parts]
+        if kind == "rand" and all(matches):
+            given = {match.lastgroup: float(match[match.lastgroup]) for match in matches}
+            if len(given) == len(parts):  # none twice
+                return cls._from_values(**given)
         raise SetupError(
             f"data.rand_augment={policy!r} is no policy such as 'rand-m9-mstd0.5-inc1': "
             "'rand', then any of m (magnitude), mstd (its standard deviation), mmax (its "

@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 
 from focalnet_jax.data import digits  # registers the embedded data set
 from focalnet_jax.data.bad_records import BadRecordError
-from focalnet_jax.data.folder import ImageFolder, class_directories
-from focalnet_jax.data.imagenet import SUBSETS, classes_of_folder
+from focalnet_jax.data.folder import ImageFolder, class_directories, has_splits
+from focalnet_jax.data.imagenet import SUBSETS, classes_of_folder, wordnet_ids
 from focalnet_jax.data.shards import check_shards
 from focalnet_jax.errors import SetupError, did_you_mean
 
@@ -146,7 +146,7 @@ def open_source(
         records=_records(builder, name, split),
         class_names=tuple(getattr(label, "names", None) or ()),
         num_classes=getattr(label, "num_classes", None),
-        subset=SUBSETS.get(builder.name),
+        subset=SUBSETS.get(builder.name) if label.num_classes == 1000 else None,
         label_feature=label_feature,
         has_label_sets=has_label_sets,
         files=tuple(
@@ -160,10 +160,9 @@ def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
     root = pathlib.Path(name.removeprefix(FOLDER)).expanduser()
     directory = root / split
     if not directory.is_dir():
-        names = class_directories(root)
-        inner = [entry for entry in (root / names[0]).iterdir() if entry.is_dir()]
-        if inner:
-            raise SetupError(f"{name} has no split {split!r}{did_you_mean(split, names)}")
+        if has_splits(root):
+            hint = did_you_mean(split, class_directories(root))
+            raise SetupError(f"{name} has no split {split!r}{hint}")
         if split != "train":
             raise SetupError(
                 f"{name} has no split {split!r}: its directories are classes, which "
@@ -177,17 +176,19 @@ def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
         class_names = classes_of_folder(class_directories(directory))
     elif classes is not None:
         try:
-            class_names = pathlib.Path(classes).expanduser().read_text().splitlines()
-        except OSError as error:
+            lines = pathlib.Path(classes).expanduser().read_text().splitlines()
+            class_names = [line.strip() for line in lines if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
             raise SetupError(
                 f"data.classes={classes!r} is neither 'imagenet2012' nor a file of "
                 f"classes: {error}"
             ) from error
     folder = ImageFolder(directory, classes=class_names)
+    names = wordnet_ids() if classes == "imagenet2012" else folder.class_names
     return Source(
         name=f"{name}, split {split!r}",
         records=folder,
-        class_names=folder.class_names,
+        class_names=tuple(names),
         num_classes=len(folder.class_names),
         subset=folder.labels if len(folder.labels) < len(folder.class_names) else None,
     )

@@ -62,7 +62,7 @@ def write_data_set(
     with _locked(lock):
         if (directory / "dataset_info.json").exists():
             print(f"{directory} is prepared already: to prepare it anew, delete it first")
-            lock.unlink()
+            lock.unlink(missing_ok=True)
             return
         if directory.exists():
             raise SetupError(f"{directory} is there, but is no data set: move it away")
@@ -86,7 +86,7 @@ def write_data_set(
                 "same command again"
             ) from error
         begun.rename(directory)
-        lock.unlink()
+        lock.unlink(missing_ok=True)
     records = sum(shard.num_records for shard in shards)
     print(f"prepared {directory}: {records:,} records in {len(shards):,} files")
 

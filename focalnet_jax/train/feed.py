@@ -15,7 +15,7 @@ class DeviceFeed:
     Args:
       batches: on the host; closed at the end.
       to_device: makes a batch one of global arrays.
-      ahead: how many may wait on the devices.
+      ahead: how many may wait on the devices, beside one that is being loaded.
 
     Attributes:
       waited: seconds in which the devices had nothing to do, since no batch was there.
@@ -29,6 +29,7 @@ class DeviceFeed:
         ahead: int = 2,
     ):
         self.waited = 0.0
+        self._error = None
         self._batches = batches
         self._to_device = to_device
         self._queue = queue.Queue(maxsize=ahead)
@@ -55,13 +56,14 @@ class DeviceFeed:
         Raises:
           whatever loading raised.
         """
-        item = self._take_if_any()
+        item = self._error or self._take_if_any()
         if item is None:
             jax.block_until_ready(busy_with)
             start = time.monotonic()
             item = self._queue.get()
             self.waited += time.monotonic() - start
         if isinstance(item, BaseException):
+            self._error = item
             raise item
         return item
 
@@ -74,7 +76,7 @@ class DeviceFeed:
     def _load(self) -> None:
         try:
             for batch in self._batches:
-                self._put(self._to_device(batch))
+                self._put(jax.block_until_ready(self._to_device(batch)))
                 if self._stopped.is_set():
                     return
             self._put(RuntimeError("there are no more batches"))

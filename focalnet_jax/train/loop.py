@@ -65,6 +65,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     image_operations(config.data.pixels)  # are its libraries there?
     train_source = _open_source(config, config.data.train_split)
     test_source = _open_source(config, config.data.test_split)
+    _check_trainable(train_source, test_source)
     mesh = _mesh(config)
     init_from = None
     if newest_params_path(workdir) is None and config.init_from:
@@ -252,6 +253,21 @@ def _open_source(config: ConfigDict, split: str) -> Source:
             _, label = source.read(0)
             check_label(source, 0, label, num_classes=config.model.num_classes)
     return source
+
+
+def _check_trainable(train_source: Source, test_source: Source) -> None:
+    """Raises SetupError unless one can train on the one and test on the other."""
+    if train_source.has_label_sets:
+        raise SetupError(f"{train_source.name} has sets of labels: they are for testing")
+    ours, theirs = train_source.class_names, test_source.class_names
+    if ours and theirs and ours != theirs:
+        odd = sorted({*ours} ^ {*theirs})[:3]
+        raise SetupError(
+            f"{train_source.name} has {len(ours)} classes and {test_source.name} has "
+            f"{len(theirs)}, others (such as {', '.join(odd)}): their labels don't mean "
+            "the same. If they are folders, name a file with all classes, one in a line, "
+            "in data.classes"
+        )
 
 
 def _mesh(config: ConfigDict) -> Mesh:

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import PIL.Image
 import pytest
+import simplejpeg
 from sklearn.datasets import load_sample_images
 
 from focalnet_jax.data import BadRecordError
@@ -100,6 +101,34 @@ def test_what_libjpeg_warns_of_and_pil_accepts_is_accepted(photograph):
 def test_bytes_that_are_no_whole_image_are_refused(damage, message, photograph):
     with pytest.raises(BadRecordError, match=message):
         decode(damage(encode(photograph)))
+
+
+def test_samplings_without_a_name_are_left_to_pil(photograph):
+    """Luma four times as fine in height alone, here by a wrong byte in the header."""
+    encoded = bytearray(encode(photograph, subsampling=0))
+    place = encoded.index(b"\xff\xc0") + 11
+    assert encoded[place] == 0x11
+    encoded[place] = 0x14
+    encoded = bytes(encoded)
+    with pytest.raises(KeyError):  # or this tests nothing
+        simplejpeg.decode_jpeg_header(encoded)
+    try:
+        expected = np.asarray(PIL.Image.open(io.BytesIO(encoded)).convert("RGB"))
+    except OSError:
+        with pytest.raises(BadRecordError):
+            decode(encoded)
+    else:
+        np.testing.assert_array_equal(decode(encoded), expected)
+
+
+def test_sizes_that_pil_refuses_are_refused_at_once():
+    """Of a damaged header: 65,000 x 65,000 pixels would be 12 GB."""
+    encoded = bytearray(encode(PIL.Image.new("RGB", (64, 64))))
+    place = encoded.index(b"\xff\xc0") + 5
+    assert encoded[place : place + 4] == bytes([0, 64, 0, 64])
+    encoded[place : place + 4] = bytes([0xFD, 0xE8]) * 2
+    with pytest.raises(BadRecordError, match="DecompressionBomb"):
+        decode(bytes(encoded))
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "GIF"])

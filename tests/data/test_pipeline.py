@@ -94,6 +94,11 @@ def test_a_late_step_is_reached_at_once(source):
     assert batch["id"].shape == (60,)
 
 
+def test_batches_of_one_row(source):
+    ids = [batch["id"].item() for batch in take(source, 400, batch_size=1)]
+    assert sorted(ids) == [*range(400)]
+
+
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_evaluation_sees_every_example_once(source, processes):
     batches = [

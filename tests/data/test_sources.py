@@ -180,14 +180,19 @@ def test_missing_and_truncated_files_are_named_at_the_door(tmp_path, data_dir):
 def test_evaluation_sets_have_their_subsets(as_tfrecord, tmp_path, name, letter, torch):
     """As timm lists them, by label and by WordNet id."""
     timm = pytest.importorskip("timm", reason="it lists the classes")
-    as_tfrecord(name, version="0.1.0")
+    directory = as_tfrecord(name, version="0.1.0")
+    ids = imagenet.wordnet_ids()
+    (directory / "label.labels.txt").write_text("\n".join(ids))
+    features = (directory / "features.json").read_text()
+    assert '"numClasses": "10"' in features
+    features = features.replace('"numClasses": "10"', '"numClasses": "1000"')
+    (directory / "features.json").write_text(features)
     prepare.main([f"{name}:0.1.0", f"--data-dir={tmp_path / 'tfrecord'}"])
     place = str(tmp_path / "tfrecord-array_record")
     source = open_source(f"{name}:0.1.0", split="test", data_dir=place)
     info = pathlib.Path(timm.__file__).parent / "data" / "_info"
     indices = (info / f"imagenet_{letter}_indices.txt").read_text().split()
     assert source.subset == tuple(map(int, indices))
-    ids = imagenet.wordnet_ids()
     assert ids == (info / "imagenet_synsets.txt").read_text().split()
     synsets = (info / f"imagenet_{letter}_synsets.txt").read_text().split()
     assert [ids[i] for i in source.subset] == synsets

@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from etils import epath
 from ml_collections import ConfigDict
@@ -293,3 +294,21 @@ def test_diverged_runs_stop_before_they_save(tiny_config, tmp_path):
     with pytest.raises(SetupError, match=r"loss of step \d is (nan|inf).*is of step 3"):
         train(check_config(tiny_config), workdir)
     assert newest_params_path(workdir) == workdir / "checkpoints" / "3" / "params"
+
+
+def test_splits_with_other_classes_are_refused(tiny_config, tmp_path):
+    """Their labels would count other directories."""
+    for place in ("train/cat", "train/dog", "val/dog"):
+        directory = tmp_path / "pets" / place
+        directory.mkdir(parents=True)
+        PIL.Image.new("RGB", (16, 16)).save(directory / "0.png")
+    tiny_config.data.name = f"folder:{tmp_path / 'pets'}"
+    tiny_config.data.test_split = "val"
+    message = "has 2 classes and .* has 1, others .such as cat.*in data.classes"
+    with pytest.raises(SetupError, match=message):
+        train(check_config(tiny_config), epath.Path(tmp_path / "run"))
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    tiny_config.data.classes = str(tmp_path / "classes.txt")
+    tiny_config.num_steps = 1
+    metrics = train(check_config(tiny_config), epath.Path(tmp_path / "run"))
+    assert metrics["test/examples"] == 1
