@@ -31,7 +31,7 @@ from focalnet_jax.convert.__main__ import (
 from focalnet_jax.convert.fit import Changes, fit
 from focalnet_jax.convert.names import Source
 from focalnet_jax.convert.reading import read_model
-from focalnet_jax.data import Preprocessing
+from focalnet_jax.data import BadRecordError, Preprocessing
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import FocalNet
 from focalnet_jax.parity import golden
@@ -172,7 +172,7 @@ def read_images(
     for path in paths:
         try:
             images.append(preprocessing(path))
-        except OSError as error:
+        except (OSError, BadRecordError) as error:
             raise SetupError(f"{path} is no readable image: {error}") from error
     return np.stack(images)
 
