@@ -11,6 +11,7 @@ from focalnet_jax.data.decoding import decode
 
 Image = PIL.Image.Image
 Fill = tuple[int, int, int]
+Matrix = tuple[float, float, float, float, float, float]  # two rows
 
 INTERPOLATIONS = {
     "bicubic": PIL.Image.Resampling.BICUBIC,
@@ -34,37 +35,18 @@ def to_array(image: Image) -> np.ndarray:
     return np.asarray(image)
 
 
+def size_of(image: Image) -> tuple[int, int]:
+    """Width and height."""
+    return image.size
+
+
 def mirror(image: Image) -> Image:
     """Left becomes right."""
     return image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
 
 
-def shear_x(image: Image, factor: float, *, fill: Fill, interpolation: str) -> Image:
-    """Moves each row by `factor` times its height."""
-    return _affine(image, (1, factor, 0, 0, 1, 0), fill, interpolation)
-
-
-def shear_y(image: Image, factor: float, *, fill: Fill, interpolation: str) -> Image:
-    """Moves each column by `factor` times its distance from the left."""
-    return _affine(image, (1, 0, 0, factor, 1, 0), fill, interpolation)
-
-
-def translate_x(image: Image, share: float, *, fill: Fill, interpolation: str) -> Image:
-    """Moves the image to the left by a share of its width."""
-    return _affine(image, (1, 0, share * image.width, 0, 1, 0), fill, interpolation)
-
-
-def translate_y(image: Image, share: float, *, fill: Fill, interpolation: str) -> Image:
-    """Moves the image upwards by a share of its height."""
-    return _affine(image, (1, 0, 0, 0, 1, share * image.height), fill, interpolation)
-
-
-def rotate(image: Image, degrees: float, *, fill: Fill, interpolation: str) -> Image:
-    """Turns the image anticlockwise about its middle."""
-    return image.rotate(degrees, INTERPOLATIONS[interpolation], fillcolor=fill)
-
-
-def _affine(image: Image, matrix, fill: Fill, interpolation: str) -> Image:
+def affine(image: Image, matrix: Matrix, *, fill: Fill, interpolation: str) -> Image:
+    """Takes each pixel from where `matrix` sends it, in pixels from the corner."""
     return image.transform(
         image.size,
         PIL.Image.Transform.AFFINE,
@@ -72,6 +54,11 @@ def _affine(image: Image, matrix, fill: Fill, interpolation: str) -> Image:
         resample=INTERPOLATIONS[interpolation],
         fillcolor=fill,
     )
+
+
+def rotate(image: Image, degrees: float, *, fill: Fill, interpolation: str) -> Image:
+    """Turns the image anticlockwise about its middle."""
+    return image.rotate(degrees, INTERPOLATIONS[interpolation], fillcolor=fill)
 
 
 def auto_contrast(image: Image) -> Image:

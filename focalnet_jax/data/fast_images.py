@@ -16,6 +16,7 @@ from focalnet_jax.data.decoding import decode
 
 Image = np.ndarray
 Fill = tuple[int, int, int]
+Matrix = tuple[float, float, float, float, float, float]  # two rows
 
 # Processes and threads of the pipeline share the cores out already.
 cv2.setNumThreads(0)
@@ -61,54 +62,39 @@ def to_array(image: Image) -> np.ndarray:
     return image
 
 
+def size_of(image: Image) -> tuple[int, int]:
+    """Width and height."""
+    height, width, _ = image.shape
+    return width, height
+
+
 def mirror(image: Image) -> Image:
     """Left becomes right."""
     return cv2.flip(image, 1)
 
 
-def shear_x(image: Image, factor: float, *, fill: Fill, interpolation: str) -> Image:
-    """Moves each row by `factor` times its height."""
-    return _affine(image, (1, factor, 0, 0, 1, 0), fill, interpolation)
-
-
-def shear_y(image: Image, factor: float, *, fill: Fill, interpolation: str) -> Image:
-    """Moves each column by `factor` times its distance from the left."""
-    return _affine(image, (1, 0, 0, factor, 1, 0), fill, interpolation)
-
-
-def translate_x(image: Image, share: float, *, fill: Fill, interpolation: str) -> Image:
-    """Moves the image to the left by a share of its width."""
-    return _affine(image, (1, 0, share * image.shape[1], 0, 1, 0), fill, interpolation)
-
-
-def translate_y(image: Image, share: float, *, fill: Fill, interpolation: str) -> Image:
-    """Moves the image upwards by a share of its height."""
-    return _affine(image, (1, 0, 0, 0, 1, share * image.shape[0]), fill, interpolation)
-
-
-def rotate(image: Image, degrees: float, *, fill: Fill, interpolation: str) -> Image:
-    """Turns the image anticlockwise about its middle."""
-    x, y = image.shape[1] / 2, image.shape[0] / 2
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    matrix = (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)
-    return _affine(image, matrix, fill, interpolation)
-
-
-def _affine(image: Image, matrix, fill: Fill, interpolation: str) -> Image:
-    """By a matrix from places in the result to places in the image, as PIL has it."""
+def affine(image: Image, matrix: Matrix, *, fill: Fill, interpolation: str) -> Image:
+    """Takes each pixel from where `matrix` sends it, in pixels from the corner."""
     a, b, c, d, e, f = matrix
-    # PIL's places count from the corner of a pixel, OpenCV's from its middle.
+    # OpenCV's places count from the middle of the first pixel.
     c += (a + b - 1) / 2
     f += (d + e - 1) / 2
-    height, width, _ = image.shape
     return cv2.warpAffine(
         image,
         np.array([[a, b, c], [d, e, f]]),
-        (width, height),
+        size_of(image),
         flags=_INTERPOLATIONS[interpolation] | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=fill,
     )
+
+
+def rotate(image: Image, degrees: float, *, fill: Fill, interpolation: str) -> Image:
+    """Turns the image anticlockwise about its middle."""
+    x, y = (side / 2 for side in size_of(image))
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    matrix = (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)
+    return affine(image, matrix, fill=fill, interpolation=interpolation)
 
 
 def auto_contrast(image: Image) -> Image:

@@ -130,22 +130,18 @@ def apply_operations(
       images: `exact_images` or `fast_images`.
       fill: RGB levels where geometry leaves the image.
     """
-    for operation in operations:
-        kind = _KINDS[operation.name]
-        function = getattr(images, kind.function)
-        if kind.is_geometric:
-            image = function(
-                image,
-                operation.argument,
-                fill=fill,
-                interpolation=operation.interpolation,
-            )
-        elif kind.levels:
-            image = function(image, _level_table(operation.name, operation.argument))
+    for name, argument, interpolation in operations:
+        kind = _KINDS[name]
+        arguments, options = [], {}
+        if kind.levels:
+            arguments = [_level_table(name, argument)]
+        elif kind.matrix:
+            arguments = [kind.matrix(argument, *images.size_of(image))]
         elif kind.argument:
-            image = function(image, operation.argument)
-        else:
-            image = function(image)
+            arguments = [argument]
+        if kind.is_geometric:
+            options = {"fill": fill, "interpolation": interpolation}
+        image = getattr(images, kind.function)(image, *arguments, **options)
     return image
 
 
@@ -161,12 +157,15 @@ class _Kind(NamedTuple):
       function: of the images' modules.
       argument: from the magnitude, as a share of the full one, to the argument.
       is_geometric: takes `fill` and `interpolation`.
+      matrix: for affine maps, from the argument and the image's width and height to what
+        `exact_images.affine` takes.
       levels: for operations on levels, from the argument to a function of a level.
     """
 
     function: str
     argument: Callable[[float, np.random.Generator], Any] | None = None
     is_geometric: bool = False
+    matrix: Callable[[float, int, int], tuple[float, ...]] | None = None
     levels: Callable[[Any], Callable[[int], int]] | None = None
 
 
@@ -174,11 +173,12 @@ def _either_sign(value: float, rng: np.random.Generator) -> float:
     return -value if rng.random() > 0.5 else value
 
 
-def _geometric(function: str, greatest: float) -> _Kind:
+def _geometric(function: str, greatest: float, matrix=None) -> _Kind:
     return _Kind(
         function,
         lambda share, rng: _either_sign(share * greatest, rng),
         is_geometric=True,
+        matrix=matrix,
     )
 
 
@@ -240,10 +240,11 @@ _KINDS = {
     "BrightnessIncreasing": _enhancing_increasing("brightness"),
     "Sharpness": _enhancing("sharpness"),
     "SharpnessIncreasing": _enhancing_increasing("sharpness"),
-    "ShearX": _geometric("shear_x", 0.3),
-    "ShearY": _geometric("shear_y", 0.3),
-    "TranslateXRel": _geometric("translate_x", 0.45),  # of the width
-    "TranslateYRel": _geometric("translate_y", 0.45),
+    "ShearX": _geometric("affine", 0.3, lambda x, w, h: (1, x, 0, 0, 1, 0)),
+    "ShearY": _geometric("affine", 0.3, lambda y, w, h: (1, 0, 0, y, 1, 0)),
+    # By a share of the width or the height.
+    "TranslateXRel": _geometric("affine", 0.45, lambda x, w, h: (1, 0, x * w, 0, 1, 0)),
+    "TranslateYRel": _geometric("affine", 0.45, lambda y, w, h: (1, 0, 0, 0, 1, y * h)),
 }
 # All that come in two variants are in one of the sets each.
 OPERATIONS = tuple(name for name in _KINDS if not name.endswith("Increasing"))
