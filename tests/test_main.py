@@ -153,13 +153,27 @@ def test_default_reaches_what_its_head_says(environment, tmp_path):
 
 
 def test_two_processes_train_as_one(environment, tmp_path):
-    """The same batches, the same losses; checkpoints of two are read by one."""
-    one = ["--workdir=one", *TINY]
+    """The same batches, the same losses; checkpoints of two are read by one.
+
+    And each counts the bad record of its own, the one for both.
+    """
+    rng = np.random.default_rng(0)
+    for split, count in {"train": 40, "val": 24}.items():
+        for i in range(count):
+            path = tmp_path / "data" / split / str(i % 2) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(256, size=(16, 16, 3), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(path)
+    for path in ("train/0/8.png", "val/0/8.png", "val/1/9.png"):
+        (tmp_path / "data" / path).write_bytes(b"no image")
+    tiny = [*TINY, "--config.data.name=folder:data", "--config.data.test_split=val"]
+    tiny += ["--config.data.max_bad_records=2"]
+    one = ["--workdir=one", *tiny]
     code, _, errors = run(*one, directory=tmp_path, environment=environment)
     assert code == 0, errors
 
     processes = start_together(
-        2, "--workdir=two", *TINY, directory=tmp_path, environment=environment
+        2, "--workdir=two", *tiny, directory=tmp_path, environment=environment
     )
     try:
         results = [process.communicate(timeout=TIMEOUT) for process in processes]
@@ -177,15 +191,17 @@ def test_two_processes_train_as_one(environment, tmp_path):
         lines = (tmp_path / workdir / "metrics.jsonl").read_text().splitlines()
         metrics = [json.loads(line) for line in lines]
         losses.append([line["train/loss"] for line in metrics])
-        assert metrics[-1]["test/examples"] == 360
+        assert metrics[-1]["test/examples"] == 22
+        assert metrics[-1]["test/bad_records"] == 2
+        assert metrics[-1]["train/bad_records"] == 1
     # float32, and sums in another order.
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
     code, output, errors = run(
-        "--workdir=two", *TINY, "--mode=eval", directory=tmp_path, environment=environment
+        "--workdir=two", *tiny, "--mode=eval", directory=tmp_path, environment=environment
     )
     assert code == 0, errors
-    assert "over 360 images" in output
+    assert "over 22 images, 2 unusable" in output
 
 
 # Runs main.py, and notes the examples of each step that is done.

@@ -1,6 +1,6 @@
 """Records that no image can be made of: named, counted, skipped or fatal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from absl import logging
 
@@ -12,7 +12,7 @@ class BadRecordError(ValueError):
 
 
 class BadRecords:
-    """The bad records that were met in a source: which, why and how many.
+    """The bad records that were met in a source, by index: which, why and how many.
 
     Counts begin anew when a run is started again.
 
@@ -28,6 +28,9 @@ class BadRecords:
 
     def __len__(self) -> int:
         return len(self._faults)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from [*self._faults]
 
     def add(self, index: int, fault: str) -> None:
         """Notes a record, and says so if it is new.

@@ -110,8 +110,9 @@ def eval_batches(
     """Every record once, in order, in batches of one size.
 
     Args, yields and raises: as `train_batches`, and also `mask`, bool `[b]`, which is
-    False in the rows that fill up the last batch and in those of bad records. Sources
-    with label sets give `labels`, bool `[b, classes]`, in place of `label`.
+    False in the rows that fill up the last batch and in those of bad records; these are
+    blank. Sources with label sets give `labels`, bool `[b, classes]`, in place of
+    `label`.
     """
     padded = -(-len(source) // batch_size) * batch_size
     batches = (
@@ -232,19 +233,16 @@ class _LoadForEvaluation(grain.transforms.Map):
     num_classes: int | None
 
     def map(self, index: int) -> Batch:
-        is_real = index < len(self.source)
-        index = min(index, len(self.source) - 1)
         fault = np.zeros((), _FAULT)
         size = self.transform.size
-        try:
-            image, label = _read(self.source, index, self.transform)
-        except BadRecordError as error:
-            fault[()] = _fault(index, error)
-            image = np.zeros((size, size, 3), np.uint8)
-            label = () if self.source.has_label_sets else 0
-            is_real = False
+        image, label = np.zeros((size, size, 3), np.uint8), None
+        if index < len(self.source):
+            try:
+                image, label = _read(self.source, index, self.transform)
+            except BadRecordError as error:
+                fault[()] = _fault(index, error)
         example = _example(self.source, index, image, label, self.num_classes)
-        return example | {"mask": np.bool_(is_real), "fault": fault}
+        return example | {"mask": np.bool_(label is not None), "fault": fault}
 
 
 def _read(source: Source, index: int, transform, *rng) -> tuple[np.ndarray, Any]:
@@ -265,12 +263,14 @@ def _fault(index: int, error: BadRecordError) -> tuple[int, bytes]:
 
 
 def _example(source: Source, index: int, image: np.ndarray, label, num_classes) -> Batch:
+    """A row of a batch; without a label, None, one that doesn't count."""
     example = {"image": image, "id": np.int64(index)}
     if source.has_label_sets:
         labels = np.zeros(source.num_classes, bool)
-        for each in label:
+        for each in () if label is None else label:
             check_label(source, index, each, num_classes=source.num_classes)
             labels[each] = True
         return example | {"labels": labels}
-    check_label(source, index, label, num_classes=num_classes)
-    return example | {"label": np.int32(label)}
+    if label is not None:
+        check_label(source, index, label, num_classes=num_classes)
+    return example | {"label": np.int32(label or 0)}

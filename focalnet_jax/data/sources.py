@@ -89,13 +89,18 @@ class Source:
 
 
 def check_label(source: Source, index: int, label: int, *, num_classes: int | None):
-    """Raises SetupError unless the label of a source's record fits `num_classes`."""
+    """Raises SetupError unless a record's label fits `num_classes` and the subset."""
     if label < 0:
         raise SetupError(f"{source.describe(index)} has label {label}, that is, none")
     if num_classes is not None and label >= num_classes:
         raise SetupError(
             f"{source.describe(index)} has label {label}, which does not fit "
             f"model.num_classes={num_classes}"
+        )
+    if source.subset is not None and label not in source.subset:
+        raise SetupError(
+            f"{source.describe(index)} has label {label}, which is none of the "
+            f"{len(source.subset)} classes that the data set is known to have"
         )
 
 
@@ -184,13 +189,17 @@ def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
                 f"classes: {error}"
             ) from error
     folder = ImageFolder(directory, classes=class_names)
-    names = wordnet_ids() if classes == "imagenet2012" else folder.class_names
+    names, subset = folder.class_names, None
+    if classes == "imagenet2012":
+        names = wordnet_ids()
+        # ImageNet-A and -R are folders of the classes that they have.
+        subset = folder.labels if len(folder.labels) < len(names) else None
     return Source(
         name=f"{name}, split {split!r}",
         records=folder,
         class_names=tuple(names),
         num_classes=len(folder.class_names),
-        subset=folder.labels if len(folder.labels) < len(folder.class_names) else None,
+        subset=subset,
     )
 
 

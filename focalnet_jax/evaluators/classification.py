@@ -51,15 +51,19 @@ class Classification:
         self._count = count
 
     def run(self, params: Any) -> Iterator[tuple[str, float]]:
-        """Yields names and values: accuracies as fractions, the mean loss, the count."""
+        """Yields names and values: accuracies as fractions, the mean loss, the count.
+
+        Where nothing counts, there is only the count.
+        """
         sums = []
         for batch in self._make_batches():
             sums.append(self._count(params, batch))
             jax.block_until_ready(sums[-2:][0])  # one batch in advance, not the split
         totals = jax.tree.map(lambda *parts: sum(p.item() for p in parts), *sums)
         examples = totals.pop("examples")
-        for metric, total in totals.items():
-            yield f"{self._name}/{metric}", total / examples if examples else np.nan
+        if examples:
+            for metric, total in totals.items():
+                yield f"{self._name}/{metric}", total / examples
         yield f"{self._name}/examples", examples
 
 

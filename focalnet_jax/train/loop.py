@@ -4,11 +4,14 @@ import contextlib
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -25,7 +28,11 @@ from focalnet_jax.data import (
 )
 from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Classification
-from focalnet_jax.model_description import check_same_model, model_differences
+from focalnet_jax.model_description import (
+    check_same_model,
+    find_description,
+    model_differences,
+)
 from focalnet_jax.models import FocalNet, count_params
 from focalnet_jax.saved_params import (
     absolute_path,
@@ -74,7 +81,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     schedule = make_schedule(config, len(train_source))
     model = model_of(config)
     optimizer = make_optimizer(config, schedule)
-    evaluator = _evaluator(config, model, test_source, mesh)
+    evaluation = _make_evaluation(config, model, test_source, mesh)
 
     # One list of shardings, for birth, restoring and the step.
     init = functools.partial(
@@ -112,6 +119,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         # 3. new parameters.
         if checkpoints.newest_step is not None:
             check_same_model(workdir, model)
+            _check_same_classes(workdir, train_source)
             state = checkpoints.restore(abstract_state)
             origin = f"resuming after step {int(state.step):,}"
             changes = files.changed_fields(workdir, config)
@@ -146,7 +154,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         )
         if first_step >= steps:
             progress.say(f"the run is finished: step {first_step:,} of {steps:,}")
-            return _evaluate(evaluator, state.params, progress)
+            return evaluation(state.params, progress)
         progress.say(origin)
         warmup_steps = steps_of_epochs(config, config.warmup_epochs, len(train_source))
         if warmup_steps > steps:
@@ -179,10 +187,9 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
                 _check_finite(metrics["train/loss"], step, checkpoints.newest_step)
                 metrics["train/learning_rate"] = float(schedule(step - 1))
                 metrics |= progress.update(step, metrics["train/loss"], feed.waited)
-                if bad_records:
-                    metrics["train/bad_records"] = len(bad_records)
+                metrics |= _count("train", bad_records)
             if is_last or step % config.evaluate_every_steps == 0:
-                metrics |= _evaluate(evaluator, state.params, progress)
+                metrics |= evaluation(state.params, progress)
                 progress.restart_clock(step, feed.waited)
             if metrics:
                 writer.write(step, metrics)
@@ -209,7 +216,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     test_source = _open_source(config, config.data.test_split)
     mesh = _mesh(config)
     model = model_of(config)
-    evaluator = _evaluator(config, model, test_source, mesh)
+    evaluation = _make_evaluation(config, model, test_source, mesh)
 
     path = newest_params_path(workdir)
     if path is None and config.init_from:
@@ -220,6 +227,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             "set; train first, or give --workdir or --config.init_from"
         )
     check_same_model(path.parent, model)
+    _check_same_classes(path.parent, test_source)
     init = functools.partial(
         initial_state,
         model,
@@ -231,7 +239,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     params = load_params(path, abstract_params)
     with Progress(first_step=0, total_steps=0, batch_size=0) as progress:
         progress.say(f"evaluating {path.parent}")
-        return _evaluate(evaluator, params, progress)
+        return evaluation(params, progress)
 
 
 def _open_source(config: ConfigDict, split: str) -> Source:
@@ -270,6 +278,21 @@ def _check_trainable(train_source: Source, test_source: Source) -> None:
         )
 
 
+def _check_same_classes(directory: epath.Path, source: Source) -> None:
+    """Raises SetupError if the model in `directory` has learnt other classes."""
+    description = find_description(directory)
+    theirs = description and description.classes
+    if theirs and source.class_names and tuple(theirs) != source.class_names:
+        odd = sorted({*theirs} ^ {*source.class_names})[:3] or ["their order"]
+        raise SetupError(
+            f"the model in {directory} knows {len(theirs)} classes and {source.name} "
+            f"has {len(source.class_names)}, others (such as {', '.join(odd)}): labels "
+            "don't mean the same. Of a folder, data.classes says which classes its "
+            'labels count; if they do mean the same, set "classes" to null in the '
+            "model's model.json"
+        )
+
+
 def _mesh(config: ConfigDict) -> Mesh:
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, mesh)
@@ -296,27 +319,50 @@ def _feed(
     return DeviceFeed(batches, functools.partial(sharding.to_device, mesh=mesh))
 
 
-def _evaluator(
+def _make_evaluation(
     config: ConfigDict, model: FocalNet, source: Source, mesh: Mesh
-) -> Classification:
+) -> Callable[[Any, Progress], dict[str, float]]:
+    """Makes a function that evaluates parameters, shows the metrics and returns them."""
     transform = EvalTransform(
         config.data.image_size,
         crop=config.data.eval_crop,
         interpolation=config.data.eval_interpolation,
     )
+    bad_records = _bad_records(config, source)  # of all evaluations: each is told once
 
     def make_batches():
         batches = eval_batches(
             source,
             transform,
             batch_size=config.batch_size,
-            bad_records=_bad_records(config, source),
+            bad_records=bad_records,
             **_loading(config, mesh),
         )
         return (sharding.to_device(batch, mesh) for batch in batches)
 
     predict = make_predict(model, mean=config.data.mean, std=config.data.std)
-    return Classification(predict, make_batches, subset=source.subset)
+    classification = Classification(predict, make_batches, subset=source.subset)
+
+    def evaluate_params(params: Any, progress: Progress) -> dict[str, float]:
+        metrics = dict(classification.run(params)) | _count("test", bad_records)
+        among = f", among {len(source.subset):,} classes" if source.subset else ""
+        progress.say(f"test: {_spelt_out(metrics)}{among}")
+        return metrics
+
+    return evaluate_params
+
+
+def _spelt_out(metrics: dict[str, float]) -> str:
+    formats = {"top1": "top-1 {:.2%}", "top5": "top-5 {:.2%}", "loss": "loss {:.3f}"}
+    shown = [
+        text.format(metrics[f"test/{name}"])
+        for name, text in formats.items()
+        if f"test/{name}" in metrics  # sets of labels have top-1 alone
+    ]
+    count = f"{metrics['test/examples']:,} images"
+    if unusable := metrics.get("test/bad_records"):
+        count += f", {unusable:,} unusable"
+    return f"{', '.join(shown) or 'nothing'} over {count}"
 
 
 def _bad_records(config: ConfigDict, source: Source) -> BadRecords:
@@ -332,16 +378,15 @@ def _loading(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
     )
 
 
-def _evaluate(
-    evaluator: Classification, params: Any, progress: Progress
-) -> dict[str, float]:
-    metrics = dict(evaluator.run(params))
-    shown = [f"top-1 {metrics['test/top1']:.2%}"]
-    if "test/top5" in metrics:  # not of sets of labels
-        shown += [f"top-5 {metrics['test/top5']:.2%}", f"loss {metrics['test/loss']:.3f}"]
-    count = f"{metrics['test/examples']:,} images"
-    progress.say(f"test: {', '.join(shown)} over {count}")
-    return metrics
+def _count(name: str, bad_records: BadRecords) -> dict[str, int]:
+    """The number of bad records that were met by any process, where some are allowed."""
+    if not bad_records.allowed:
+        return {}
+    met = np.full(bad_records.allowed, -1, np.int32)
+    indices = [*bad_records][: len(met)]  # the feed may be adding one too many
+    met[: len(indices)] = indices
+    all_met = np.unique(multihost_utils.process_allgather(met))
+    return {f"{name}/bad_records": int((all_met >= 0).sum())}
 
 
 def _check_finite(loss: float, step: int, newest_step: int | None) -> None:

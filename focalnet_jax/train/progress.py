@@ -5,7 +5,9 @@ import sys
 import time
 
 import jax
+import numpy as np
 import tqdm
+from jax.experimental import multihost_utils
 
 
 class Progress:
@@ -47,23 +49,25 @@ class Progress:
         self._last = (step, time.monotonic(), waited)
 
     def update(self, step: int, loss: float, waited: float) -> dict[str, float]:
-        """Shows that `step` is done.
+        """Shows that `step` is done; for all processes to call.
 
         Args:
           step: the number of steps done.
           loss: of the last one.
-          waited: seconds for which the devices had no input, of the whole run.
+          waited: seconds for which this process's devices had no input, of the whole run.
 
         Returns:
           since the last call, `train/images_per_second` and `train/input_wait`, the share
-          of the time that was waited.
+          of the time that was waited, on the process that waited longest: the others
+          wait for it in the step.
         """
         last_step, last_time, last_waited = self._last
         self.restart_clock(step, waited)
         seconds = max(self._last[1] - last_time, 1e-9)
         seconds_per_step = seconds / max(step - last_step, 1)
         speed = self._batch_size / seconds_per_step
-        share = min((waited - last_waited) / seconds, 1.0)
+        share = np.float32(min((waited - last_waited) / seconds, 1.0))
+        share = multihost_utils.process_allgather(share).max().item()
         if self._bar is not None:
             self._bar.set_postfix_str(
                 f"loss {loss:.3f}, {speed:,.0f} images/s, {share:.0%} input wait",

@@ -1,5 +1,6 @@
 """Records that no image can be made of, and workers that die."""
 
+import dataclasses
 import io
 import itertools
 import multiprocessing
@@ -125,6 +126,21 @@ def test_evaluation_masks_them_within_the_budget(source):
     assert len(bad_records) == 3
     with pytest.raises(SetupError, match="data.max_bad_records=0"):
         [*eval_batches(source, transform, batch_size=10)]
+
+
+def test_a_bad_last_record_is_not_read_again_to_fill_up(source):
+    """Another process would count it, too; nor does a label stand in for its own."""
+    source.records[-1]["image"] = b""
+    source = dataclasses.replace(source, subset=(3,))
+    for record in source.records:
+        record["label"] = 3
+    shards = []
+    for index in range(2):
+        bad_records = BadRecords(source.describe, allowed=4)
+        options = dict(batch_size=20, shard=Shard(index, 2), bad_records=bad_records)
+        [*eval_batches(source, EvalTransform(4), **options)]
+        shards.append(len(bad_records))
+    assert shards == [2, 2]  # 3 and 23, 11 and 12
 
 
 def test_a_damaged_shard_names_record_and_file(tmp_path, data_dir):

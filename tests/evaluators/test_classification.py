@@ -57,6 +57,11 @@ def test_answers_are_sought_in_the_subset():
     assert metrics["test/loss"] == pytest.approx(losses.mean(), rel=1e-6)
 
 
+def test_where_nothing_counts_there_is_only_the_count():
+    metrics = evaluate(np.eye(4, dtype=np.float32), np.arange(4), np.zeros(4, bool))
+    assert metrics == {"test/examples": 0}
+
+
 def test_any_label_of_a_set_is_right_and_empty_sets_do_not_count():
     answers = np.array([0, 1, 3, 2, 0])
     labels = np.zeros((5, 3), bool)

@@ -296,6 +296,57 @@ def test_diverged_runs_stop_before_they_save(tiny_config, tmp_path):
     assert newest_params_path(workdir) == workdir / "checkpoints" / "3" / "params"
 
 
+def test_bad_records_are_counted_and_said_once(tiny_config, tmp_path, capsys, caplog):
+    """In training and in two evaluations, the second time with nothing but such."""
+    for split, count in {"train": 20, "val": 3}.items():
+        directory = tmp_path / "pets" / split / "cat"
+        directory.mkdir(parents=True)
+        for i in range(count):
+            PIL.Image.new("RGB", (16, 16)).save(directory / f"{i}.png")
+    train_images, test_images = (
+        sorted((tmp_path / "pets" / split / "cat").iterdir())
+        for split in ("train", "val")
+    )
+    for path in (*train_images[:2], test_images[1]):
+        path.write_bytes(b"no image")
+    tiny_config.data.name = f"folder:{tmp_path / 'pets'}"
+    tiny_config.data.test_split = "val"
+    tiny_config.data.max_bad_records = 3
+    tiny_config.num_steps = 4
+    tiny_config.log_every_steps = tiny_config.evaluate_every_steps = 2
+    workdir = epath.Path(tmp_path / "run")
+    train(check_config(tiny_config), workdir)
+    lines = read_metrics(workdir)
+    assert [line["test/bad_records"] for line in lines] == [1, 1]
+    assert lines[-1]["train/bad_records"] == 2
+    assert [line["test/examples"] for line in lines] == [2, 2]
+    assert capsys.readouterr().out.count("over 2 images, 1 unusable") == 2
+    assert caplog.text.count("(cat/1.png) is unusable") == 2  # of each split one
+
+    for path in test_images:
+        path.write_bytes(b"")
+    metrics = evaluate(check_config(tiny_config), workdir)
+    assert metrics == {"test/examples": 0, "test/bad_records": 3}
+    assert "test: nothing over 0 images, 3 unusable" in capsys.readouterr().out
+
+
+def test_checkpoints_are_not_used_for_other_classes(tiny_config, tmp_path):
+    workdir = epath.Path(tmp_path)
+    tiny_config.num_steps = 1
+    train(check_config(tiny_config), workdir)
+    description = json.loads((workdir / "model.json").read_text())
+    description["classes"][3] = "three"
+    (workdir / "model.json").write_text(json.dumps(description))
+    tiny_config.num_steps = 2
+    for use in (train, evaluate):
+        with pytest.raises(SetupError, match=r"others .such as 3, three.*model\.json"):
+            use(check_config(tiny_config), workdir)
+    description["classes"] = None
+    (workdir / "model.json").write_text(json.dumps(description))
+    for use in (train, evaluate):
+        use(check_config(tiny_config), workdir)
+
+
 def test_splits_with_other_classes_are_refused(tiny_config, tmp_path):
     """Their labels would count other directories."""
     for place in ("train/cat", "train/dog", "val/dog"):
