@@ -40,6 +40,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from focalnet_jax.models import initializers
+from focalnet_jax.models.placement import height_divides, place_map
 from focalnet_jax.ops import aggregate_context, gelu
 
 Outputs = dict[str, jax.Array]
@@ -254,8 +255,7 @@ class PatchEmbed(nn.Module):
         size: int, *, kernel_size: int, stride: int, padding: int = 0, pad_to: int = 1
     ) -> int:
         """Height or width of the result for that of the input."""
-        size += -size % pad_to
-        return (size + 2 * padding - kernel_size) // stride + 1
+        return _output_size(size + -size % pad_to, kernel_size, stride, padding)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -265,6 +265,9 @@ class PatchEmbed(nn.Module):
         if height % self.pad_to or width % self.pad_to:
             bottom, right = -height % self.pad_to, -width % self.pad_to
             x = jnp.pad(x, [(0, 0), (0, bottom), (0, right), (0, 0)])
+        # XLA's partitioner gets the kernel's gradient wrong for unequal parts of a map.
+        sizes = self.kernel_size, self.stride, self.padding
+        whole = not height_divides(x.shape[1], _output_size(x.shape[1], *sizes))
         x = nn.Conv(
             self.features,
             (self.kernel_size, self.kernel_size),
@@ -274,8 +277,13 @@ class PatchEmbed(nn.Module):
             bias_init=initializers.conv_bias(self.kernel_size**2 * channels),
             name="proj",
             **types,
-        )(x)
-        return LayerNorm(name="norm", **types)(x)
+        )(place_map(x, whole_height=whole))
+        x = place_map(x, whole_height=whole)
+        return place_map(LayerNorm(name="norm", **types)(x))
+
+
+def _output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
+    return (size + 2 * padding - kernel_size) // stride + 1
 
 
 class FocalNetStage(nn.Module):
@@ -301,7 +309,8 @@ class FocalNetStage(nn.Module):
         """Maps `[b, h, w, c]` to the same shape, before the downsampling."""
 
         def run(block, x):
-            return block(x, train=train)
+            x, seen = block(x, train=train)
+            return place_map(x), seen
 
         outputs = {}
         for index, block in enumerate(self.blocks):
@@ -449,7 +458,8 @@ class FocalNetEncoder(nn.Module):
           ValueError: images of the wrong rank or number of channels, or too small.
         """
         self._check(images)
-        x = self.patch_embed(images.astype(self.dtype))
+        x = place_map(images.astype(self.dtype))
+        x = self.patch_embed(x)
         outputs = {"stem": x}
         x = self.stem_dropout(x, deterministic=not train)
         for index, stage in enumerate(self.layers):

@@ -7,13 +7,10 @@ fine-tuning read just those.
 
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.sharding import Mesh
 
 from focalnet_jax.saved_params import CHECKPOINTS
-from focalnet_jax.train.sharding import state_shardings
 from focalnet_jax.train.state import TrainState
 
 PyTree = Any
@@ -70,14 +67,3 @@ class Checkpoints:
             ),
         )
         return TrainState(params=restored.params, **restored.optimizer)
-
-
-def abstract_with_shardings(abstract: PyTree, mesh: Mesh) -> PyTree:
-    """Shapes and dtypes with the place of each array, to restore into."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        abstract,
-        state_shardings(abstract, mesh),
-    )

@@ -101,10 +101,12 @@ def default_config() -> ConfigDict:
     config.data.threads = 2  # that decode, in this process or in each worker
     config.data.workers = 0  # processes that decode; 0: this one
 
-    # Devices: batch rows are split over both axes, parameters over `fsdp`.
+    # Devices: rows of a batch are split over `data` and `fsdp`, parameters over `fsdp`,
+    # the height of images over `spatial`.
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # -1: all devices that `fsdp` leaves
+    config.mesh.data = -1  # -1: all devices that the others leave
     config.mesh.fsdp = 1
+    config.mesh.spatial = 1
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000  # the last step is always kept
@@ -156,6 +158,7 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
         "data.threads": 1,
         "data.workers": 0,
         "mesh.fsdp": 1,
+        "mesh.spatial": 1,
         "checkpoint.every_steps": 1,
         "checkpoint.keep": 1,
         "evaluate_every_steps": 1,

@@ -42,10 +42,8 @@ from focalnet_jax.saved_params import (
 )
 from focalnet_jax.train import sharding
 from focalnet_jax.train import workdir as files
-from focalnet_jax.train.checkpoints import Checkpoints, abstract_with_shardings
+from focalnet_jax.train.checkpoints import Checkpoints
 from focalnet_jax.train.config import (
-    erasing_of,
-    mixing_of,
     model_of,
     steps_of_epochs,
     total_steps,
@@ -53,10 +51,10 @@ from focalnet_jax.train.config import (
 )
 from focalnet_jax.train.feed import DeviceFeed
 from focalnet_jax.train.metrics import MetricsWriter
-from focalnet_jax.train.optimizer import make_optimizer, make_schedule
+from focalnet_jax.train.program import make_program
 from focalnet_jax.train.progress import Progress
 from focalnet_jax.train.state import initial_state
-from focalnet_jax.train.step import make_predict, make_train_step
+from focalnet_jax.train.step import make_predict
 
 
 def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
@@ -78,36 +76,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     if newest_params_path(workdir) is None and config.init_from:
         init_from = check_holds_params(absolute_path(config.init_from))
     steps = total_steps(config, len(train_source))
-    schedule = make_schedule(config, len(train_source))
-    model = model_of(config)
-    optimizer = make_optimizer(config, schedule)
-    evaluation = _make_evaluation(config, model, test_source, mesh)
-
-    # One list of shardings, for birth, restoring and the step.
-    init = functools.partial(
-        initial_state,
-        model,
-        optimizer,
-        image_size=config.data.image_size,
-        seed=config.seed,
-    )
-    abstract_state = abstract_with_shardings(jax.eval_shape(init), mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
-    train_step = jax.jit(
-        make_train_step(
-            model,
-            optimizer,
-            mean=config.data.mean,
-            std=config.data.std,
-            label_smoothing=config.label_smoothing,
-            seed=config.seed,
-            erasing=erasing_of(config),
-            mixing=mixing_of(config),
-        ),
-        in_shardings=(shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(shardings, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
+    program = make_program(config, mesh, num_examples=len(train_source))
+    evaluation = _make_evaluation(config, program.model, test_source, mesh)
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
@@ -118,17 +88,17 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         # 2. the parameters that `init_from` names, with a new optimiser,
         # 3. new parameters.
         if checkpoints.newest_step is not None:
-            check_same_model(workdir, model)
+            check_same_model(workdir, program.model)
             _check_same_classes(workdir, train_source)
-            state = checkpoints.restore(abstract_state)
+            state = checkpoints.restore(program.abstract_state)
             origin = f"resuming after step {int(state.step):,}"
             changes = files.changed_fields(workdir, config)
             origin += "".join(f"\n  with {change}" for change in changes)
         elif init_from is not None:
-            state = jax.jit(init, out_shardings=shardings)()
-            differences = model_differences(init_from.parent, model)
+            state = program.init()
+            differences = model_differences(init_from.parent, program.model)
             try:
-                params = load_params(init_from, abstract_state.params)
+                params = load_params(init_from, program.abstract_state.params)
             except SetupError as error:
                 if not differences:
                     raise
@@ -138,7 +108,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             origin = f"starting from {init_from}"
             origin += "".join(f"\n  but with {change}" for change in differences)
         else:
-            state = jax.jit(init, out_shardings=shardings)()
+            state = program.init()
             origin = "starting anew"
         first_step = int(state.step)
 
@@ -148,7 +118,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             )
         )
         progress.say(
-            f"{config.model.name}, {count_params(model):,} parameters; "
+            f"{config.model.name}, {count_params(program.model):,} parameters; "
             f"{len(train_source):,} images, {steps:,} steps of {config.batch_size}; "
             f"{jax.device_count()} x {jax.devices()[0].device_kind}; {workdir}"
         )
@@ -175,7 +145,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         measured = ()
         for step in range(first_step + 1, steps + 1):
             batch, before = feed.next(busy_with=measured), measured
-            state, measured = train_step(state, batch)
+            state, measured = program.train_step(state, batch)
             jax.block_until_ready(before)  # two steps are under way, not all there are
 
             # The order within a step is fixed: log, evaluate, write, save. So what
@@ -185,7 +155,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             if is_last or step % config.log_every_steps == 0:
                 metrics = {f"train/{k}": v.item() for k, v in measured.items()}
                 _check_finite(metrics["train/loss"], step, checkpoints.newest_step)
-                metrics["train/learning_rate"] = float(schedule(step - 1))
+                metrics["train/learning_rate"] = float(program.schedule(step - 1))
                 metrics |= progress.update(step, metrics["train/loss"], feed.waited)
                 metrics |= _count("train", bad_records)
             if is_last or step % config.evaluate_every_steps == 0:
@@ -235,7 +205,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         image_size=config.data.image_size,
         seed=config.seed,
     )
-    abstract_params = abstract_with_shardings(jax.eval_shape(init), mesh).params
+    abstract_params = sharding.abstract_with_shardings(jax.eval_shape(init), mesh).params
     params = load_params(path, abstract_params)
     with Progress(first_step=0, total_steps=0, batch_size=0) as progress:
         progress.say(f"evaluating {path.parent}")
@@ -294,7 +264,7 @@ def _check_same_classes(directory: epath.Path, source: Source) -> None:
 
 
 def _mesh(config: ConfigDict) -> Mesh:
-    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch_size(config.batch_size, mesh)
     return mesh
 
@@ -340,7 +310,7 @@ def _make_evaluation(
         )
         return (sharding.to_device(batch, mesh) for batch in batches)
 
-    predict = make_predict(model, mean=config.data.mean, std=config.data.std)
+    predict = make_predict(model, mean=config.data.mean, std=config.data.std, mesh=mesh)
     classification = Classification(predict, make_batches, subset=source.subset)
 
     def evaluate_params(params: Any, progress: Progress) -> dict[str, float]:

@@ -1,9 +1,11 @@
 """Where arrays live: a mesh with named axes, and which array is split over which.
 
 One list of shardings, made here from the abstract state, serves initialisation,
-restoring and compilation.
+restoring and compilation: `abstract_with_shardings`.
 """
 
+import collections
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +16,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from focalnet_jax.data import Shard
 from focalnet_jax.errors import SetupError
+from focalnet_jax.models.placement import map_axes_over
 
 PyTree = Any
 
-BATCH_AXES = ("data", "fsdp")
+# Rows of a batch are split over the first two, parameters over `fsdp`, and the height of
+# images and maps over `spatial`: XLA exchanges the rows that a convolution needs of the
+# neighbours (the halo).
+AXES = ("data", "fsdp", "spatial")
+BATCH_AXES = AXES[:2]
 
 # The first pattern found in an array's path, such as `params/head/kernel` or
 # `opt_state/1/0/mu/head/kernel`, decides its tactic.
@@ -28,34 +35,71 @@ RULES: tuple[tuple[str, str], ...] = (
 )
 
 
-def make_mesh(*, data: int, fsdp: int) -> Mesh:
-    """Arranges all devices as `data` x `fsdp`; `data=-1` takes what `fsdp` leaves.
+def make_mesh(
+    *,
+    data: int = -1,
+    fsdp: int = 1,
+    spatial: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """Arranges devices as `data` x `fsdp` x `spatial`.
+
+    Args:
+      data: -1 takes what the others leave.
+      fsdp, spatial: their product lies within a slice, `spatial` within a process.
+      devices: all by default.
 
     Raises:
-      SetupError: sizes whose product is not the number of devices.
+      SetupError: sizes whose product is not the number of devices, or that reach across
+        slices or processes.
     """
-    devices = jax.device_count()
-    given = f"mesh.data={data} and mesh.fsdp={fsdp}"
+    devices = process_major(jax.devices() if devices is None else devices)
+    given = f"mesh.data={data}, mesh.fsdp={fsdp} and mesh.spatial={spatial}"
+    count, inner = len(devices), fsdp * spatial
     if data == -1:
-        data = devices // fsdp
-    if data * fsdp != devices:
-        choices = ", ".join(f"{devices // f} x {f}" for f in _divisors(devices))
-        raise SetupError(
-            f"{given} don't make up the {devices} devices that are here; "
-            f"data x fsdp can be {choices}"
+        data = count // inner
+    if data * inner != count:
+        fitting = ", ".join(
+            f"{count // spatial // f} x {f} x {spatial}"
+            for f in _divisors(count // spatial)
+            if count % spatial == 0
         )
-    arranged = process_major(jax.devices()).reshape(data, fsdp)
-    return Mesh(arranged, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+        hint = f"with that spatial, data x fsdp x spatial can be {fitting}"
+        if not fitting:
+            hint = f"spatial can be {', '.join(map(str, _divisors(count)))}"
+        raise SetupError(
+            f"{given} don't make up the {count} devices that are here; {hint}"
+        )
+    for axes, size, unit, key in (
+        ("fsdp and mesh.spatial", inner, "slice", _slice_index),
+        ("spatial", spatial, "process", lambda device: device.process_index),
+    ):
+        held = min(collections.Counter(map(key, devices)).values())
+        if held % size:
+            raise SetupError(
+                f"{given}: a {unit} holds {held} devices, and mesh.{axes} stay within "
+                f"one: {size} doesn't divide {held}"
+            )
+    arranged = devices.reshape(data, fsdp, spatial)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def process_major(devices: Sequence[jax.Device]) -> np.ndarray:
-    """The devices of each process side by side, in the order of the processes.
+    """Devices of each slice, and in it of each process, side by side and in order.
 
     Then each process holds neighbouring rows of a batch, and the first process the
     first ones. `jax.make_mesh` orders TPUs by their place in the torus instead, which
-    scatters a host's rows.
+    scatters a host's rows. Slices lie along `data`, as
+    `mesh_utils.create_hybrid_device_mesh` would have them: between them only gradients
+    travel.
     """
-    return np.array(sorted(devices, key=lambda device: (device.process_index, device.id)))
+    return np.array(
+        sorted(devices, key=lambda d: (_slice_index(d), d.process_index, d.id))
+    )
+
+
+def _slice_index(device: jax.Device) -> int:
+    return getattr(device, "slice_index", None) or 0
 
 
 def _divisors(number: int) -> list[int]:
@@ -71,6 +115,29 @@ def state_shardings(abstract_state: PyTree, mesh: Mesh) -> PyTree:
         return NamedSharding(mesh, _TACTICS[tactic](leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+
+
+def abstract_with_shardings(abstract_state: PyTree, mesh: Mesh) -> PyTree:
+    """Shapes and dtypes with the place of each array."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        abstract_state,
+        state_shardings(abstract_state, mesh),
+    )
+
+
+def abstract_batch(*, batch_size: int, image_size: int, mesh: Mesh) -> PyTree:
+    """What a training step is given beside the state, with the place of each array."""
+    batch = {
+        "image": ((batch_size, image_size, image_size, 3), np.uint8),
+        "label": ((batch_size,), np.int32),
+    }
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=_sharding_of(name, shape, mesh))
+        for name, (shape, dtype) in batch.items()
+    }
 
 
 def _replicate(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
@@ -97,17 +164,39 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over all devices."""
+    """Rows split over all devices but those along `spatial`, which hold the same."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def image_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows as in `batch_sharding`, and the height of each image over `spatial`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES, "spatial"))
+
+
+def maps_on(mesh: Mesh | None) -> contextlib.AbstractContextManager[None]:
+    """Models traced inside have their maps split as their images are."""
+    return map_axes_over(mesh, {"batch": BATCH_AXES, "height": "spatial"})
+
+
+def gathered(params: PyTree, mesh: Mesh | None) -> PyTree:
+    """Parameters whole on every device, for as long as they are computed with.
+
+    Said aloud, since XLA would rather split some convolutions by the channels of their
+    kernels, and send maps to and fro in place of the kernels.
+    """
+    if mesh is None:
+        return params
+    return jax.lax.with_sharding_constraint(params, replicated(mesh))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises SetupError unless `batch_size` rows divide over the mesh."""
-    if batch_size % mesh.size:
-        below = batch_size // mesh.size * mesh.size
-        near = " or ".join(str(size) for size in (below, below + mesh.size) if size)
+    parts = mesh.size // mesh.shape["spatial"]
+    if batch_size % parts:
+        below = batch_size // parts * parts
+        near = " or ".join(str(size) for size in (below, below + parts) if size)
         raise SetupError(
-            f"batch_size={batch_size} doesn't divide over {mesh.size} devices; "
+            f"batch_size={batch_size} doesn't divide over {parts} devices; "
             f"the nearest that do are {near}"
         )
 
@@ -115,16 +204,24 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 def process_shard(mesh: Mesh, batch_size: int) -> Shard:
     """The part of each batch that the devices of this process hold."""
     index_map = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    rows = np.concatenate([np.arange(batch_size)[i] for i in index_map.values()])
-    first = int(rows.min())
-    assert rows.max() - first + 1 == len(rows), "the mesh is not process-major"
+    rows = np.unique([np.arange(batch_size)[i] for i in index_map.values()])
+    first = int(rows[0])
+    assert rows[-1] - first + 1 == len(rows), "the mesh is not process-major"
     return Shard(index=first // len(rows), count=batch_size // len(rows))
 
 
 def to_device(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Makes global arrays of the rows that each process has loaded."""
-    sharding = batch_sharding(mesh)
     return {
-        name: jax.make_array_from_process_local_data(sharding, value)
+        name: jax.make_array_from_process_local_data(
+            _sharding_of(name, value.shape, mesh), value
+        )
         for name, value in batch.items()
     }
+
+
+def _sharding_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    # A height that doesn't divide is split in the program, which pads it.
+    if name == "image" and shape[1] % mesh.shape["spatial"] == 0:
+        return image_sharding(mesh)
+    return batch_sharding(mesh)

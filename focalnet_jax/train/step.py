@@ -6,8 +6,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from focalnet_jax.models import FocalNet
+from focalnet_jax.train import sharding
 from focalnet_jax.train.augment import Mixing, RandomErasing
 from focalnet_jax.train.losses import cross_entropy
 from focalnet_jax.train.state import TrainState
@@ -33,6 +35,7 @@ def make_train_step(
     std: Sequence[float],
     label_smoothing: float,
     seed: int,
+    mesh: Mesh | None = None,
     erasing: RandomErasing | None = None,
     mixing: Mixing | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -48,6 +51,7 @@ def make_train_step(
       mean, std: of pixels in [0, 1], by channel.
       label_smoothing: as in `cross_entropy`.
       seed: of all randomness in the step.
+      mesh: the devices that maps are split over; None: wherever the images lie.
       erasing: applied to the normalised images, if given.
       mixing: applied after it to images and labels, if given.
     """
@@ -65,12 +69,13 @@ def make_train_step(
             images, targets = mixing(images, targets, mixing_key)
 
         def loss_of(params):
-            logits, _ = model.apply(
-                {"params": params},
-                images,
-                train=True,
-                rngs={"drop_path": drop_path_key, "dropout": dropout_key},
-            )
+            with sharding.maps_on(mesh):
+                logits, _ = model.apply(
+                    {"params": sharding.gathered(params, mesh)},
+                    images,
+                    train=True,
+                    rngs={"drop_path": drop_path_key, "dropout": dropout_key},
+                )
             return cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
         loss, gradients = jax.value_and_grad(loss_of)(state.params)
@@ -84,14 +89,22 @@ def make_train_step(
 
 
 def make_predict(
-    model: FocalNet, *, mean: Sequence[float], std: Sequence[float]
+    model: FocalNet,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mesh: Mesh | None = None,
 ) -> Callable[[chex.ArrayTree, jax.Array], jax.Array]:
-    """Makes the function from parameters and `uint8 [b, h, w, 3]` to logits `[b, k]`."""
+    """Makes the function from parameters and `uint8 [b, h, w, 3]` to logits `[b, k]`.
+
+    Args: as those of `make_train_step`.
+    """
 
     def predict(params: chex.ArrayTree, images: jax.Array) -> jax.Array:
-        logits, _ = model.apply(
-            {"params": params}, normalize(images, mean=mean, std=std), train=False
-        )
+        images = normalize(images, mean=mean, std=std)
+        with sharding.maps_on(mesh):
+            params = sharding.gathered(params, mesh)
+            logits, _ = model.apply({"params": params}, images, train=False)
         return logits
 
     return predict

@@ -1,101 +1,206 @@
 """Meshes of eight devices compute what one device computes, and really share."""
 
 import dataclasses
+import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from focalnet_jax import create_model
 from focalnet_jax.data import Shard
 from focalnet_jax.errors import SetupError
-from focalnet_jax.train import sharding
-from focalnet_jax.train.checkpoints import abstract_with_shardings
-from focalnet_jax.train.state import initial_state
-from focalnet_jax.train.step import make_train_step
+from focalnet_jax.train import check_config, default_config, sharding
+from focalnet_jax.train.program import make_program
 
 
 @dataclasses.dataclass(frozen=True)
 class FakeDevice:
     id: int
     process_index: int
+    slice_index: int | None = None
 
 
-def mesh_of(data, fsdp):
-    devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
-    axis_types = (AxisType.Auto,) * 2
-    return jax.sharding.Mesh(devices, sharding.BATCH_AXES, axis_types=axis_types)
+EVERYTHING = dict(
+    focal_levels=(3, 2),
+    use_conv_embed=True,
+    use_layerscale=True,
+    layerscale_value=0.5,
+    use_postln=True,
+    use_postln_in_modulation=True,
+    normalize_modulator=True,
+    drop_rate=0.1,
+    drop_path_rate=0.3,
+)
+# What changes the program; the rest of the options are numbers in it.
+OPTIONS = {
+    "plain": {},
+    "conv_embed": dict(use_conv_embed=True),
+    "layerscale": dict(use_layerscale=True, layerscale_value=0.5),
+    "postln": dict(use_postln=True),
+    "postln_in_modulation": dict(use_postln_in_modulation=True),
+    "normalize_modulator": dict(normalize_modulator=True),
+    "dropout": dict(drop_rate=0.1),
+    "drop_path": dict(drop_path_rate=0.3),
+    "levels_and_windows": dict(focal_levels=(3, 1), focal_windows=(3, 5)),
+    "focal_factor": dict(focal_levels=(2, 2), focal_factor=4),
+    "mlp_ratio": dict(mlp_ratio=2.5),
+    "isotropic": dict(depths=(2,), focal_levels=(2,), focal_windows=(3,), patch_size=8),
+    "pad_to_patch": dict(pad_to_patch=True),
+    "remat": dict(remat=True),
+    "everything": EVERYTHING,
+}
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 4, 1), (2, 1, 4), (1, 2, 4), (2, 2, 2)]
 
 
-def two_steps(mesh, *, implementation):
-    """States and metrics after two steps in float64, with everything random on."""
-    model = create_model(
-        "focalnet_tiny_srf",
-        num_classes=8,
-        depths=(1, 1),
-        embed_dim=16,
-        focal_levels=(2, 1),
-        focal_windows=(3, 3),
-        drop_path_rate=0.3,
-        drop_rate=0.1,
-        dtype="float64",
-        param_dtype="float64",
-        implementation=implementation,
+def mesh_of(data=1, fsdp=1, spatial=1):
+    devices = jax.devices()[: data * fsdp * spatial]
+    return sharding.make_mesh(data=data, fsdp=fsdp, spatial=spatial, devices=devices)
+
+
+def config_of(*, image_size=16, batch_size=8, **options):
+    """A run in float64, its first step at the full learning rate."""
+    config = default_config()
+    config.batch_size = batch_size
+    config.num_steps = 4
+    config.learning_rate = 1e-2
+    config.learning_rate_batch_size = 0
+    config.warmup_epochs = 0.0
+    config.data.image_size = image_size
+    config.model.update(
+        dict(
+            name="focalnet_tiny_srf",
+            num_classes=8,
+            depths=(1, 1),
+            embed_dim=16,
+            focal_levels=(2, 1),
+            focal_windows=(3, 3),
+            dtype="float64",
+            param_dtype="float64",
+        )
+        | options
     )
-    optimizer = optax.adamw(1e-2)
+    return check_config(config)
 
-    def init():
-        return initial_state(model, optimizer, image_size=16, seed=0)
 
-    abstract = abstract_with_shardings(jax.eval_shape(init), mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state = jax.jit(init, out_shardings=shardings)()
-    options = dict(mean=(0.5,) * 3, std=(0.5,) * 3, label_smoothing=0.1, seed=0)
-    step = jax.jit(
-        make_train_step(model, optimizer, **options),
-        in_shardings=(shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(shardings, sharding.replicated(mesh)),
-    )
+def one_step(config, mesh, state):
+    """From a state on any devices to the next one, and metrics."""
+    program = make_program(config, mesh, num_examples=100)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract_state)
     rng = np.random.default_rng(0)
-    for _ in range(2):
-        batch = {
-            "image": rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8),
-            "label": rng.integers(0, 8, 16, dtype=np.int32),
-        }
-        state, metrics = step(state, sharding.to_device(batch, mesh))
-    return state, metrics
+    size = config.data.image_size
+    batch = {
+        "image": rng.integers(256, size=(config.batch_size, size, size, 3), dtype="u1"),
+        "label": rng.integers(8, size=config.batch_size, dtype=np.int32),
+    }
+    state = jax.device_put(state, shardings)
+    return program.train_step(state, sharding.to_device(batch, mesh))
+
+
+def assert_as_on_one_device(config, meshes):
+    init = make_program(config, mesh_of(), num_examples=100).init
+    start = jax.device_get(init())
+    state, metrics = one_step(config, mesh_of(), start)
+    for mesh in meshes:
+        other, other_metrics = one_step(config, mesh_of(*mesh), start)
+        # float64, sums in another order.
+        chex.assert_trees_all_close(other_metrics, metrics, rtol=1e-12)
+        # After one step Adam's first moment is a tenth of the clipped gradient.
+        chex.assert_trees_all_close(
+            first_moment(other), first_moment(state), rtol=1e-9, atol=1e-14
+        )
+        # Adam divides rounding by the gradient's size where that is tiny.
+        chex.assert_trees_all_close(other.params, state.params, rtol=0, atol=1e-8)
+
+
+def first_moment(state):
+    [moments] = [part.mu for part in state.opt_state[1] if hasattr(part, "mu")]
+    return moments
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("implementation", ["lax", "shifted"])
 def test_meshes_agree_with_one_device(implementation):
-    state, metrics = two_steps(mesh_of(1, 1), implementation=implementation)
-    for data, fsdp in [(8, 1), (2, 4)]:
-        other, other_metrics = two_steps(
-            mesh_of(data, fsdp), implementation=implementation
-        )
-        for name, value in metrics.items():
-            np.testing.assert_allclose(other_metrics[name], value, rtol=1e-12)
-        for given, expected in zip(
-            jax.tree.leaves(other.params), jax.tree.leaves(state.params)
-        ):
-            # float64; Adam divides rounding by the gradient's size where that is tiny.
-            np.testing.assert_allclose(given, expected, rtol=0, atol=1e-8)
+    """A part of the matrix: every option on at once, three of the meshes.
+
+    Images of 18 pixels make maps of 4 and 2 rows, which don't divide over 8.
+    """
+    config = config_of(implementation=implementation, image_size=18, **EVERYTHING)
+    assert_as_on_one_device(config, [(8, 1, 1), (1, 1, 8), (2, 2, 2)])
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("implementation", ["lax", "shifted"])
+@pytest.mark.parametrize("image_size", [32, 36])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_all_meshes_agree_with_one_device(option, image_size, implementation):
+    options = OPTIONS[option]
+    config = config_of(implementation=implementation, image_size=image_size, **options)
+    assert_as_on_one_device(config, MESHES)
+
+
+def compiled(mesh, **options):
+    """The training step for a mesh, of which nothing is run."""
+    program = make_program(config_of(**options), mesh_of(*mesh), num_examples=100)
+    step = program.train_step.lower(program.abstract_state, program.abstract_batch)
+    return program, step.compile()
+
+
 def test_fsdp_splits_parameters_and_optimizer_state():
-    state, _ = two_steps(mesh_of(2, 4), implementation="lax")
-    kernel = state.params["layers_0"]["blocks_0"]["mlp"]["fc1"]["kernel"]
-    assert kernel.shape == (16, 64)
-    assert {shard.data.shape for shard in kernel.addressable_shards} == {(16, 16)}
-    moment = state.opt_state[0].mu["layers_0"]["blocks_0"]["mlp"]["fc1"]["kernel"]
-    assert {shard.data.shape for shard in moment.addressable_shards} == {(16, 16)}
-    norm = state.params["norm"]["scale"]
-    assert {shard.data.shape for shard in norm.addressable_shards} == {(32,)}
+    options = dict(embed_dim=64, dtype="float32", param_dtype="float32")
+    _, one = compiled((1, 1, 1), **options)
+    program, eight = compiled((1, 8, 1), **options)
+    kernel = program.abstract_state.params["layers_0"]["blocks_0"]["mlp"]["fc1"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (64, 256 // 8)
+    # Arguments are the state, of which small arrays aren't split, and a small batch.
+    before, after = (p.memory_analysis().argument_size_in_bytes for p in (one, eight))
+    assert after < 1.2 * before / 8
+    # And as the compiler was told, so they lie.
+    state = program.init()
+    for leaf, abstract in zip(
+        jax.tree.leaves(state), jax.tree.leaves(program.abstract_state), strict=True
+    ):
+        expected = abstract.sharding.shard_shape(abstract.shape)
+        assert {shard.data.shape for shard in leaf.addressable_shards} == {expected}
+
+
+def test_spatial_splits_maps_and_exchanges_their_edges():
+    """An image of 1,024 pixels: a chip's memory falls with their number."""
+    options = dict(image_size=1024, batch_size=1, implementation="lax", dtype="float32")
+    options |= dict(param_dtype="float32")
+    _, one = compiled((1, 1, 1), **options)
+    _, eight = compiled((1, 1, 8), **options)
+    assert "collective-permute" not in one.as_text()
+    program = eight.as_text()
+    assert "collective-permute" in program
+    # The stem's map, [1, 256, 256, 16], as a chip sees it; nowhere is it whole.
+    assert "f32[1,32,256,16]" in program
+    assert "f32[1,256,256,16]" not in program
+    before, after = (p.memory_analysis().temp_size_in_bytes for p in (one, eight))
+    # The halo and the parameters' gradients are what doesn't shrink.
+    assert after < 1.2 * before / 8
+
+
+@pytest.mark.parametrize("variant", ["base_lrf", "huge_fl4"])
+def test_shardings_are_the_ones_written_down(variant):
+    """`tests/train/golden/`: to change them, look at the difference and copy the file."""
+    config = default_config()
+    config.model.name = f"focalnet_{variant}"
+    mesh = mesh_of(2, 4, 1)
+    program = make_program(check_config(config), mesh, num_examples=100)
+    lines = []
+    leaves = jax.tree_util.tree_leaves_with_path(program.abstract_state)
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        lines.append(f"{name} {leaf.dtype}{[*leaf.shape]} {[*leaf.sharding.spec]}\n")
+    golden = pathlib.Path(__file__).parent / "golden" / f"shardings_{variant}.txt"
+    fresh = golden.with_suffix(".new")
+    fresh.write_text("".join(lines))
+    assert fresh.read_text() == golden.read_text(), f"see {fresh}"
+    fresh.unlink()
 
 
 def test_rules_split_the_longest_axis_that_divides():
@@ -116,21 +221,52 @@ def test_rules_split_the_longest_axis_that_divides():
 
 
 def test_meshes_take_all_devices_or_say_what_would():
-    assert dict(sharding.make_mesh(data=-1, fsdp=2).shape) == {"data": 4, "fsdp": 2}
+    mesh = sharding.make_mesh(data=-1, fsdp=2, spatial=2)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "spatial": 2}
     for data, fsdp in [(3, 1), (-1, 3), (4, 1)]:
-        with pytest.raises(SetupError, match="8 x 1, 4 x 2, 2 x 4, 1 x 8"):
+        with pytest.raises(
+            SetupError, match="8 x 1 x 1, 4 x 2 x 1, 2 x 4 x 1, 1 x 8 x 1"
+        ):
             sharding.make_mesh(data=data, fsdp=fsdp)
+    with pytest.raises(SetupError, match="can be 4 x 1 x 2, 2 x 2 x 2, 1 x 4 x 2"):
+        sharding.make_mesh(data=3, fsdp=1, spatial=2)
+    with pytest.raises(SetupError, match="spatial can be 1, 2, 4, 8"):
+        sharding.make_mesh(spatial=3)
+
+
+def torus(*, slices=1):
+    """Slices of two hosts of four, numbered as on TPUs: by place in the torus."""
+    return [
+        FakeDevice(id=8 * s + i, process_index=2 * s + (i // 2) % 2, slice_index=s)
+        for s in reversed(range(slices))
+        for i in range(8)
+    ]
 
 
 def test_hosts_hold_neighbouring_rows_however_their_devices_are_numbered():
-    """Two hosts of four, numbered as in a TPU slice: by place in the torus."""
-    listed = [FakeDevice(id=i, process_index=(i // 2) % 2) for i in range(8)]
-    devices = sharding.process_major(listed)
+    devices = sharding.process_major(torus())
     assert [d.process_index for d in devices] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert [d.id for d in devices] == [0, 1, 4, 5, 2, 3, 6, 7]
 
 
+def test_slices_lie_along_data():
+    """As `mesh_utils.create_hybrid_device_mesh` groups them."""
+    devices = sharding.process_major(torus(slices=4)).reshape(8, 4, 1)
+    assert [[*{d.slice_index for d in row.flat}] for row in devices] == [
+        [i // 2] for i in range(8)
+    ]
+
+
+def test_axes_stay_within_slices_and_processes():
+    with pytest.raises(SetupError, match="a process holds 4 devices.*8 doesn't divide 4"):
+        sharding.make_mesh(spatial=8, devices=torus())
+    with pytest.raises(SetupError, match="a slice holds 8 devices.*16 doesn't divide 8"):
+        sharding.make_mesh(fsdp=16, devices=torus(slices=2))
+
+
 def test_batches_that_do_not_divide_are_errors():
+    mesh = mesh_of(4, 1, 2)
+    sharding.check_batch_size(4, mesh)
     mesh = mesh_of(4, 2)
     sharding.check_batch_size(16, mesh)
     with pytest.raises(SetupError, match="nearest that do are 8 or 16"):
@@ -140,4 +276,5 @@ def test_batches_that_do_not_divide_are_errors():
 
 
 def test_one_process_holds_the_whole_batch():
-    assert sharding.process_shard(mesh_of(4, 2), 16) == Shard(0, 1)
+    for mesh in MESHES:
+        assert sharding.process_shard(mesh_of(*mesh), 16) == Shard(0, 1)

@@ -1,0 +1,83 @@
+"""What a run computes, and where: the same for training, resuming and compiling ahead."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from focalnet_jax.models import FocalNet
+from focalnet_jax.train import sharding
+from focalnet_jax.train.config import erasing_of, mixing_of, model_of
+from focalnet_jax.train.optimizer import make_optimizer, make_schedule
+from focalnet_jax.train.state import TrainState, initial_state
+from focalnet_jax.train.step import Batch, Metrics, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The functions of a run, compiled for a mesh when they are first called.
+
+    Attributes:
+      model: with a head.
+      schedule: the learning rate by step.
+      init: makes the state before the first step, split from birth.
+      abstract_state: its shapes and dtypes, with the place of each array.
+      abstract_batch: those of a batch.
+      train_step: one step; takes the state's memory for the next one.
+    """
+
+    model: FocalNet
+    schedule: optax.Schedule
+    init: Callable[[], TrainState]
+    abstract_state: TrainState
+    abstract_batch: Batch
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_program(config: ConfigDict, mesh: Mesh, *, num_examples: int) -> Program:
+    """The program that a config describes.
+
+    Args:
+      config: from `check_config`.
+      mesh: of devices that are here, or of those of a slice to compile for.
+      num_examples: of an epoch.
+    """
+    model = model_of(config)
+    schedule = make_schedule(config, num_examples)
+    optimizer = make_optimizer(config, schedule)
+    image_size = config.data.image_size
+    init = functools.partial(
+        initial_state, model, optimizer, image_size=image_size, seed=config.seed
+    )
+    abstract_state = sharding.abstract_with_shardings(jax.eval_shape(init), mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+    train_step = make_train_step(
+        model,
+        optimizer,
+        mean=config.data.mean,
+        std=config.data.std,
+        label_smoothing=config.label_smoothing,
+        seed=config.seed,
+        mesh=mesh,
+        erasing=erasing_of(config),
+        mixing=mixing_of(config),
+    )
+    return Program(
+        model=model,
+        schedule=schedule,
+        init=jax.jit(init, out_shardings=shardings),
+        abstract_state=abstract_state,
+        abstract_batch=sharding.abstract_batch(
+            batch_size=config.batch_size, image_size=image_size, mesh=mesh
+        ),
+        train_step=jax.jit(
+            train_step,
+            in_shardings=(shardings, None),
+            out_shardings=(shardings, sharding.replicated(mesh)),
+            donate_argnums=0,
+        ),
+    )
