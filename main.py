@@ -8,7 +8,6 @@
 The same command on every host of a TPU pod slice starts one run on all of them.
 """
 
-import itertools
 import os
 import pathlib
 import re
@@ -56,16 +55,19 @@ def main(argv):
 
 def parse_flags(argv):
     """Parses the command line, after a look at what names recipes and fields."""
-    names_recipe = False
-    for argument, following in itertools.zip_longest(argv[1:], argv[2:], fillvalue=""):
+    recipe = [f"--config={_CONFIGS / 'digits.py'}"]
+    others = []
+    arguments = iter(argv[1:])
+    for argument in arguments:
         flag, equals, value = argument.lstrip("-").partition("=")
         if flag == "config":
-            names_recipe = True
-            check_recipe(value if equals else following)
-        elif field := re.fullmatch(r"(?:no)?config\.(.+)", flag):
+            recipe = [argument] if equals else [argument, next(arguments, "")]
+            check_recipe(value if equals else recipe[1])
+            continue
+        if field := re.fullmatch(r"(?:no)?config\.(.+)", flag):
             check_field_name(field[1])
-    if not names_recipe:
-        argv.insert(1, f"--config={_CONFIGS / 'digits.py'}")
+        others.append(argument)
+    argv[1:] = [*recipe, *others]  # a recipe's fields can be parsed only after it
     try:
         return app.parse_flags_with_usage(argv)
     except AttributeError as error:

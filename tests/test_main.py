@@ -100,7 +100,10 @@ def run(*arguments, directory, environment):
         (["--noconfig.data.flp"], "no field data.flp; did you mean 'data.flip'"),
         (["--config=misspelt.py"], "no field learning_rte; did you mean 'learning_ra"),
         (["--config=configs/bse.py"], "no recipe 'configs/bse.py'; did you mean 'confi"),
-        (["--config=configs/base.py"], "tfds build imagenet2012 --file_format=array_rec"),
+        (
+            ["--config.seed=1", "--config=configs/base.py"],
+            "tfds build imagenet2012 --file_format=array_rec",
+        ),
         (["--config", "configs/base.py:tiny"], "did you mean 'tiny_"),
         (["--config=configs/digits.py:x"], "has no variants"),
         (["--config.model.name=focalnet_tny_srf"], "did you mean 'focalnet_tiny_srf'"),

@@ -31,6 +31,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
+from focalnet_jax.data.builders import (
+    absolute,
+    default_data_dir,
+    folder_hint,
+    open_builder,
+)
 from focalnet_jax.data.folder import (
     ImageFolder,
     class_directories,
@@ -40,7 +46,7 @@ from focalnet_jax.data.folder import (
 from focalnet_jax.data.shards import CHECKSUMS, check_shards, read_checksums, sha256
 from focalnet_jax.data.tfrecord import read_tfrecord
 from focalnet_jax.data.writing import ShardFile, write_data_set
-from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.errors import SetupError
 
 # Of a file, in bytes. TFDS aims at 64 MiB to 1 GiB.
 SHARD_SIZE = 512 << 20
@@ -146,7 +152,7 @@ def prepare_folder(
         raise SetupError(f"--name={name}: it has to be of the letters a-z, digits and _")
     if name in tfds.list_builders(with_community_datasets=False):
         raise SetupError(f"--name={name} is a data set of TFDS: choose another name")
-    folders = _open_splits(_absolute(root))
+    folders = _open_splits(absolute(root))
     [class_names] = {folder.class_names for folder in folders.values()}
     if odd := [c for c in class_names if c != c.strip() or not c.isprintable()]:
         raise SetupError(f"TFDS can't keep the names of the classes {some(odd)}")
@@ -184,10 +190,10 @@ def prepare_folder(
         info.set_splits(tfds.core.SplitDict(splits))
         info.write_to_directory(directory)
 
-    data_dir = _absolute(data_dir or _default_data_dir())
+    data_dir = absolute(data_dir or default_data_dir())
     directory = data_dir / name / VERSION
     write_data_set(directory, plan, fingerprint.hexdigest()[:12], write_metadata)
-    _say_how_to_use(name, data_dir)
+    _say_how_to_use(name, data_dir, info)
     return directory
 
 
@@ -214,20 +220,20 @@ def convert(
         disk.
     """
     builder = _prepared(name, data_dir)
-    source = _absolute(builder.data_dir)
+    source = absolute(builder.data_dir)
     *parts, version = builder.info.full_name.split("/")
     name = f"{'/'.join(parts)}:{version}"
     source_root = source.parents[len(parts)]
     file_format = builder.info.file_format
     if file_format == _ARRAY_RECORD:
         print(f"{source} is {_ARRAY_RECORD.value} already")
-        _say_how_to_use(name, source_root)
+        _say_how_to_use(name, source_root, builder.info)
         return source
     if file_format != tfds.core.FileFormat.TFRECORD:
         raise SetupError(
             f"{source} is prepared as {file_format.value}; only tfrecord is converted"
         )
-    to = _absolute(to or f"{source_root}-{_ARRAY_RECORD.value}")
+    to = absolute(to or f"{source_root}-{_ARRAY_RECORD.value}")
     if to == source_root:
         raise SetupError(f"--to={to} is where the original lies: name another directory")
 
@@ -250,7 +256,7 @@ def convert(
     write_data_set(
         directory, list(copies.values()), fingerprint.hexdigest()[:12], write_metadata
     )
-    _say_how_to_use(name, to)
+    _say_how_to_use(name, to, builder.info)
     return directory
 
 
@@ -326,7 +332,7 @@ def _folder_info(name: str, class_names: tuple[str, ...], root) -> tfds.core.Dat
             data_dir="",  # only for reading
             module_name="focalnet_jax.data.prepare",
         ),
-        description=f"The image folder {_absolute(root)}.",
+        description=f"The image folder {absolute(root)}.",
         features=tfds.features.FeaturesDict(
             {
                 "image": tfds.features.Image(),
@@ -388,39 +394,26 @@ def _examples(folder: ImageFolder, indices: np.ndarray, features) -> Iterator[by
 
 def _prepared(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """Opens a data set that TFDS, or this command, has prepared."""
-    hint = f"; an image folder is written folder:{name}" if os.path.isdir(name) else ""
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        data_dir = _absolute(data_dir or _default_data_dir())
-        paths = [*data_dir.glob("*/*/dataset_info.json")]
-        paths += data_dir.glob("*/*/*/dataset_info.json")  # with a config
-        names = {str(path.parent.parent.relative_to(data_dir)) for path in paths}
-        hint = hint or (did_you_mean(name, names) if names else "")
-        raise SetupError(f"there is no data set {name!r} in {data_dir}{hint}") from error
-    except (AssertionError, ValueError) as error:  # an unknown config or version
-        reason = str(error).splitlines()[0]
-        raise SetupError(f"{name!r} can't be opened: {reason}{hint}") from error
+    builder = open_builder(name, data_dir=data_dir, data_dir_option="--data-dir")
     if not builder.is_prepared():
         raise SetupError(
-            f"{name!r} is not prepared in {builder.data_dir}{hint}. If the data set lies "
-            f"elsewhere, name the place, --data-dir=DIR; else prepare it first:\n"
-            f"  pip install '.[prepare]' && tfds build {name}"
+            f"{name!r} is not prepared in {builder.data_dir}{folder_hint(name)}. If the "
+            "data set lies elsewhere, name the place, --data-dir=DIR; else prepare it "
+            f"first:\n  pip install '.[prepare]' && tfds build {name}"
         )
     return builder
 
 
-def _say_how_to_use(name: str, data_dir: pathlib.Path) -> None:
-    place = shlex.quote(str(data_dir))
-    print(f"use it with --config.data.name={name} --config.data.data_dir={place}")
-
-
-def _default_data_dir() -> str:
-    return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-
-
-def _absolute(path: str | os.PathLike) -> pathlib.Path:
-    return pathlib.Path(os.path.abspath(os.path.expanduser(path)))
+def _say_how_to_use(name: str, data_dir: pathlib.Path, info: tfds.core.DatasetInfo):
+    options = {"name": name, "data_dir": data_dir}
+    if len(info.splits) > 1:
+        tests = ("validation", "val", "test")
+        options["test_split"] = next((s for s in tests if s in info.splits), "SPLIT")
+    lines = [f"--config.data.{key}={shlex.quote(str(v))}" for key, v in options.items()]
+    label = dict(info.features.items()).get("label")
+    if count := getattr(label, "num_classes", None):
+        lines.append(f"--config.model.num_classes={count}")
+    print("use it with " + " ".join(lines))
 
 
 def _positive(text: str) -> int:

@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from focalnet_jax.data import digits  # registers the embedded data set
 from focalnet_jax.data.bad_records import BadRecordError
+from focalnet_jax.data.builders import open_builder
 from focalnet_jax.data.folder import ImageFolder, class_directories, has_splits
 from focalnet_jax.data.imagenet import SUBSETS, classes_of_folder, wordnet_ids
 from focalnet_jax.data.shards import check_shards
@@ -131,7 +132,7 @@ def open_source(
             f"data.classes={classes!r} is for image folders; data.name={name!r} has "
             "labels of its own"
         )
-    builder = _builder(name, data_dir)
+    builder = open_builder(name, data_dir=data_dir, data_dir_option="data.data_dir")
     if name in EMBEDDED and not builder.is_prepared():
         _prepare(builder)
     _check_prepared(builder, name, data_dir)
@@ -146,12 +147,13 @@ def open_source(
     label = features[label_feature]
     has_label_sets = isinstance(label, tfds.features.Sequence)
     label = label.feature if has_label_sets else label
+    num_classes = getattr(label, "num_classes", None)
     return Source(
         name=f"{name}, split {split!r}",
         records=_records(builder, name, split),
         class_names=tuple(getattr(label, "names", None) or ()),
-        num_classes=getattr(label, "num_classes", None),
-        subset=SUBSETS.get(builder.name) if label.num_classes == 1000 else None,
+        num_classes=num_classes,
+        subset=SUBSETS.get(builder.name) if num_classes == 1000 else None,
         label_feature=label_feature,
         has_label_sets=has_label_sets,
         files=tuple(
@@ -201,19 +203,6 @@ def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
         num_classes=len(folder.class_names),
         subset=subset,
     )
-
-
-def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    try:
-        return tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        known = tfds.list_builders(with_community_datasets=False)
-        near = did_you_mean(name, known)
-        # The list of all TFDS data sets would bury the message.
-        hint = near if len(near) < 100 else "; see https://www.tensorflow.org/datasets"
-        raise SetupError(f"data.name={name!r} is no TFDS data set{hint}") from error
-    except (AssertionError, ValueError) as error:  # an unknown config or version
-        raise SetupError(f"data.name={name!r} cannot be opened: {error}") from error
 
 
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:

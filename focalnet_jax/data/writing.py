@@ -61,7 +61,10 @@ def write_data_set(
     lock = directory.with_name(f".{directory.name}.lock")
     with _locked(lock):
         if (directory / "dataset_info.json").exists():
-            print(f"{directory} is prepared already: to prepare it anew, delete it first")
+            print(
+                f"{directory} is prepared already: --verify compares it with its "
+                "checksums; to prepare it anew, delete it first"
+            )
             lock.unlink(missing_ok=True)
             return
         if directory.exists():

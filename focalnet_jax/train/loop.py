@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -71,6 +71,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     train_source = _open_source(config, config.data.train_split)
     test_source = _open_source(config, config.data.test_split)
     _check_trainable(train_source, test_source)
+    for source in (train_source, test_source):
+        _check_labels_fit(config, source)
     mesh = _mesh(config)
     init_from = None
     if newest_params_path(workdir) is None and config.init_from:
@@ -126,6 +128,11 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             progress.say(f"the run is finished: step {first_step:,} of {steps:,}")
             return evaluation(state.params, progress)
         progress.say(origin)
+        if config.model.num_classes > (train_source.num_classes or math.inf):
+            progress.say(
+                f"the model has {config.model.num_classes:,} classes, of which "
+                f"{train_source.name} has {train_source.num_classes:,}"
+            )
         warmup_steps = steps_of_epochs(config, config.warmup_epochs, len(train_source))
         if warmup_steps > steps:
             progress.say(f"the warmup of {warmup_steps:,} steps is longer than the run")
@@ -184,6 +191,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
       SetupError: anything that whoever started it can mend.
     """
     test_source = _open_source(config, config.data.test_split)
+    _check_labels_fit(config, test_source)
     mesh = _mesh(config)
     model = model_of(config)
     evaluation = _make_evaluation(config, model, test_source, mesh)
@@ -213,12 +221,16 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
 
 
 def _open_source(config: ConfigDict, split: str) -> Source:
-    source = open_source(
+    return open_source(
         config.data.name,
         split=split,
         data_dir=config.data.data_dir,
         classes=config.data.classes,
     )
+
+
+def _check_labels_fit(config: ConfigDict, source: Source) -> None:
+    """Raises SetupError if the model has too few classes, as far as one can see."""
     if (source.num_classes or 0) > config.model.num_classes:
         raise SetupError(
             f"model.num_classes={config.model.num_classes} is too few for "
@@ -230,7 +242,6 @@ def _open_source(config: ConfigDict, split: str) -> Source:
         with contextlib.suppress(BadRecordError):  # it has its turn later
             _, label = source.read(0)
             check_label(source, 0, label, num_classes=config.model.num_classes)
-    return source
 
 
 def _check_trainable(train_source: Source, test_source: Source) -> None:
@@ -239,13 +250,24 @@ def _check_trainable(train_source: Source, test_source: Source) -> None:
         raise SetupError(f"{train_source.name} has sets of labels: they are for testing")
     ours, theirs = train_source.class_names, test_source.class_names
     if ours and theirs and ours != theirs:
-        odd = sorted({*ours} ^ {*theirs})[:3]
         raise SetupError(
-            f"{train_source.name} has {len(ours)} classes and {test_source.name} has "
-            f"{len(theirs)}, others (such as {', '.join(odd)}): their labels don't mean "
-            "the same. If they are folders, name a file with all classes, one in a line, "
-            "in data.classes"
+            f"{train_source.name} and {test_source.name} have other classes: "
+            f"{_difference(ours, theirs, ('the former', 'the latter'))}. So their labels "
+            "don't mean the same. If they are folders, name a file with all classes, one "
+            "in a line, in data.classes"
         )
+
+
+def _difference(
+    ours: Sequence[str], theirs: Sequence[str], owners: tuple[str, str]
+) -> str:
+    """What is in one of two lists of names and not in the other."""
+    parts = []
+    for owner, these, others in ((owners[0], ours, theirs), (owners[1], theirs, ours)):
+        if only := sorted({*these} - {*others}):
+            names = ", ".join([*only[:3], *(["..."] if len(only) > 3 else [])])
+            parts.append(f"only {owner} has {names}")
+    return " and ".join(parts) or "they are in another order"
 
 
 def _check_same_classes(directory: epath.Path, source: Source) -> None:
@@ -253,12 +275,12 @@ def _check_same_classes(directory: epath.Path, source: Source) -> None:
     description = find_description(directory)
     theirs = description and description.classes
     if theirs and source.class_names and tuple(theirs) != source.class_names:
-        odd = sorted({*theirs} ^ {*source.class_names})[:3] or ["their order"]
         raise SetupError(
-            f"the model in {directory} knows {len(theirs)} classes and {source.name} "
-            f"has {len(source.class_names)}, others (such as {', '.join(odd)}): labels "
-            "don't mean the same. Of a folder, data.classes says which classes its "
-            'labels count; if they do mean the same, set "classes" to null in the '
+            f"the model in {directory} has learnt other classes than those of "
+            f"{source.name}: "
+            f"{_difference(theirs, source.class_names, ('the model', 'the data set'))}. "
+            "So labels don't mean the same. Of a folder, data.classes says which classes "
+            'its labels count; if they do mean the same, set "classes" to null in the '
             "model's model.json"
         )
 

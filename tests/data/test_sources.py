@@ -43,8 +43,12 @@ def test_slices_of_splits(data_dir):
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("digit", "train", "'digit' is no TFDS data set; did you mean 'digits'"),
-        ("qqqqqqq", "train", "is no TFDS data set; see https"),
+        ("digit", "train", "'digit' is no data set in .*; did you mean 'digits'"),
+        (
+            "qqqqqqq",
+            "train",
+            "nor one that TFDS knows.* there are digits.* data.data_dir",
+        ),
         ("digits", "trian", "no split 'trian'; did you mean 'train'"),
         ("digits", "train[:0]", r"split 'train\[:0\]' of digits is empty"),
         (
@@ -143,6 +147,19 @@ def test_errors_of_folders_say_what_to_do(folder, path, split, classes, message)
         open_source(name, split=split, classes=classes)
 
 
+def test_a_folder_without_its_prefix_is_recognised(folder):
+    with pytest.raises(SetupError, match="an image folder is written folder:/.*pets"):
+        open_source(str(folder), split="train")
+
+
+def test_labels_that_are_plain_integers(tmp_path):
+    """Of data sets that don't say how many classes they have."""
+    Integers(data_dir=tmp_path).download_and_prepare(file_format="array_record")
+    source = open_source("integers", split="train", data_dir=str(tmp_path))
+    assert source.num_classes is None
+    assert source.read(0)[1] == 7
+
+
 def test_labels_outside_of_the_subset_are_refused(folder):
     source = open_source(f"folder:{folder}", split="val", classes="imagenet2012")
     check_label(source, 0, 999, num_classes=1000)
@@ -205,6 +222,26 @@ def test_evaluation_sets_have_their_subsets(as_tfrecord, tmp_path, name, letter,
     assert ids == (info / "imagenet_synsets.txt").read_text().split()
     synsets = (info / f"imagenet_{letter}_synsets.txt").read_text().split()
     assert [ids[i] for i in source.subset] == synsets
+
+
+class Integers(tfds.core.GeneratorBasedBuilder):
+    """A label that is a number without names."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.Scalar(np.int64),
+        }
+        features = tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        yield 0, {"image": PIL.Image.new("RGB", (8, 8)), "label": 7}
 
 
 class LabelSets(tfds.core.GeneratorBasedBuilder):

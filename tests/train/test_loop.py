@@ -339,7 +339,9 @@ def test_checkpoints_are_not_used_for_other_classes(tiny_config, tmp_path):
     (workdir / "model.json").write_text(json.dumps(description))
     tiny_config.num_steps = 2
     for use in (train, evaluate):
-        with pytest.raises(SetupError, match=r"others .such as 3, three.*model\.json"):
+        with pytest.raises(
+            SetupError, match="the model has three and only the data set has 3. So"
+        ):
             use(check_config(tiny_config), workdir)
     description["classes"] = None
     (workdir / "model.json").write_text(json.dumps(description))
@@ -355,7 +357,7 @@ def test_splits_with_other_classes_are_refused(tiny_config, tmp_path):
         PIL.Image.new("RGB", (16, 16)).save(directory / "0.png")
     tiny_config.data.name = f"folder:{tmp_path / 'pets'}"
     tiny_config.data.test_split = "val"
-    message = "has 2 classes and .* has 1, others .such as cat.*in data.classes"
+    message = "other classes: only the former has cat. So .*in data.classes"
     with pytest.raises(SetupError, match=message):
         train(check_config(tiny_config), epath.Path(tmp_path / "run"))
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
