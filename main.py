@@ -4,6 +4,7 @@
     python main.py --config=configs/base.py            ImageNet-1K
     python main.py --config=configs/base.py:tiny_srf --config.batch_size=256
     python main.py --mode=eval                         the newest checkpoint
+    python main.py --config=configs/base.py --compile_for=v5e:16x16     without a TPU
 
 The same command on every host of a TPU pod slice starts one run on all of them.
 """
@@ -25,6 +26,7 @@ from ml_collections import config_flags
 from focalnet_jax.errors import SetupError, did_you_mean
 from focalnet_jax.saved_params import absolute_path
 from focalnet_jax.train import check_config, check_field_name, evaluate, train
+from focalnet_jax.train.compile_for import compile_for
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
 
@@ -39,6 +41,12 @@ _WORKDIR = flags.DEFINE_string(
     None,
     "Where the run lies; a run that lies there goes on. Default: runs/<config>.",
 )
+_COMPILE_FOR = flags.DEFINE_string(
+    "compile_for",
+    None,
+    "A TPU slice, such as v5e:16x16: compiles the training step for it, says whether it "
+    "fits and how fast it might be, and does no more. Needs libtpu, and no TPU.",
+)
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 
 
@@ -48,6 +56,10 @@ def main(argv):
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # libraries say much at INFO
     config = check_config(_CONFIG.value)
+    if _COMPILE_FOR.value:
+        jax.config.update("jax_platforms", "cpu")
+        print(compile_for(config, _COMPILE_FOR.value))
+        return
     start_processes()
     workdir = absolute_path(_WORKDIR.value or default_workdir())
     {"train": train, "eval": evaluate}[_MODE.value](config, workdir)

@@ -63,6 +63,7 @@ def get_config(variant: str = ""):
 
     config.data.name = "imagenet2012"
     config.data.train_split = "train"
+    config.data.num_train_examples = 1_281_167
     config.data.test_split = "validation"
     config.data.image_size = 224
     # The release names colour jitter of 0.4, too, which timm leaves out beside this.

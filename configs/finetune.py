@@ -46,6 +46,7 @@ def get_config(variant: str = ""):
 
     config.data.name = "imagenet2012"
     config.data.train_split = "train"
+    config.data.num_train_examples = 1_281_167
     config.data.test_split = "validation"
     config.data.image_size = int(image_size or 384)
     # At 384, all of the shorter side, as timm evaluates the official weights.

@@ -81,6 +81,8 @@ def default_config() -> ConfigDict:
     config.data.classes = config_dict.placeholder(str)
     config.data.train_split = "train"
     config.data.test_split = "validation"
+    # If set, the training split has to have as many. To compile without data.
+    config.data.num_train_examples = config_dict.placeholder(int)
     config.data.image_size = 224
     config.data.interpolation = "bicubic"  # in training; "random": that or bilinear
     config.data.mean = IMAGENET_MEAN  # of pixels in [0, 1]
@@ -152,6 +154,7 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
         "label_smoothing": 0,
         "mixup_alpha": 0,
         "cutmix_alpha": 0,
+        "data.num_train_examples": 1,
         "data.image_size": 1,
         "data.color_jitter": 0,
         "data.max_bad_records": 0,

@@ -51,7 +51,7 @@ from focalnet_jax.train.config import (
 )
 from focalnet_jax.train.feed import DeviceFeed
 from focalnet_jax.train.metrics import MetricsWriter
-from focalnet_jax.train.program import make_program
+from focalnet_jax.train.program import make_program, mesh_of
 from focalnet_jax.train.progress import Progress
 from focalnet_jax.train.state import initial_state
 from focalnet_jax.train.step import make_predict
@@ -73,7 +73,13 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     _check_trainable(train_source, test_source)
     for source in (train_source, test_source):
         _check_labels_fit(config, source)
-    mesh = _mesh(config)
+    expected = config.data.num_train_examples
+    if expected is not None and expected != len(train_source):
+        raise SetupError(
+            f"data.num_train_examples={expected}, but {train_source.name} has "
+            f"{len(train_source)}: if that is right, set it so"
+        )
+    mesh = mesh_of(config)
     init_from = None
     if newest_params_path(workdir) is None and config.init_from:
         init_from = check_holds_params(absolute_path(config.init_from))
@@ -192,7 +198,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     """
     test_source = _open_source(config, config.data.test_split)
     _check_labels_fit(config, test_source)
-    mesh = _mesh(config)
+    mesh = mesh_of(config)
     model = model_of(config)
     evaluation = _make_evaluation(config, model, test_source, mesh)
 
@@ -283,12 +289,6 @@ def _check_same_classes(directory: epath.Path, source: Source) -> None:
             'its labels count; if they do mean the same, set "classes" to null in the '
             "model's model.json"
         )
-
-
-def _mesh(config: ConfigDict) -> Mesh:
-    mesh = sharding.make_mesh(**config.mesh)
-    sharding.check_batch_size(config.batch_size, mesh)
-    return mesh
 
 
 def _feed(

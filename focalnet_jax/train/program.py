@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import optax
@@ -81,3 +81,19 @@ def make_program(config: ConfigDict, mesh: Mesh, *, num_examples: int) -> Progra
             donate_argnums=0,
         ),
     )
+
+
+def mesh_of(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh that the config describes, of all devices or of those given.
+
+    Raises:
+      SetupError: as `make_mesh`; a batch that doesn't divide over it.
+    """
+    mesh = sharding.make_mesh(
+        data=config.mesh.data,
+        fsdp=config.mesh.fsdp,
+        spatial=config.mesh.spatial,
+        devices=devices,
+    )
+    sharding.check_batch_size(config.batch_size, mesh)
+    return mesh

@@ -182,11 +182,22 @@ def gathered(params: PyTree, mesh: Mesh | None) -> PyTree:
     """Parameters whole on every device, for as long as they are computed with.
 
     Said aloud, since XLA would rather split some convolutions by the channels of their
-    kernels, and send maps to and fro in place of the kernels.
+    kernels, and send maps to and fro in place of the kernels. Gradients come back split
+    as the parameters are.
     """
     if mesh is None:
         return params
-    return jax.lax.with_sharding_constraint(params, replicated(mesh))
+    shardings = state_shardings(params, mesh)
+
+    @jax.custom_vjp
+    def gather(params):
+        return jax.lax.with_sharding_constraint(params, replicated(mesh))
+
+    def scatter(_, gradients):
+        return (jax.lax.with_sharding_constraint(gradients, shardings),)
+
+    gather.defvjp(lambda params: (gather(params), None), scatter)
+    return gather(params)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

@@ -206,6 +206,7 @@ def test_changed_fields_are_said_on_resumption(tiny_config, tmp_path, capsys):
         ({"model.num_classes": 9}, "model.num_classes=9 is too few for digits"),
         ({"batch_size": 12}, "batch_size=12 doesn't divide over 8 devices"),
         ({"mesh.fsdp": 3}, "don't make up the 8 devices"),
+        ({"data.num_train_examples": 9}, "=9, but digits, split 'train' has 1437: if"),
         ({"data.test_split": "test[:0]"}, "is empty"),
         ({"init_from": "/nowhere"}, "there is no /nowhere"),
     ],

@@ -1,0 +1,288 @@
+"""Compiles the training step for a TPU slice that isn't here, by the real TPU compiler.
+
+    python main.py --config=configs/base.py --compile_for=v5e:16x16
+
+It runs on any x86-64 Linux machine with the `libtpu` package. Times are the compiler's
+estimates, of operations one after the other; nothing is run.
+"""
+
+import collections
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+
+from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.models import count_multiply_adds
+from focalnet_jax.train.program import make_program, mesh_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What Cloud TPU's documentation says of a generation, for each chip.
+
+    Attributes:
+      memory: bytes of HBM.
+      peak: bfloat16 operations a second.
+      clock: cycles a second, by which estimates become seconds.
+      devices: that JAX sees of a chip.
+    """
+
+    memory: int
+    peak: float
+    clock: float
+    devices: int = 1
+
+
+CHIPS = {
+    "v4": Chip(memory=32 << 30, peak=275e12, clock=1.05e9, devices=2),
+    "v5e": Chip(memory=16 << 30, peak=197e12, clock=1.5e9),
+    "v5p": Chip(memory=95 << 30, peak=459e12, clock=1.75e9),
+    "v6e": Chip(memory=32 << 30, peak=918e12, clock=1.75e9),
+}
+
+# Of libtpu, which would otherwise look for the machine that it is on.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+_DTYPE_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+_DTYPE_BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+_COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "collective-permute",
+    "all-to-all",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What the compiler says of a training step.
+
+    Attributes:
+      slice_name: such as `v5e:16x16`.
+      chips: in it.
+      mesh: sizes by axis.
+      batch_size: global, in images.
+      image_size: side in pixels.
+      fits: whether a chip's memory holds it.
+      parameter_bytes, optimizer_bytes: of a device.
+      activation_bytes: of a device, all that the step needs beside its arguments; None
+        if the compiler gave up.
+      multiply_adds: of a forward pass of one image.
+      step_seconds: estimated; None if it doesn't fit.
+      collectives: by kind, how many and the bytes that they give a device.
+      compile_seconds: that compilation took here.
+      problem: in the compiler's words, if it doesn't fit.
+    """
+
+    slice_name: str
+    chips: int
+    mesh: dict[str, int]
+    batch_size: int
+    image_size: int
+    fits: bool
+    parameter_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int | None
+    multiply_adds: int
+    step_seconds: float | None
+    collectives: dict[str, tuple[int, int]]
+    compile_seconds: float
+    problem: str | None = None
+
+    @property
+    def images_per_second_and_chip(self) -> float:
+        return self.batch_size / self.step_seconds / self.chips
+
+    @property
+    def model_flops_utilization(self) -> float:
+        """Of forward and backward pass, that is three forward passes, over the peak."""
+        flops = 3 * 2 * self.multiply_adds * self.images_per_second_and_chip
+        return flops / _chip(self.slice_name).peak
+
+    def __str__(self) -> str:
+        chip = _chip(self.slice_name)
+        mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items())
+        verdict = "fits" if self.fits else f"does NOT fit: {self.problem}"
+        memory = f"{_gb(self.parameter_bytes)} parameters, "
+        memory += f"{_gb(self.optimizer_bytes)} optimiser"
+        if self.activation_bytes is not None:
+            memory += f", {_gb(self.activation_bytes)} activations and the like"
+        lines = [
+            f"{self.slice_name}: {self.chips} chips, mesh {mesh}; {verdict}",
+            f"memory of a device: {memory}; of a chip there are {_gb(chip.memory)}",
+            f"batch {self.batch_size:,} of {self.image_size} pixels, "
+            f"{self.batch_size / self.chips:g} a chip; "
+            f"{self.multiply_adds / 1e9:.2f} G multiply-adds an image, forward",
+        ]
+        if self.step_seconds is not None:
+            lines.append(
+                f"compiler-estimated: {1e3 * self.step_seconds:,.1f} ms a step, "
+                f"{self.images_per_second_and_chip:,.0f} images/s/chip, "
+                f"{self.model_flops_utilization:.1%} MFU; operations one after the "
+                "other, collectives free"
+            )
+            kinds = [
+                f"{count} {kind} of {_gb(size)}"
+                for kind, (count, size) in self.collectives.items()
+            ]
+            lines.append(f"collectives of a step: {', '.join(kinds) or 'none'}")
+        lines.append(f"compiled in {self.compile_seconds:,.0f} s")
+        return "\n".join(lines)
+
+
+def compile_for(config: ConfigDict, slice_name: str) -> Report:
+    """Compiles the step that a config describes, on every chip of a slice.
+
+    Args:
+      config: from `check_config`; `data.num_train_examples` is set.
+      slice_name: generation and chips, such as `v5e:16x16` or `v4:8x8x8`.
+
+    Raises:
+      SetupError: an unknown slice, no `libtpu`, or what `mesh_of` raises.
+    """
+    if config.data.num_train_examples is None:
+        raise SetupError(
+            "to compile without data, data.num_train_examples has to be set: it goes "
+            "into the schedule"
+        )
+    chip = _chip(slice_name)
+    devices = _devices(slice_name)
+    mesh = mesh_of(config, devices=devices)
+    program = make_program(config, mesh, num_examples=config.data.num_train_examples)
+    step = program.train_step.lower(program.abstract_state, program.abstract_batch)
+    start = time.monotonic()
+    problem = compiled = None
+    try:
+        compiled = step.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        problem = _memory_problem(str(error))
+    seconds = time.monotonic() - start
+
+    text = compiled.as_text() if compiled else ""
+    cycles, collectives = analyse(text)
+    return Report(
+        slice_name=slice_name,
+        chips=len(devices) // chip.devices,
+        mesh=dict(mesh.shape),
+        batch_size=config.batch_size,
+        image_size=config.data.image_size,
+        fits=compiled is not None,
+        parameter_bytes=_bytes_of_a_device(program.abstract_state.params),
+        optimizer_bytes=_bytes_of_a_device(program.abstract_state.opt_state),
+        activation_bytes=(
+            compiled.memory_analysis().temp_size_in_bytes if compiled else None
+        ),
+        multiply_adds=count_multiply_adds(program.model, config.data.image_size),
+        step_seconds=cycles / chip.clock if compiled else None,
+        collectives=collectives,
+        compile_seconds=seconds,
+        problem=problem,
+    )
+
+
+def _chip(slice_name: str) -> Chip:
+    generation = slice_name.partition(":")[0]
+    if generation not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+){1,2}", slice_name):
+        hint = did_you_mean(generation, CHIPS) if generation not in CHIPS else ""
+        raise SetupError(
+            f"--compile_for={slice_name} is no slice such as v5e:16x16 or v4:4x4x4{hint}"
+        )
+    return CHIPS[generation]
+
+
+def _devices(slice_name: str) -> list[Any]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise SetupError(
+            "--compile_for needs the TPU compiler, which is not there:\n"
+            "  pip install libtpu"
+        )
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=slice_name
+        ).devices
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise SetupError(f"--compile_for={slice_name}: {reason}") from error
+
+
+def _memory_problem(message: str) -> str:
+    """The part with the sizes."""
+    found = re.search(r"Ran out of memory on \w+, ([^\n]*?)(?:\. HLO|\n|$)", message)
+    return found[1] if found else message.splitlines()[0]
+
+
+def _bytes_of_a_device(abstract: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(abstract)
+    )
+
+
+def analyse(text: str) -> tuple[int, dict[str, tuple[int, int]]]:
+    """Reads the program of a device, as the TPU compiler prints it.
+
+    Returns:
+      estimated cycles, of everything that the entry computation does, loops as often as
+      the compiler knows that they run and else once; and collectives by kind: how many
+      there are, and the bytes of their results.
+    """
+    bodies = collections.defaultdict(list)
+    entry = current = None
+    for line in text.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            current = header[2]
+            entry = current if header[1] else entry
+        elif current:
+            bodies[current].append(line)
+
+    def cycles_of(name: str) -> int:
+        total = 0
+        for line in bodies[name]:
+            if found := re.search(r'"estimated_cycles":"(\d+)"', line):
+                total += int(found[1])
+            elif loop := re.search(r" while\(.*body=%?([\w.\-]+)", line):
+                count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+                total += int(count[1] if count else 1) * cycles_of(loop[1])
+        return total
+
+    collectives = collections.defaultdict(lambda: [0, 0])
+    pattern = rf"= (.*?) ({'|'.join(_COLLECTIVES)})(-start)?\("
+    for line in text.splitlines():
+        if found := re.search(pattern, line):
+            result, kind, is_start = found.groups()
+            sizes = [*map(_shape_bytes, re.findall(r"(\w+)\[([\d,]*)\]", result))]
+            # A start's result holds what goes in, too.
+            size = sizes[1] if is_start and len(sizes) > 1 else sum(sizes)
+            collectives[kind][0] += 1
+            collectives[kind][1] += size
+    totals = {kind: tuple(total) for kind, total in sorted(collectives.items())}
+    return cycles_of(entry) if entry else 0, totals
+
+
+def _shape_bytes(shape: tuple[str, str]) -> int:
+    dtype, sizes = shape
+    return _DTYPE_BYTES.get(dtype, 0) * int(
+        np.prod([int(s) for s in sizes.split(",") if s])
+    )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

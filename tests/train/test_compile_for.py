@@ -1,0 +1,92 @@
+"""Compiling for a TPU slice that isn't here."""
+
+import pytest
+
+from focalnet_jax.errors import SetupError
+from focalnet_jax.train import check_config, compile_for, default_config
+
+PROGRAM = """\
+%body.1 (x: f32[2]) -> f32[2] {
+  %fusion.1 = f32[2]{0} fusion(%x), backend_config={"estimated_cycles":"7"}
+}
+
+%unused.2 (x: f32[2]) -> f32[2] {
+  %fusion.2 = f32[2]{0} fusion(%x), backend_config={"estimated_cycles":"1000"}
+}
+
+ENTRY %main.3_spmd (x: f32[2]) -> f32[2] {
+  %fusion.3 = f32[2]{0} fusion(%x), backend_config={"estimated_cycles":"100"}
+  %while.4 = f32[2]{0} while(%x), condition=%c, body=%body.1, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %all-gather.5 = bf16[4,3]{1,0:T(8,128)(2,1)} all-gather(%x), dimensions={0}
+  %all-reduce.6 = (f32[2]{0:T(128)}, /*index=1*/f32[]) all-reduce(%x, %x), to_apply=%add
+  %permute.7 = (f32[2]{0}, f32[2]{0}, u32[], u32[]) collective-permute-start(%x)
+  %permute.8 = f32[2]{0} collective-permute-done(%permute.7)
+  ROOT %fusion.9 = f32[2]{0} fusion(%x), backend_config={"estimated_cycles":"20"}
+}
+"""
+
+
+def tiny_config(**fields):
+    config = default_config()
+    config.batch_size = 8
+    config.model.update(
+        depths=(1,),
+        embed_dim=16,
+        focal_levels=(1,),
+        focal_windows=(3,),
+        num_classes=10,
+        dtype="bfloat16",
+    )
+    config.data.image_size = 16
+    config.data.num_train_examples = 1000
+    config.update(fields)  # of parts of it, too
+    return check_config(config)
+
+
+def test_cycles_and_collectives_are_read_off_the_program():
+    cycles, collectives = compile_for.analyse(PROGRAM)
+    assert cycles == 100 + 3 * 7 + 20
+    assert collectives == {
+        "all-gather": (1, 24),
+        "all-reduce": (1, 12),
+        "collective-permute": (1, 8),
+    }
+
+
+def test_the_training_step_for_a_slice():
+    """One test, for there is one compiler to a machine."""
+    pytest.importorskip("libtpu", reason="it is the compiler")
+    config = tiny_config(mesh=dict(data=2, fsdp=2))
+    report = compile_for.compile_for(config, "v5e:2x2")
+    assert report.fits
+    assert report.chips == 4
+    # Adam's two moments and its count, and the schedule's.
+    assert report.optimizer_bytes == 2 * report.parameter_bytes + 2 * 4
+    assert report.activation_bytes > 0
+    assert {"all-gather", "all-reduce"} <= report.collectives.keys()
+    assert 0 < report.model_flops_utilization < 1
+    for part in ("4 chips", "fits", "ms a step", "images/s/chip", "MFU", "all-gather"):
+        assert part in str(report)
+    with pytest.raises(SetupError, match='v5e:3x3: .*"v5e:3x3" is not divisible'):
+        compile_for.compile_for(config, "v5e:3x3")
+    with pytest.raises(SetupError, match="batch_size=6 doesn't divide over 4 devices"):
+        compile_for.compile_for(tiny_config(batch_size=6), "v5e:2x2")
+
+    report = compile_for.compile_for(tiny_config(batch_size=1 << 24), "v5e:2x2")
+    assert not report.fits
+    assert "does NOT fit: the total memory required" in str(report)
+    assert "ms a step" not in str(report)
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e:", "v5e:2", "v9:2x2", "v5e:2x2; ls"])
+def test_what_is_no_slice_is_said(name):
+    with pytest.raises(SetupError, match="is no slice such as v5e:16x16 or v4:4x4x4"):
+        compile_for.compile_for(tiny_config(), name)
+
+
+def test_the_schedule_needs_the_number_of_examples():
+    with pytest.raises(SetupError, match="num_train_examples has to be set"):
+        compile_for.compile_for(
+            tiny_config(data=dict(num_train_examples=None)), "v5e:2x2"
+        )
