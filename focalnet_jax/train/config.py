@@ -8,7 +8,8 @@ field into another, since the command line comes later: what follows from severa
 
 import dataclasses
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
@@ -55,6 +56,14 @@ def default_config() -> ConfigDict:
     config.weight_decay_mask = "nominal"  # matrices and kernels; "none": no parameter
     config.clip_norm = 5.0  # greatest global norm of the gradient; 0: unlimited
     config.label_smoothing = 0.1
+    # Parts that a batch is taken in, one after the other: less memory, the same step.
+    config.accumulate_steps = 1
+
+    # Fine-tuning. Names of parameters are as in "layers_0/blocks_1/mlp/fc1/kernel", and
+    # patterns regular expressions that they begin with.
+    config.layer_decay = 1.0  # learning rate of a block over that of the next one
+    config.frozen = ()  # patterns of what stays as it is: ("patch_embed", "layers_[01]")
+    config.learning_rate_factors = ()  # such as (("head", 10.0),), on top of the decay
 
     # Augmentation of batches, in the training step.
     config.random_erasing = 0.0  # share of the images that lose a rectangle
@@ -152,6 +161,8 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
         "weight_decay": 0,
         "clip_norm": 0,
         "label_smoothing": 0,
+        "accumulate_steps": 1,
+        "layer_decay": 0,
         "mixup_alpha": 0,
         "cutmix_alpha": 0,
         "data.num_train_examples": 1,
@@ -179,6 +190,14 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
     for field in ("mixup_alpha", "cutmix_alpha"):
         if not math.isfinite(config[field]):
             raise SetupError(f"{field}={config[field]} is not finite")
+    _check_patterns("frozen", config.frozen)
+    for pair in config.learning_rate_factors:
+        if len(pair) != 2 or not isinstance(pair[1], (int, float)):
+            raise SetupError(
+                f"learning_rate_factors={config.learning_rate_factors} is not of pairs "
+                "of a pattern and a number, such as (('head', 10.0),)"
+            )
+    _check_patterns("learning_rate_factors", [p for p, _ in config.learning_rate_factors])
     for field in ("random_erasing", "mix_probability", "mix_switch_probability"):
         if not 0 <= config[field] <= 1:
             raise SetupError(f"{field}={config[field]} is not in [0, 1]")
@@ -248,6 +267,16 @@ def _check_choice(config: ConfigDict, field: str, allowed) -> None:
     value = _get(config, field)
     if value not in allowed:
         raise SetupError(f"{field}={value!r} is unknown{did_you_mean(value, allowed)}")
+
+
+def _check_patterns(field: str, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (TypeError, re.error) as error:
+            raise SetupError(
+                f"{field}: {pattern!r} is no regular expression: {error}"
+            ) from error
 
 
 def _numbers(config: ConfigDict, field: str, *, count: int) -> tuple[float, ...]:

@@ -61,6 +61,7 @@ def make_program(config: ConfigDict, mesh: Mesh, *, num_examples: int) -> Progra
         mean=config.data.mean,
         std=config.data.std,
         label_smoothing=config.label_smoothing,
+        accumulate_steps=config.accumulate_steps,
         seed=config.seed,
         mesh=mesh,
         erasing=erasing_of(config),
@@ -95,5 +96,5 @@ def mesh_of(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None) 
         spatial=config.mesh.spatial,
         devices=devices,
     )
-    sharding.check_batch_size(config.batch_size, mesh)
+    sharding.check_batch_size(config.batch_size, mesh, parts=config.accumulate_steps)
     return mesh

@@ -200,14 +200,16 @@ def gathered(params: PyTree, mesh: Mesh | None) -> PyTree:
     return gather(params)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises SetupError unless `batch_size` rows divide over the mesh."""
-    parts = mesh.size // mesh.shape["spatial"]
-    if batch_size % parts:
-        below = batch_size // parts * parts
-        near = " or ".join(str(size) for size in (below, below + parts) if size)
+def check_batch_size(batch_size: int, mesh: Mesh, *, parts: int = 1) -> None:
+    """Raises SetupError unless each of so many parts divides over the mesh."""
+    devices = mesh.size // mesh.shape["spatial"]
+    unit = devices * parts
+    if batch_size % unit:
+        below = batch_size // unit * unit
+        near = " or ".join(str(size) for size in (below, below + unit) if size)
+        steps = f" in accumulate_steps={parts}" if parts > 1 else ""
         raise SetupError(
-            f"batch_size={batch_size} doesn't divide over {parts} devices; "
+            f"batch_size={batch_size} doesn't divide over {devices} devices{steps}; "
             f"the nearest that do are {near}"
         )
 

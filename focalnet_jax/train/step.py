@@ -1,6 +1,7 @@
 """One step of training and one of prediction, as pure functions of arrays."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -16,6 +17,7 @@ from focalnet_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+PyTree = Any
 
 
 def normalize(
@@ -36,6 +38,7 @@ def make_train_step(
     label_smoothing: float,
     seed: int,
     mesh: Mesh | None = None,
+    accumulate_steps: int = 1,
     erasing: RandomErasing | None = None,
     mixing: Mixing | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -52,6 +55,8 @@ def make_train_step(
       label_smoothing: as in `cross_entropy`.
       seed: of all randomness in the step.
       mesh: the devices that maps are split over; None: wherever the images lie.
+      accumulate_steps: parts that the batch is taken in, one after the other. Without
+        dropout and stochastic depth nothing but rounding depends on it.
       erasing: applied to the normalised images, if given.
       mixing: applied after it to images and labels, if given.
     """
@@ -68,17 +73,28 @@ def make_train_step(
             targets = jax.nn.one_hot(targets, model.num_classes)
             images, targets = mixing(images, targets, mixing_key)
 
-        def loss_of(params):
+        def loss_of(params, images, targets, part):
+            keys = {"drop_path": drop_path_key, "dropout": dropout_key}
+            if accumulate_steps > 1:
+                keys = {name: jax.random.fold_in(key, part) for name, key in keys.items()}
             with sharding.maps_on(mesh):
                 logits, _ = model.apply(
                     {"params": sharding.gathered(params, mesh)},
                     images,
                     train=True,
-                    rngs={"drop_path": drop_path_key, "dropout": dropout_key},
+                    rngs=keys,
                 )
             return cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
-        loss, gradients = jax.value_and_grad(loss_of)(state.params)
+        def value_and_grad(images, targets, part):
+            return jax.value_and_grad(loss_of)(state.params, images, targets, part)
+
+        if accumulate_steps == 1:
+            loss, gradients = value_and_grad(images, targets, 0)
+        else:
+            loss, gradients = _mean_over_parts(
+                value_and_grad, (images, targets), accumulate_steps
+            )
         chex.assert_trees_all_equal_shapes_and_dtypes(gradients, state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -86,6 +102,24 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
+
+
+def _mean_over_parts(function, batch: PyTree, count: int) -> PyTree:
+    """The mean of `function(*part, index)`, part after part of a batch's rows."""
+
+    def split(rows):
+        # Rows j, j + count, j + 2 count ... are part j: so it has some of every device.
+        return rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, function(*part[0], part[1])), None
+
+    parts = (jax.tree.map(split, batch), jnp.arange(count))
+    first = jax.tree.map(lambda rows: rows[0], parts)
+    abstract = jax.eval_shape(function, *first[0], first[1])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda leaf: leaf / count, total)
 
 
 def make_predict(

@@ -2,13 +2,17 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from focalnet_jax import create_model
+from focalnet_jax.errors import SetupError
+from focalnet_jax.train import check_config
 from focalnet_jax.train.losses import cross_entropy
-from focalnet_jax.train.optimizer import make_optimizer, make_schedule
+from focalnet_jax.train.optimizer import make_optimizer, make_schedule, rate_factors
 from focalnet_jax.train.schedule import warmup_cosine
 
 RATES = dict(peak=1e-3, start=1e-6, final=1e-5, warmup_steps=20, total_steps=100)
@@ -95,3 +99,94 @@ def test_cross_entropy_equals_torchs(smoothing):
 def test_cross_entropy_of_bfloat16_is_float32():
     logits = jnp.array([[200.0, 100.0]], jnp.bfloat16)
     assert cross_entropy(logits, jnp.array([0])).dtype == jnp.float32
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Ones, of two stages with two blocks and one."""
+    model = create_model(
+        "focalnet_tiny_srf",
+        num_classes=3,
+        depths=(2, 1),
+        embed_dim=4,
+        focal_levels=(1, 1),
+        focal_windows=(3, 3),
+    )
+    abstract = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    return jax.tree.map(lambda leaf: jnp.ones(leaf.shape), abstract["params"])
+
+
+def test_rates_decay_from_the_head_down(params):
+    """As timm's `param_groups_layer_decay` groups the layers of a hierarchical net."""
+    factors = rate_factors(params, 0.5, ())
+    assert set(jax.tree.leaves(factors["patch_embed"])) == {0.5**4}
+    assert set(jax.tree.leaves(factors["layers_0"]["blocks_0"])) == {0.5**3}
+    assert set(jax.tree.leaves(factors["layers_0"]["blocks_1"])) == {0.5**2}
+    assert set(jax.tree.leaves(factors["layers_0"]["downsample"])) == {0.5**2}
+    assert set(jax.tree.leaves(factors["layers_1"]["blocks_0"])) == {0.5}
+    assert set(jax.tree.leaves([factors["norm"], factors["head"]])) == {1.0}
+
+
+def test_factors_come_on_top_of_the_decay(params):
+    factors = (("head", 10.0), ("layers_0/blocks_1/mlp", 3.0), ("layers_", 2.0))
+    given = rate_factors(params, 0.5, factors)
+    assert set(jax.tree.leaves(given["head"])) == {10.0}
+    assert set(jax.tree.leaves(given["layers_0"]["blocks_1"]["mlp"])) == {6 * 0.25}
+    assert set(jax.tree.leaves(given["layers_1"])) == {2 * 0.5}
+    assert set(jax.tree.leaves(given["norm"])) == {1.0}
+
+
+def updates_of(config, params):
+    optimizer = make_optimizer(check_config(config), lambda step: 0.1)
+    gradients = jax.tree.map(lambda leaf: 0.01 * jnp.ones_like(leaf), params)
+    state = jax.jit(optimizer.init)(params)
+    return jax.jit(optimizer.update)(gradients, state, params)[0], state
+
+
+def test_updates_and_weight_decay_are_scaled_together(tiny_config, params):
+    expected, _ = updates_of(tiny_config, params)
+    tiny_config.layer_decay = 0.5
+    given, _ = updates_of(tiny_config, params)
+    factors = rate_factors(params, 0.5, ())
+    chex.assert_trees_all_close(
+        given, jax.tree.map(jnp.multiply, expected, factors), rtol=1e-6
+    )
+
+
+def test_what_is_frozen_stays_and_has_no_part_in_the_norm(tiny_config, params):
+    tiny_config.clip_norm = 1e-3
+    tiny_config.weight_decay = 0.0
+    tiny_config.adam_eps = 1.0  # so that updates tell the size of gradients
+    tiny_config.frozen = ("patch_embed", r"layers_\d")
+    given, state = updates_of(tiny_config, params)
+    head = {name: params[name] for name in ("head", "norm")}
+    tiny_config.frozen = ()
+    alone, _ = updates_of(tiny_config, head)
+    chex.assert_trees_all_close({name: given[name] for name in head}, alone, rtol=1e-6)
+    del given["head"], given["norm"]
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(given))
+    # Two moments for what is trained, and none for the rest.
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim)
+    assert sizes == 2 * sum(leaf.size for leaf in jax.tree.leaves(head))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("frozen", ("patch_embde",), "begins with 'patch_embde'; did you mean 'patch_e"),
+        ("frozen", ("qqqqq",), "'qqqqq', such as 'layers_0/blocks_0/mlp'"),
+        ("frozen", ("(",), "frozen: '\\(' is no regular expression"),
+        (
+            "learning_rate_factors",
+            (("hed", 2.0),),
+            "begins with 'hed'; did you mean 'head",
+        ),
+        ("learning_rate_factors", (("head",),), "not of pairs .* such as .*'head', 10.0"),
+    ],
+)
+def test_patterns_that_match_nothing_are_errors(
+    tiny_config, params, field, value, message
+):
+    tiny_config[field] = value
+    with pytest.raises(SetupError, match=message):
+        updates_of(tiny_config, params)
