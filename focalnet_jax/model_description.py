@@ -23,6 +23,7 @@ _FREE_OPTIONS = (
     "drop_rate",
     "drop_path_rate",
     "remat",
+    "scan",
     "implementation",
 )
 

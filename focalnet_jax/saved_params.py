@@ -1,6 +1,7 @@
 """Parameters on disk: Orbax directories, of a run or of a converter.
 
 WORKDIR/checkpoints/STEP/params     what `main.py` writes
+WORKDIR/checkpoints/STEP/ema        with `ema_decay`: their average over the steps
 DIRECTORY/params                    what `python -m focalnet_jax.convert` writes
 """
 
@@ -29,9 +30,11 @@ def newest_params_path(path: epath.Path) -> epath.Path | None:
     """Where the newest parameters below `path` lie; None if there are none.
 
     Args:
-      path: a workdir, its `checkpoints` directory, a single checkpoint, or a directory
-        of converted parameters.
+      path: a workdir, its `checkpoints` directory, a single checkpoint, a directory of
+        converted parameters; or a checkpoint's `params` or `ema` itself.
     """
+    if path.name in ("params", "ema") and path.parent.name.isdigit() and path.is_dir():
+        return path
     if (path / "params").exists():
         return path / "params"
     for directory in (path / CHECKPOINTS, path):
@@ -68,7 +71,7 @@ def load_params(path: epath.Path, abstract_params: PyTree) -> PyTree:
     Raises:
       SetupError: a parameter too many, too few or of another shape.
     """
-    _check_fit(path, _shapes(_metadata(path)), _shapes(abstract_params))
+    _check_fit(path, stored_shapes(path), _shapes(abstract_params))
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(path, abstract_params)
 
@@ -90,7 +93,7 @@ def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
     except Exception as error:  # Orbax and its store raise all kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SetupError(f"{path} is damaged: {reason[:200]}") from error
-    return {name: np.asarray(leaf) for name, leaf in _leaves(params).items()}
+    return {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
 
 
 def save_params(path: epath.Path, params: PyTree) -> None:
@@ -99,20 +102,26 @@ def save_params(path: epath.Path, params: PyTree) -> None:
         checkpointer.save(path, params)
 
 
-def _metadata(path: epath.Path) -> PyTree:
-    return ocp.StandardCheckpointHandler().metadata(path)
+def stored_shapes(path: epath.Path) -> dict[str, tuple[int, ...]]:
+    """By name, the shapes of the arrays that lie at `path`."""
+    return _shapes(_metadata(path))
 
 
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(leaf.shape) for name, leaf in _leaves(tree).items()}
-
-
-def _leaves(tree: PyTree) -> dict[str, Any]:
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by their path, as in `layers_0/blocks_0/norm1/scale`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in leaves
     }
+
+
+def _metadata(path: epath.Path) -> PyTree:
+    return ocp.StandardCheckpointHandler().metadata(path)
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}
 
 
 def _check_fit(path: epath.Path, stored: Mapping, expected: Mapping) -> None:

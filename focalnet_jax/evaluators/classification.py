@@ -23,7 +23,6 @@ class Classification:
       make_batches: starts anew over the split; batches hold `image`, `mask`, and `label`
         or `labels`, bool `[b, k]` for the first k classes; all are global arrays.
       subset: the labels among which the answer is sought; None for all.
-      name: before each metric's name, as in `test/top1`.
     """
 
     def __init__(
@@ -32,10 +31,8 @@ class Classification:
         make_batches: Callable[[], Iterable[Batch]],
         *,
         subset: Sequence[int] | None = None,
-        name: str = "test",
     ):
         self._make_batches = make_batches
-        self._name = name
 
         @jax.jit
         def count(params, batch):
@@ -50,10 +47,14 @@ class Classification:
 
         self._count = count
 
-    def run(self, params: Any) -> Iterator[tuple[str, float]]:
+    def run(self, params: Any, *, name: str = "test") -> Iterator[tuple[str, float]]:
         """Yields names and values: accuracies as fractions, the mean loss, the count.
 
         Where nothing counts, there is only the count.
+
+        Args:
+          params: to be evaluated.
+          name: that metrics' names begin with.
         """
         sums = []
         for batch in self._make_batches():
@@ -63,8 +64,8 @@ class Classification:
         examples = totals.pop("examples")
         if examples:
             for metric, total in totals.items():
-                yield f"{self._name}/{metric}", total / examples
-        yield f"{self._name}/examples", examples
+                yield f"{name}/{metric}", total / examples
+        yield f"{name}/examples", examples
 
 
 def _sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:

@@ -31,6 +31,7 @@ Dense and convolution leaves are `kernel` and `bias`, LayerNorm's `scale` and `b
 
 import functools
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,14 @@ from focalnet_jax.models.placement import height_divides, place_map
 from focalnet_jax.ops import aggregate_context, gelu
 
 Outputs = dict[str, jax.Array]
+
+# What of a block is stored for the backward pass, which recomputes the rest. "dots": what
+# matrix products give; norms, GELUs and depthwise convolutions are done again.
+REMAT_POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 # torch's default; Flax's is 1e-6. The mean of squares minus the square of the mean,
 # Flax's other default, loses digits where the mean is large.
@@ -162,18 +171,21 @@ class DropPath(nn.Module):
     """Stochastic depth: drops the whole branch for a random part of the batch.
 
     Huang et al., arXiv 1603.09382; survivors are scaled up, as in timm's `DropPath`.
+
+    Attributes:
+      rate: share that is dropped; an array where one program serves several rates.
     """
 
-    rate: float
+    rate: float | jax.Array
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        if not train or self.rate == 0:
+        if not train or (isinstance(self.rate, (int, float)) and self.rate == 0):
             return x
         keep_rate = 1 - self.rate
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
         keep = jax.random.bernoulli(self.make_rng("drop_path"), keep_rate, shape)
-        return jnp.where(keep, x / keep_rate, 0)
+        return jnp.where(keep, x / jnp.asarray(keep_rate, x.dtype), 0)
 
 
 class FocalNetBlock(nn.Module):
@@ -198,7 +210,7 @@ class FocalNetBlock(nn.Module):
     layerscale_value: float | None = None
     use_postln: bool = False
     drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
+    drop_path_rate: float | jax.Array = 0.0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -293,13 +305,15 @@ class FocalNetStage(nn.Module):
       block: makes a block from its `drop_path_rate`.
       drop_path_rates: one a block.
       make_downsample: makes the step to the next stage; None for the last one.
-      remat: recompute each block in the backward pass in place of storing it.
+      remat: what of each block the backward pass recomputes, see `REMAT_POLICIES`.
+      scan: compile one block, and run it over the parameters of all.
     """
 
     block: functools.partial
     drop_path_rates: Sequence[float]
     make_downsample: functools.partial | None
-    remat: bool = False
+    remat: str = "none"
+    scan: bool = False
 
     def setup(self):
         self.blocks = [self.block(drop_path_rate=rate) for rate in self.drop_path_rates]
@@ -307,17 +321,58 @@ class FocalNetStage(nn.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
         """Maps `[b, h, w, c]` to the same shape, before the downsampling."""
+        if self.scan and len(self.blocks) > 1 and not self.is_initializing():
+            return self._scan_blocks(x, train=train)
 
         def run(block, x):
             x, seen = block(x, train=train)
             return place_map(x), seen
 
+        if self.remat != "none":
+            run = nn.remat(run, policy=REMAT_POLICIES[self.remat])
         outputs = {}
         for index, block in enumerate(self.blocks):
-            x, seen = (nn.remat(run) if self.remat else run)(block, x)
-            outputs |= {f"block{index}/{name}": value for name, value in seen.items()}
-            outputs[f"block{index}"] = x
+            x, seen = run(block, x)
+            outputs |= _block_outputs(index, x, seen)
         return x, outputs
+
+    def _scan_blocks(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
+        """The same; parameters are stacked here, so that their tree stays as it is."""
+        count = len(self.blocks)
+        trees = [block.variables["params"] for block in self.blocks]
+        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+        keys = {
+            name: jax.random.split(self.make_rng(name), count)
+            for name in ("drop_path", "dropout")
+            if self.has_rng(name)
+        }
+        drops = any(self.drop_path_rates)
+        rates = jnp.array(self.drop_path_rates) if drops else None
+
+        def run(x, block):
+            params, rate, keys = block
+            module = self.block(drop_path_rate=rate if drops else 0.0, parent=None)
+            x, seen = module.apply({"params": params}, x, train=train, rngs=keys)
+            x = place_map(x)
+            return x, (x, seen)
+
+        if self.remat != "none":
+            policy = REMAT_POLICIES[self.remat]
+            run = jax.checkpoint(
+                run, policy=policy, prevent_cse=False
+            )  # a scan prevents it
+        x, blocks = jax.lax.scan(run, x, (params, rates, keys))
+        outputs = {}
+        for index in range(count):
+            outputs |= _block_outputs(
+                index, *jax.tree.map(operator.itemgetter(index), blocks)
+            )
+        return x, outputs
+
+
+def _block_outputs(index: int, x: jax.Array, seen: Outputs) -> Outputs:
+    named = {f"block{index}/{name}": value for name, value in seen.items()}
+    return named | {f"block{index}": x}
 
 
 class FocalNetEncoder(nn.Module):
@@ -347,7 +402,10 @@ class FocalNetEncoder(nn.Module):
       drop_path_rate: stochastic depth of the last block; grows from 0 linearly.
       in_channels: channels of the images.
       pad_to_patch: pad sizes that don't divide in place of flooring them.
-      remat: recompute blocks in the backward pass: less memory, more work.
+      remat: what of each block the backward pass recomputes: `"none"`, `"dots"` (all
+        but matrix products) or `"full"`: less memory, more work.
+      scan: compile the equal blocks of a stage as one: compilation is quicker, and takes
+        longer to run. Random draws are others; a block's `params` are all it can have.
       implementation: `"auto"`, `"lax"` or `"shifted"`, see `focalnet_jax.ops`.
       dtype, param_dtype: of the computation and of the parameters.
     """
@@ -370,7 +428,8 @@ class FocalNetEncoder(nn.Module):
     drop_path_rate: float = 0.0
     in_channels: int = 3
     pad_to_patch: bool = False
-    remat: bool = False
+    remat: str = "none"
+    scan: bool = False
     implementation: str = "auto"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -414,6 +473,7 @@ class FocalNetEncoder(nn.Module):
                     drop_path_rates=stage_rates,
                     make_downsample=downsamples.pop(0) if downsamples else None,
                     remat=self.remat,
+                    scan=self.scan,
                 )
             )
         self.layers = layers

@@ -39,7 +39,8 @@ def count_multiply_adds(model: Model, image_size: int | tuple[int, int]) -> int:
         (image_size, image_size) if isinstance(image_size, int) else image_size
     )
     # The convolutions as one operation each, whatever the model computes them by.
-    model = model.clone(encoder=model.encoder.clone(implementation="lax", remat=False))
+    encoder = model.encoder.clone(implementation="lax", remat="none", scan=False)
+    model = model.clone(encoder=encoder)
     params = _abstract_params(model, height, width)
     images = _abstract_images(model, height, width)
 

@@ -13,7 +13,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from focalnet_jax.errors import did_you_mean
-from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone, FocalNetEncoder
+from focalnet_jax.models.focalnet import (
+    REMAT_POLICIES,
+    FocalNet,
+    FocalNetBackbone,
+    FocalNetEncoder,
+)
 from focalnet_jax.ops import IMPLEMENTATIONS
 
 
@@ -236,8 +241,12 @@ def _check(encoder: FocalNetEncoder) -> None:
             raise ValueError(f"{option}={value!r} is not in [0, 1)")
     if not encoder.mlp_ratio > 0:
         raise ValueError(f"mlp_ratio={encoder.mlp_ratio!r} is not above 0")
-    if encoder.implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation={encoder.implementation!r} is unknown"
-            f"{did_you_mean(encoder.implementation, IMPLEMENTATIONS)}"
-        )
+    for option, allowed in (
+        ("implementation", IMPLEMENTATIONS),
+        ("remat", REMAT_POLICIES),
+    ):
+        value = getattr(encoder, option)
+        if value not in allowed:
+            raise ValueError(
+                f"{option}={value!r} is unknown{did_you_mean(value, allowed)}"
+            )

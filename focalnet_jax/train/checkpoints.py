@@ -1,16 +1,21 @@
-"""Orbax checkpoints: `WORKDIR/checkpoints/STEP/{params,optimizer}`.
+"""Orbax checkpoints: `WORKDIR/checkpoints/STEP/{params,ema,optimizer,metrics}`.
 
 They hold whole arrays, not parts: nothing ties them to a number of processes, workers or
 devices. Parameters lie apart from the optimiser's state, so that evaluation and
-fine-tuning read just those.
+fine-tuning read just those. A checkpoint is written aside and appears when it is whole,
+by a rename, or by a marker where there are none, as in a bucket.
 """
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from focalnet_jax.saved_params import CHECKPOINTS
+from focalnet_jax.errors import SetupError
+from focalnet_jax.saved_params import CHECKPOINTS, named_leaves, stored_shapes
 from focalnet_jax.train.state import TrainState
 
 PyTree = Any
@@ -22,13 +27,26 @@ class Checkpoints:
     Args:
       workdir: of the run.
       keep: how many of the newest to keep.
+      best_metric: such as `test/top1`: the checkpoint that is best by it is kept, too;
+        the least of a loss, the greatest of anything else.
     """
 
-    def __init__(self, workdir: epath.Path, *, keep: int):
+    def __init__(self, workdir: epath.Path, *, keep: int, best_metric: str | None = None):
+        self._best_metric = best_metric
+        policies = [LatestN(keep)]
+        if best_metric:
+            best = BestN(
+                get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
+            )
+            policies.append(best)
         self._manager = ocp.CheckpointManager(
             workdir / CHECKPOINTS,
-            item_names=("params", "optimizer"),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+            item_names=("params", "ema", "optimizer"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy(policies),
+                best_fn=self._score if best_metric else None,  # has metrics stored
+                cleanup_tmp_directories=True,  # which a killed run has left
+            ),
         )
 
     def __enter__(self):
@@ -42,28 +60,125 @@ class Checkpoints:
         """The step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState) -> None:
-        """Starts to save; returns when the arrays may be donated."""
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Whether no checkpoint has a better value of `best_metric`."""
+        if not self._best_metric or self._best_metric not in metrics:
+            return False
+        saved = [self._manager.metrics(step) for step in self._manager.all_steps()]
+        return self._score(metrics) > max(map(self._score, saved), default=-math.inf)
+
+    def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Starts to save; returns when the arrays may be donated.
+
+        Args:
+          state: after a step.
+          metrics: of that step.
+
+        Raises:
+          SetupError: this or the last one can't be written.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        optimizer = {"step": state.step, "opt_state": state.opt_state}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(optimizer),
-            ),
-        )
+        items = {name: ocp.args.StandardSave(item) for name, item in _items(state)}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(**items),
+                metrics=dict(metrics) or None,
+                force=True,  # whether to save isn't its decision
+            )
+        except Exception as error:  # Orbax and its store raise all kinds
+            raise self._failure(error) from error
+
+    def wait(self) -> None:
+        """Returns when what was saved is whole.
+
+        Raises:
+          SetupError: it can't be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failure(error) from error
 
     def restore(self, abstract_state: TrainState) -> TrainState:
-        """The newest checkpoint, on the devices that `abstract_state` names."""
-        optimizer = {"step": abstract_state.step, "opt_state": abstract_state.opt_state}
-        restored = self._manager.restore(
-            self.newest_step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract_state.params),
-                optimizer=ocp.args.StandardRestore(optimizer),
-            ),
+        """The newest checkpoint, on the devices that `abstract_state` names.
+
+        A run that has had no average of its parameters starts it from them.
+
+        Raises:
+          SetupError: it is damaged, or of another optimiser.
+        """
+        step = self.newest_step
+        directory = self._manager.directory / str(step)
+        wanted = dict(_items(abstract_state))
+        starts_average = "ema" in wanted and not (directory / "ema").exists()
+        if starts_average:
+            wanted["ema"] = wanted["params"]
+        stored = {name: name for name in wanted} | (
+            {"ema": "params"} if starts_average else {}
         )
-        return TrainState(params=restored.params, **restored.optimizer)
+        try:
+            _check_same_optimizer(directory / "optimizer", wanted["optimizer"])
+            with ocp.StandardCheckpointer() as checkpointer:
+                items = {
+                    name: checkpointer.restore(directory / stored[name], item)
+                    for name, item in wanted.items()
+                }
+        except SetupError:
+            raise
+        except Exception as error:
+            older = [s for s in sorted(self._manager.all_steps()) if s < step]
+            start = f"step {older[-1]:,}" if older else "the start"
+            raise SetupError(
+                f"the newest checkpoint is damaged: {directory}: {_reason(error)}\n"
+                f"To go on from {start}, move that directory away"
+            ) from error
+        return TrainState(
+            params=items["params"], ema_params=items.get("ema"), **items["optimizer"]
+        )
+
+    def _score(self, metrics: Mapping[str, float] | None) -> float:
+        value = (metrics or {}).get(self._best_metric)
+        if value is None:
+            return -math.inf
+        return -value if self._best_metric.endswith("loss") else value
+
+    def _failure(self, error: Exception) -> SetupError:
+        kept = "there is no checkpoint"
+        if self.newest_step is not None:
+            kept = f"the newest checkpoint is of step {self.newest_step:,}"
+        return SetupError(
+            f"a checkpoint could not be written to {self._manager.directory}: "
+            f"{_reason(error)}; {kept}"
+        )
+
+
+def _items(state: TrainState) -> list[tuple[str, PyTree]]:
+    optimizer = {"step": state.step, "opt_state": state.opt_state}
+    items = [("params", state.params), ("optimizer", optimizer)]
+    return items + ([("ema", state.ema_params)] if state.ema_params is not None else [])
+
+
+def _check_same_optimizer(directory: epath.Path, expected: PyTree) -> None:
+    stored = stored_shapes(directory)
+    wanted = {name: tuple(leaf.shape) for name, leaf in named_leaves(expected).items()}
+    if stored != wanted:
+        differing = sorted(
+            name
+            for name in stored.keys() | wanted.keys()
+            if stored.get(name) != wanted.get(name)
+        )
+        raise SetupError(
+            f"{directory} is the state of another optimiser; it differs in "
+            f"{len(differing):,} arrays, such as {differing[0]}. Set frozen, clip_norm, "
+            "layer_decay and learning_rate_factors as they were, or start a new run from "
+            "its parameters: --config.init_from and another --workdir"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """The first line that says something."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:300]

@@ -82,7 +82,7 @@ class Report:
       activation_bytes: of a device, all that the step needs beside its arguments; None
         if the compiler gave up.
       multiply_adds: of a forward pass of one image.
-      step_seconds: estimated; None if it doesn't fit.
+      step_seconds: estimated; None if it doesn't fit, or has loops of unknown length.
       collectives: by kind, how many and the bytes that they give a device.
       compile_seconds: that compilation took here.
       problem: in the compiler's words, if it doesn't fit.
@@ -135,6 +135,9 @@ class Report:
                 f"{self.model_flops_utilization:.1%} MFU; operations one after the "
                 "other, collectives free"
             )
+        elif self.fits:
+            lines.append("no estimate of the time: a loop's length is not to be seen")
+        if self.fits:
             kinds = [
                 f"{count} {kind} of {_gb(size)}"
                 for kind, (count, size) in self.collectives.items()
@@ -189,7 +192,7 @@ def compile_for(config: ConfigDict, slice_name: str) -> Report:
             compiled.memory_analysis().temp_size_in_bytes if compiled else None
         ),
         multiply_adds=count_multiply_adds(program.model, config.data.image_size),
-        step_seconds=cycles / chip.clock if compiled else None,
+        step_seconds=cycles / chip.clock if compiled and cycles else None,
         collectives=collectives,
         compile_seconds=seconds,
         problem=problem,
@@ -236,13 +239,12 @@ def _bytes_of_a_device(abstract: Any) -> int:
     )
 
 
-def analyse(text: str) -> tuple[int, dict[str, tuple[int, int]]]:
+def analyse(text: str) -> tuple[int | None, dict[str, tuple[int, int]]]:
     """Reads the program of a device, as the TPU compiler prints it.
 
     Returns:
-      estimated cycles, of everything that the entry computation does, loops as often as
-      the compiler knows that they run and else once; and collectives by kind: how many
-      there are, and the bytes of their results.
+      estimated cycles of a run, None if a loop's length is not to be seen; and
+      collectives by kind: how many a run has, and the bytes of their results.
     """
     bodies = collections.defaultdict(list)
     entry = current = None
@@ -253,28 +255,46 @@ def analyse(text: str) -> tuple[int, dict[str, tuple[int, int]]]:
         elif current:
             bodies[current].append(line)
 
-    def cycles_of(name: str) -> int:
-        total = 0
-        for line in bodies[name]:
-            if found := re.search(r'"estimated_cycles":"(\d+)"', line):
-                total += int(found[1])
-            elif loop := re.search(r" while\(.*body=%?([\w.\-]+)", line):
-                count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-                total += int(count[1] if count else 1) * cycles_of(loop[1])
-        return total
-
+    cycles, is_known = 0, True
     collectives = collections.defaultdict(lambda: [0, 0])
     pattern = rf"= (.*?) ({'|'.join(_COLLECTIVES)})(-start)?\("
-    for line in text.splitlines():
-        if found := re.search(pattern, line):
-            result, kind, is_start = found.groups()
-            sizes = [*map(_shape_bytes, re.findall(r"(\w+)\[([\d,]*)\]", result))]
-            # A start's result holds what goes in, too.
-            size = sizes[1] if is_start and len(sizes) > 1 else sum(sizes)
-            collectives[kind][0] += 1
-            collectives[kind][1] += size
+
+    def visit(name: str, times: int) -> None:
+        nonlocal cycles, is_known
+        for line in bodies[name]:
+            if found := re.search(r'"estimated_cycles":"(\d+)"', line):
+                cycles += times * int(found[1])
+            elif loop := re.search(
+                r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line
+            ):
+                count = _trip_count(bodies[loop[1]])
+                is_known &= count is not None
+                visit(loop[2], times * (count or 1))
+            elif called := re.search(r" async-start\(.*calls=%?([\w.\-]+)", line):
+                visit(called[1], times)
+            if found := re.search(pattern, line):
+                result, kind, is_start = found.groups()
+                shapes = re.findall(r"(\w+)\[([\d,]*)\]", result)
+                sizes = [*map(_shape_bytes, shapes)]
+                # A start's result holds what goes in, too.
+                size = sizes[1] if is_start and len(sizes) > 1 else sum(sizes)
+                collectives[kind][0] += times
+                collectives[kind][1] += times * size
+
+    if entry:
+        visit(entry, 1)
     totals = {kind: tuple(total) for kind, total in sorted(collectives.items())}
-    return cycles_of(entry) if entry else 0, totals
+    return cycles if is_known else None, totals
+
+
+def _trip_count(condition: list[str]) -> int | None:
+    """Of a loop that counts from 0, as those of `scan`, the constant it counts to."""
+    text = "\n".join(condition)
+    root = re.search(r"ROOT .* compare\(%\S+, %(\S+)\), direction=LT", text)
+    bound = root and re.search(
+        rf"%{re.escape(root[1])} = s32\[\]\S* constant\((\d+)\)", text
+    )
+    return int(bound[1]) if bound else None
 
 
 def _shape_bytes(shape: tuple[str, str]) -> int:

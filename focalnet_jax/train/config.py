@@ -28,6 +28,10 @@ from focalnet_jax.models.variants import ENCODER_OPTIONS
 from focalnet_jax.train.augment import ERASING_MODES, Mixing, RandomErasing
 
 WEIGHT_DECAY_MASKS = ("nominal", "none")
+BEST_METRICS = (
+    *("test/top1", "test/top5", "test/loss"),
+    *("test_ema/top1", "test_ema/top5", "test_ema/loss"),  # with ema_decay
+)
 
 
 def default_config() -> ConfigDict:
@@ -56,6 +60,12 @@ def default_config() -> ConfigDict:
     config.weight_decay_mask = "nominal"  # matrices and kernels; "none": no parameter
     config.clip_norm = 5.0  # greatest global norm of the gradient; 0: unlimited
     config.label_smoothing = 0.1
+    # Decay of the average of parameters that is evaluated beside them, such as 0.9999;
+    # 0: no average.
+    config.ema_decay = 0.0
+    # Steps whose loss, gradient or weights are not finite leave everything as it was, and
+    # one more than this stops the run.
+    config.max_nonfinite_steps = 0
     # Parts that a batch is taken in, one after the other: less memory, the same step.
     config.accumulate_steps = 1
 
@@ -121,7 +131,11 @@ def default_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000  # the last step is always kept
+    # If set, also at the next logged step when so many minutes have passed.
+    config.checkpoint.every_minutes = config_dict.placeholder(float)
     config.checkpoint.keep = 2  # the newest ones
+    # If set, one of BEST_METRICS: the checkpoint that is best by it is kept, too.
+    config.checkpoint.best_metric = config_dict.placeholder(str)
 
     config.evaluate_every_steps = 5000  # and at the end
     config.log_every_steps = 50
@@ -162,6 +176,8 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
         "clip_norm": 0,
         "label_smoothing": 0,
         "accumulate_steps": 1,
+        "ema_decay": 0,
+        "max_nonfinite_steps": 0,
         "layer_decay": 0,
         "mixup_alpha": 0,
         "cutmix_alpha": 0,
@@ -174,6 +190,7 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
         "mesh.fsdp": 1,
         "mesh.spatial": 1,
         "checkpoint.every_steps": 1,
+        "checkpoint.every_minutes": 0,
         "checkpoint.keep": 1,
         "evaluate_every_steps": 1,
         "log_every_steps": 1,
@@ -184,7 +201,7 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
             raise SetupError(f"{field}={value!r} is below {least}")
     if config.mesh.data < 1 and config.mesh.data != -1:
         raise SetupError(f"mesh.data={config.mesh.data} is neither -1 nor above 0")
-    for field in ("label_smoothing", "adam_b1", "adam_b2"):
+    for field in ("label_smoothing", "adam_b1", "adam_b2", "ema_decay"):
         if not config[field] < 1:
             raise SetupError(f"{field}={config[field]} is not below 1")
     for field in ("mixup_alpha", "cutmix_alpha"):
@@ -217,6 +234,10 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
     _check_choice(config, "data.interpolation", (*INTERPOLATIONS, "random"))
     _check_choice(config, "data.eval_interpolation", INTERPOLATIONS)
     _check_choice(config, "data.pixels", PIXELS)
+    if best := config.checkpoint.best_metric:
+        _check_choice(config, "checkpoint.best_metric", BEST_METRICS)
+        if best.startswith("test_ema/") and not config.ema_decay:
+            raise SetupError(f"checkpoint.best_metric={best!r} needs ema_decay above 0")
     train_transform_of(config)
     _check_choice(config, "model.name", list_models())
     model = model_of(config)

@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
@@ -49,11 +51,13 @@ from focalnet_jax.train.config import (
     total_steps,
     train_transform_of,
 )
+from focalnet_jax.train.divergence import NonFiniteSteps
 from focalnet_jax.train.feed import DeviceFeed
 from focalnet_jax.train.metrics import MetricsWriter
-from focalnet_jax.train.program import make_program, mesh_of
+from focalnet_jax.train.preemption import Preemption
+from focalnet_jax.train.program import Program, make_program, mesh_of
 from focalnet_jax.train.progress import Progress
-from focalnet_jax.train.state import initial_state
+from focalnet_jax.train.state import TrainState, initial_state
 from focalnet_jax.train.step import make_predict
 
 
@@ -89,35 +93,16 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
-            Checkpoints(workdir, keep=config.checkpoint.keep)
+            Checkpoints(
+                workdir,
+                keep=config.checkpoint.keep,
+                best_metric=config.checkpoint.best_metric,
+            )
         )
-        # The order of what a run starts from:
-        # 1. the newest checkpoint in its workdir,
-        # 2. the parameters that `init_from` names, with a new optimiser,
-        # 3. new parameters.
         if checkpoints.newest_step is not None:
             check_same_model(workdir, program.model)
             _check_same_classes(workdir, train_source)
-            state = checkpoints.restore(program.abstract_state)
-            origin = f"resuming after step {int(state.step):,}"
-            changes = files.changed_fields(workdir, config)
-            origin += "".join(f"\n  with {change}" for change in changes)
-        elif init_from is not None:
-            state = program.init()
-            differences = model_differences(init_from.parent, program.model)
-            try:
-                params = load_params(init_from, program.abstract_state.params)
-            except SetupError as error:
-                if not differences:
-                    raise
-                lines = "\n  ".join(["set these fields as there:", *differences])
-                raise SetupError(f"{error}\n{lines}") from error
-            state = dataclasses.replace(state, params=params)
-            origin = f"starting from {init_from}"
-            origin += "".join(f"\n  but with {change}" for change in differences)
-        else:
-            state = program.init()
-            origin = "starting anew"
+        state, origin = _start(config, workdir, program, checkpoints, init_from)
         first_step = int(state.step)
 
         progress = stack.enter_context(
@@ -132,7 +117,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         )
         if first_step >= steps:
             progress.say(f"the run is finished: step {first_step:,} of {steps:,}")
-            return evaluation(state.params, progress)
+            return evaluation(state.params, state.ema_params, progress)
         progress.say(origin)
         if config.model.num_classes > (train_source.num_classes or math.inf):
             progress.say(
@@ -155,39 +140,130 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
                 bad_records=bad_records,
             )
         )
-        measured = ()
+        preemption = stack.enter_context(Preemption())
+        nonfinite = NonFiniteSteps(
+            config.max_nonfinite_steps,
+            say=progress.say,
+            newest_checkpoint=lambda: checkpoints.newest_step,
+        )
+        save_clock = _SaveClock(config.checkpoint.every_minutes)
+        measured = metrics = {}
         for step in range(first_step + 1, steps + 1):
-            batch, before = feed.next(busy_with=measured), measured
+            batch = feed.next(busy_with=measured)
             state, measured = program.train_step(state, batch)
-            jax.block_until_ready(before)  # two steps are under way, not all there are
+            nonfinite.add(step, measured)
+            is_last = step == steps
+            ends_early = preemption.reached(step) and not is_last
+            logs = is_last or step % config.log_every_steps == 0
+            evaluates = is_last or step % config.evaluate_every_steps == 0
 
             # The order within a step is fixed: log, evaluate, write, save. So what
-            # stands in a checkpoint has its metrics on disk.
-            is_last = step == steps
+            # stands in a checkpoint has its metrics on disk. Only where time may run out
+            # the checkpoint comes first.
+            if ends_early:
+                nonfinite.look_at_all()
+                checkpoints.save(state, {})
+                checkpoints.wait()
+                progress.say(
+                    f"told to end: saved step {step:,} of {steps:,}; the same command "
+                    "goes on from there"
+                )
             metrics = {}
-            if is_last or step % config.log_every_steps == 0:
-                metrics = {f"train/{k}": v.item() for k, v in measured.items()}
-                _check_finite(metrics["train/loss"], step, checkpoints.newest_step)
+            if logs:
+                nonfinite.look_at_all()
+                values = {name: value.item() for name, value in measured.items()}
+                metrics = {
+                    f"train/{name}": value
+                    for name, value in values.items()
+                    if math.isfinite(value)
+                }
                 metrics["train/learning_rate"] = float(program.schedule(step - 1))
-                metrics |= progress.update(step, metrics["train/loss"], feed.waited)
+                metrics |= progress.update(step, values["loss"], feed.waited)
                 metrics |= _count("train", bad_records)
-            if is_last or step % config.evaluate_every_steps == 0:
-                metrics |= evaluation(state.params, progress)
+                if config.max_nonfinite_steps:
+                    metrics["train/nonfinite_steps"] = nonfinite.count
+            if evaluates:
+                metrics |= evaluation(state.params, state.ema_params, progress)
                 progress.restart_clock(step, feed.waited)
             if metrics:
                 writer.write(step, metrics)
-            if is_last or step % config.checkpoint.every_steps == 0:
-                _check_finite(measured["loss"].item(), step, checkpoints.newest_step)
-                checkpoints.save(state)
+            if ends_early:
+                break
+            if (
+                is_last
+                or step % config.checkpoint.every_steps == 0
+                or (logs and save_clock.is_due())
+                or (evaluates and checkpoints.is_best(metrics))
+            ):
+                nonfinite.look_at_all()
+                checkpoints.save(state, metrics)
+                save_clock.restart()
             if step == first_step + 1:  # compilation is not part of the speed
                 jax.block_until_ready(state)
                 progress.restart_clock(step, feed.waited)
-        progress.say(f"finished: step {steps:,} of {steps:,}")
+        else:
+            checkpoints.wait()
+            progress.say(f"finished: step {steps:,} of {steps:,}")
         return metrics
+
+
+def _start(
+    config: ConfigDict,
+    workdir: epath.Path,
+    program: Program,
+    checkpoints: Checkpoints,
+    init_from: epath.Path | None,
+) -> tuple[TrainState, str]:
+    """What a run starts from, and what to say of it. In this order:
+
+    1. the newest checkpoint in its workdir,
+    2. the parameters that `init_from` names, with a new optimiser,
+    3. new parameters.
+    """
+    if checkpoints.newest_step is not None:
+        state = checkpoints.restore(program.abstract_state)
+        origin = f"resuming after step {int(state.step):,}"
+        changes = files.changed_fields(workdir, config)
+        return state, origin + "".join(f"\n  with {change}" for change in changes)
+
+    state = program.init()
+    if init_from is None:
+        return state, "starting anew"
+    differences = model_differences(init_from.parent, program.model)
+    try:
+        params = load_params(init_from, program.abstract_state.params)
+    except SetupError as error:
+        if not differences:
+            raise
+        lines = "\n  ".join(["set these fields as there:", *differences])
+        raise SetupError(f"{error}\n{lines}") from error
+    ema_params = jax.tree.map(jnp.copy, params) if config.ema_decay else None
+    state = dataclasses.replace(state, params=params, ema_params=ema_params)
+    origin = f"starting from {init_from}"
+    return state, origin + "".join(f"\n  but with {change}" for change in differences)
+
+
+class _SaveClock:
+    """Whether minutes have passed since it was started, on the first process's clock."""
+
+    def __init__(self, minutes: float | None):
+        self._minutes = minutes
+        self.restart()
+
+    def restart(self) -> None:
+        self._start = time.monotonic()
+
+    def is_due(self) -> bool:
+        if self._minutes is None:
+            return False
+        is_due = time.monotonic() - self._start >= 60 * self._minutes
+        return bool(multihost_utils.broadcast_one_to_all(np.bool_(is_due)))
 
 
 def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     """Evaluates the newest checkpoint in `workdir`, or else `config.init_from`.
+
+    And beside its parameters their average, where it has one.
 
     Args:
       config: from `check_config`.
@@ -221,9 +297,12 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     )
     abstract_params = sharding.abstract_with_shardings(jax.eval_shape(init), mesh).params
     params = load_params(path, abstract_params)
+    ema_params = None
+    if (path.parent / "ema").exists() and path.name == "params":
+        ema_params = load_params(path.parent / "ema", abstract_params)
     with Progress(first_step=0, total_steps=0, batch_size=0) as progress:
         progress.say(f"evaluating {path.parent}")
-        return evaluation(params, progress)
+        return evaluation(params, ema_params, progress)
 
 
 def _open_source(config: ConfigDict, split: str) -> Source:
@@ -313,8 +392,11 @@ def _feed(
 
 def _make_evaluation(
     config: ConfigDict, model: FocalNet, source: Source, mesh: Mesh
-) -> Callable[[Any, Progress], dict[str, float]]:
-    """Makes a function that evaluates parameters, shows the metrics and returns them."""
+) -> Callable[[Any, Any, Progress], dict[str, float]]:
+    """Makes a function that evaluates parameters, shows the metrics and returns them.
+
+    Their average comes second; None: there is none.
+    """
     transform = EvalTransform(
         config.data.image_size,
         crop=config.data.eval_crop,
@@ -335,10 +417,21 @@ def _make_evaluation(
     predict = make_predict(model, mean=config.data.mean, std=config.data.std, mesh=mesh)
     classification = Classification(predict, make_batches, subset=source.subset)
 
-    def evaluate_params(params: Any, progress: Progress) -> dict[str, float]:
-        metrics = dict(classification.run(params)) | _count("test", bad_records)
+    def evaluate_params(
+        params: Any, ema_params: Any, progress: Progress
+    ) -> dict[str, float]:
         among = f", among {len(source.subset):,} classes" if source.subset else ""
-        progress.say(f"test: {_spelt_out(metrics)}{among}")
+        metrics = {}
+        for name, label, values in (
+            ("test", "test", params),
+            ("test_ema", "test of the average", ema_params),
+        ):
+            if values is not None:
+                found = dict(classification.run(values, name=name))
+                found |= _count(name, bad_records)
+                metrics |= found
+                shown = {k.removeprefix(f"{name}/"): v for k, v in found.items()}
+                progress.say(f"{label}: {_spelt_out(shown)}{among}")
         return metrics
 
     return evaluate_params
@@ -347,12 +440,12 @@ def _make_evaluation(
 def _spelt_out(metrics: dict[str, float]) -> str:
     formats = {"top1": "top-1 {:.2%}", "top5": "top-5 {:.2%}", "loss": "loss {:.3f}"}
     shown = [
-        text.format(metrics[f"test/{name}"])
+        text.format(metrics[name])
         for name, text in formats.items()
-        if f"test/{name}" in metrics  # sets of labels have top-1 alone
+        if name in metrics  # sets of labels have top-1 alone
     ]
-    count = f"{metrics['test/examples']:,} images"
-    if unusable := metrics.get("test/bad_records"):
+    count = f"{metrics['examples']:,} images"
+    if unusable := metrics.get("bad_records"):
         count += f", {unusable:,} unusable"
     return f"{', '.join(shown) or 'nothing'} over {count}"
 
@@ -379,17 +472,3 @@ def _count(name: str, bad_records: BadRecords) -> dict[str, int]:
     met[: len(indices)] = indices
     all_met = np.unique(multihost_utils.process_allgather(met))
     return {f"{name}/bad_records": int((all_met >= 0).sum())}
-
-
-def _check_finite(loss: float, step: int, newest_step: int | None) -> None:
-    """Stops a run that has diverged, before its state replaces an earlier checkpoint."""
-    if not math.isfinite(loss):
-        kept = (
-            "there is no checkpoint"
-            if newest_step is None
-            else (f"the newest checkpoint is of step {newest_step:,}")
-        )
-        raise SetupError(
-            f"the loss of step {step:,} is {loss}; {kept}. A lower learning_rate, a "
-            "longer warmup or a smaller clip_norm may help"
-        )

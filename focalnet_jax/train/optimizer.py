@@ -12,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.saved_params import named_leaves
 from focalnet_jax.train.config import steps_of_epochs, total_steps
 from focalnet_jax.train.schedule import warmup_cosine
 
@@ -102,7 +103,7 @@ def rate_factors(
       factors: patterns of names, and what comes on top for the parameters that they
         match; of several that match, all.
     """
-    names = [name for name, _ in _named(params)]
+    names = [*named_leaves(params)]
     blocks = sorted(
         {tuple(map(int, found.groups())) for name in names if (found := _in_block(name))}
     )
@@ -136,7 +137,7 @@ def matches(params: PyTree, patterns: tuple[str, ...], *, field: str) -> PyTree:
     Raises:
       SetupError: a pattern that no name begins with.
     """
-    names = [name for name, _ in _named(params)]
+    names = [*named_leaves(params)]
     for pattern in patterns:
         if not any(re.match(pattern, name) for name in names):
             parts = {"/".join(n.split("/")[:i]) for n in names for i in range(1, 4)}
@@ -153,11 +154,6 @@ def matches(params: PyTree, patterns: tuple[str, ...], *, field: str) -> PyTree:
 
 def _in_block(name: str) -> re.Match | None:
     return re.match(r"layers_(\d+)/blocks_(\d+)/", name)
-
-
-def _named(tree: PyTree) -> list[tuple[str, Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(_name(path), leaf) for path, leaf in leaves]
 
 
 def _name(path) -> str:

@@ -51,7 +51,12 @@ def make_program(config: ConfigDict, mesh: Mesh, *, num_examples: int) -> Progra
     optimizer = make_optimizer(config, schedule)
     image_size = config.data.image_size
     init = functools.partial(
-        initial_state, model, optimizer, image_size=image_size, seed=config.seed
+        initial_state,
+        model,
+        optimizer,
+        image_size=image_size,
+        seed=config.seed,
+        ema=bool(config.ema_decay),
     )
     abstract_state = sharding.abstract_with_shardings(jax.eval_shape(init), mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
@@ -62,6 +67,7 @@ def make_program(config: ConfigDict, mesh: Mesh, *, num_examples: int) -> Progra
         std=config.data.std,
         label_smoothing=config.label_smoothing,
         accumulate_steps=config.accumulate_steps,
+        ema_decay=config.ema_decay,
         seed=config.seed,
         mesh=mesh,
         erasing=erasing_of(config),

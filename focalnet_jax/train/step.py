@@ -39,14 +39,16 @@ def make_train_step(
     seed: int,
     mesh: Mesh | None = None,
     accumulate_steps: int = 1,
+    ema_decay: float = 0.0,
     erasing: RandomErasing | None = None,
     mixing: Mixing | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Makes the function that a run repeats; jit it with shardings.
 
     It takes the state, and a batch with `image`, uint8 `[b, h, w, 3]`, and `label`,
-    `[b]`. It returns the next state, and `loss` and `gradient_norm` (before clipping),
-    float32 scalars. Its randomness depends on `seed` and the state's step alone.
+    `[b]`. It returns the next state, and `loss`, `gradient_norm` (before clipping) and
+    `weight_norm` (after the step), scalars. If one of these is not finite, nothing but
+    counts of steps changes. Its randomness depends on `seed` and the state's step alone.
 
     Args:
       model: with a head.
@@ -57,6 +59,8 @@ def make_train_step(
       mesh: the devices that maps are split over; None: wherever the images lie.
       accumulate_steps: parts that the batch is taken in, one after the other. Without
         dropout and stochastic depth nothing but rounding depends on it.
+      ema_decay: of the average of parameters that the state then holds, see
+        `moving_average`; 0 for none.
       erasing: applied to the normalised images, if given.
       mixing: applied after it to images and labels, if given.
     """
@@ -98,8 +102,17 @@ def make_train_step(
         chex.assert_trees_all_equal_shapes_and_dtypes(gradients, state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        ema_params = state.ema_params
+        if ema_decay:
+            ema_params = moving_average(ema_params, params, state.step, decay=ema_decay)
+        metrics = {
+            "loss": loss,
+            "gradient_norm": optax.tree.norm(gradients),
+            "weight_norm": optax.tree.norm(params),
+        }
+        is_finite = jnp.isfinite(jnp.stack([*metrics.values()])).all()
+        new = TrainState(state.step + 1, params, opt_state, ema_params)
+        return _replace_if(is_finite, state, new), metrics
 
     return train_step
 
@@ -120,6 +133,28 @@ def _mean_over_parts(function, batch: PyTree, count: int) -> PyTree:
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
     total, _ = jax.lax.scan(add, zeros, parts)
     return jax.tree.map(lambda leaf: leaf / count, total)
+
+
+def moving_average(
+    average: PyTree, params: PyTree, step: jax.Array, *, decay: float
+) -> PyTree:
+    """The exponential moving average of parameters after the step of that number.
+
+    In the first steps it forgets faster, by (1 + step) / (10 + step), so that it isn't
+    long about where training has begun: as TensorFlow's, and timm's with `use_warmup`.
+    """
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return optax.incremental_update(params, average, 1 - decay)
+
+
+def _replace_if(condition: jax.Array, old: PyTree, new: PyTree) -> PyTree:
+    """Counts go on all the same: so the schedule stays with the step."""
+
+    def choose(old, new):
+        is_count = jnp.issubdtype(new.dtype, jnp.integer)
+        return new if is_count else jnp.where(condition, new, old)
+
+    return jax.tree.map(choose, old, new)
 
 
 def make_predict(

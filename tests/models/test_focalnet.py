@@ -117,7 +117,11 @@ def test_variants_of_the_same_computation_agree(options):
         return jax.jit(jax.grad(loss, has_aux=True))(params)
 
     gradients, outputs = loss_and_gradients(reference)
-    for implementation, remat in [("shifted", False), ("auto", True)]:
+    for implementation, remat in [
+        ("shifted", "none"),
+        ("auto", "full"),
+        ("auto", "dots"),
+    ]:
         encoder = reference.encoder.clone(implementation=implementation, remat=remat)
         model = reference.clone(encoder=encoder)
         shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
@@ -126,6 +130,63 @@ def test_variants_of_the_same_computation_agree(options):
         # float64 rounding through a few layers.
         assert_trees_close(other_outputs, outputs, 1e-12)
         assert_trees_close(other_gradients, gradients, 1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("remat", "depths", "train"),
+    # In training of the two blocks the last is dropped and the first never.
+    [("none", (3, 2), False), ("full", (3, 2), False), ("dots", (2,), True)],
+)
+def test_scanned_blocks_compute_the_same(remat, depths, train):
+    options = EVERY_OPTION | dict(dtype="float64", param_dtype="float64")
+    plain = make_tiny(**options, drop_path_rate=1 - 1e-9)
+    plain = plain.clone(encoder=plain.encoder.clone(depths=depths))
+    scanned = plain.clone(encoder=plain.encoder.clone(scan=True, remat=remat))
+    images = random_images(dtype=jnp.float64)
+    params = random_params(plain, images)
+    shapes = jax.eval_shape(scanned.init, jax.random.key(0), images)["params"]
+    assert jax.tree.structure(shapes) == jax.tree.structure(params)
+
+    def loss_and_gradients(model):
+        def loss(params):
+            rngs = {"drop_path": jax.random.key(2)}
+            variables = {"params": params}
+            logits, outputs = model.apply(variables, images, train=train, rngs=rngs)
+            return (logits**2).sum(), outputs
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    gradients, outputs = loss_and_gradients(plain)
+    other_gradients, other_outputs = loss_and_gradients(scanned)
+    # float64 rounding through a few layers.
+    assert_trees_close(other_outputs, outputs, 1e-12)
+    assert_trees_close(other_gradients, gradients, 1e-10)
+
+
+def test_scanned_blocks_drop_at_their_own_rates():
+    """Of 3 blocks with rates 0, 1/4 and 1/2, and other draws in each."""
+    model = make_tiny(
+        depths=(3,), focal_levels=(1,), focal_windows=(3,), scan=True, drop_path_rate=0.5
+    )
+    images = jnp.tile(random_images()[:1], (512, 1, 1, 1))
+    params = random_params(model, images)
+    _, outputs = jax.jit(
+        lambda params: model.apply(
+            {"params": params}, images, train=True, rngs={"drop_path": jax.random.key(0)}
+        )
+    )(params)
+    assert (outputs["stage0/block0"] == outputs["stage0/block0"][0]).all()
+    unchanged = [
+        (outputs[f"stage0/block{i}"] == outputs[f"stage0/block{i - 1}"]).all((1, 2, 3))
+        for i in (1, 2)
+    ]
+    shares = [share.mean() for share in unchanged]
+    # Both branches of a block: the rate's square; 5 standard deviations of 512 draws.
+    assert shares[0] == pytest.approx(1 / 16, abs=0.054)
+    assert shares[1] == pytest.approx(1 / 4, abs=0.096)
+    # 1/64 if they are independent, 1/16 with the same draws in both.
+    assert (unchanged[0] & unchanged[1]).mean() < 0.045
 
 
 def test_sizes_that_do_not_divide_are_floored_or_padded():

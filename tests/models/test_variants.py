@@ -92,11 +92,11 @@ def test_multiply_adds_count_the_overlap_of_the_embeddings():
 def test_multiply_adds_do_not_depend_on_the_implementation():
     counts = {
         count_multiply_adds(
-            create_model("focalnet_tiny_srf", implementation=implementation, remat=remat),
+            create_model("focalnet_tiny_srf", implementation=implementation, **options),
             (64, 96),
         )
         for implementation in ("auto", "lax", "shifted")
-        for remat in (False, True)
+        for options in ({}, {"remat": "full"}, {"scan": True})
     }
     assert len(counts) == 1
 

@@ -8,6 +8,17 @@ from focalnet_jax.train import check_config, compile_for, default_config
 PROGRAM = """\
 %body.1 (x: f32[2]) -> f32[2] {
   %fusion.1 = f32[2]{0} fusion(%x), backend_config={"estimated_cycles":"7"}
+  %all-reduce.2 = f32[]{:T(128)} all-reduce(%y), to_apply=%add
+}
+
+%condition.1 (x: (s32[], f32[2])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(3)
+  %element.2 = s32[]{:T(128)} get-tuple-element(%x), index=0
+  ROOT %lt.3 = pred[]{:T(512)} compare(%element.2, %constant.1), direction=LT, metadata={}
+}
+
+%async.2 (x: f32[2]) -> f32[2] {
+  %all-gather.1 = f32[2]{0} all-gather(%x), dimensions={0}
 }
 
 %unused.2 (x: f32[2]) -> f32[2] {
@@ -16,8 +27,8 @@ PROGRAM = """\
 
 ENTRY %main.3_spmd (x: f32[2]) -> f32[2] {
   %fusion.3 = f32[2]{0} fusion(%x), backend_config={"estimated_cycles":"100"}
-  %while.4 = f32[2]{0} while(%x), condition=%c, body=%body.1, \
-backend_config={"known_trip_count":{"n":"3"}}
+  %while.4 = (s32[], f32[2]{0}) while(%x), condition=%condition.1, body=%body.1
+  %start.4 = ((f32[2]), f32[2]) async-start(%x), calls=%async.2
   %all-gather.5 = bf16[4,3]{1,0:T(8,128)(2,1)} all-gather(%x), dimensions={0}
   %all-reduce.6 = (f32[2]{0:T(128)}, /*index=1*/f32[]) all-reduce(%x, %x), to_apply=%add
   %permute.7 = (f32[2]{0}, f32[2]{0}, u32[], u32[]) collective-permute-start(%x)
@@ -48,16 +59,22 @@ def test_cycles_and_collectives_are_read_off_the_program():
     cycles, collectives = compile_for.analyse(PROGRAM)
     assert cycles == 100 + 3 * 7 + 20
     assert collectives == {
-        "all-gather": (1, 24),
-        "all-reduce": (1, 12),
+        "all-gather": (2, 24 + 8),
+        "all-reduce": (1 + 3, 12 + 3 * 4),
         "collective-permute": (1, 8),
     }
+
+
+def test_loops_of_unknown_length_leave_no_estimate():
+    cycles, collectives = compile_for.analyse(PROGRAM.replace("constant(3)", "copy(%x)"))
+    assert cycles is None
+    assert collectives["all-reduce"] == (2, 16)
 
 
 def test_the_training_step_for_a_slice():
     """One test, for there is one compiler to a machine."""
     pytest.importorskip("libtpu", reason="it is the compiler")
-    config = tiny_config(mesh=dict(data=2, fsdp=2))
+    config = tiny_config(mesh=dict(data=2, fsdp=2), model=dict(depths=(2,), scan=True))
     report = compile_for.compile_for(config, "v5e:2x2")
     assert report.fits
     assert report.chips == 4

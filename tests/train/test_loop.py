@@ -1,8 +1,12 @@
 """Runs: their files, their resumption to the bit, their evaluation."""
 
+import itertools
 import json
+import pathlib
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -10,9 +14,11 @@ from etils import epath
 from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import focalnet_jax
 from focalnet_jax.errors import SetupError
 from focalnet_jax.saved_params import newest_params_path
-from focalnet_jax.train import check_config, evaluate, loop, train
+from focalnet_jax.train import check_config, evaluate, loop, step, train
+from focalnet_jax.train.losses import cross_entropy
 from focalnet_jax.train.metrics import MetricsWriter
 
 SPEEDS = ("train/images_per_second", "train/input_wait")
@@ -27,7 +33,9 @@ def stored_arrays(workdir, step):
     import orbax.checkpoint as ocp
 
     arrays = {}
-    for item in ("params", "optimizer"):
+    for item in ("params", "ema", "optimizer"):
+        if not (workdir / "checkpoints" / str(step) / item).exists():
+            continue
         with ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.restore(workdir / "checkpoints" / str(step) / item)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -78,6 +86,7 @@ def test_resumed_run_is_the_unbroken_one_bit_for_bit(
     tiny_config.data.color_jitter = 0.4
     tiny_config.random_erasing = 0.5
     tiny_config.mixup_alpha, tiny_config.cutmix_alpha = 0.8, 1.0
+    tiny_config.ema_decay = 0.5
     config = check_config(tiny_config)
     unbroken, broken = epath.Path(tmp_path / "unbroken"), epath.Path(tmp_path / "broken")
     train(config, unbroken)
@@ -104,7 +113,8 @@ def test_resumed_run_is_the_unbroken_one_bit_for_bit(
     assert arrays[0].keys() == arrays[1].keys()
     for name, value in arrays[0].items():
         np.testing.assert_array_equal(arrays[1][name], value, err_msg=name)
-    assert any("mu" in name for name in arrays[0])
+    for part in ("mu", "ema", "params"):
+        assert any(part in name for name in arrays[0])
 
 
 def test_workdir_describes_the_run(tiny_config, tmp_path, capsys):
@@ -292,9 +302,152 @@ def test_diverged_runs_stop_before_they_save(tiny_config, tmp_path):
     tiny_config.num_steps = 9
     tiny_config.warmup_epochs = 0.0
     tiny_config.learning_rate = tiny_config.final_learning_rate = 1e30
-    with pytest.raises(SetupError, match=r"loss of step \d is (nan|inf).*is of step 3"):
+    with pytest.raises(SetupError, match=r"norm of step \d is (nan|inf).*is of step 3"):
         train(check_config(tiny_config), workdir)
     assert newest_params_path(workdir) == workdir / "checkpoints" / "3" / "params"
+
+
+def test_steps_that_are_not_finite_are_skipped(
+    tiny_config, tmp_path, monkeypatch, capsys
+):
+    """As many as are allowed, and with one more the run ends."""
+    firsts = []
+    take = loop.DeviceFeed.next
+
+    def noting(self, **options):
+        batch = take(self, **options)
+        firsts.append(batch["label"][0].item())
+        return batch
+
+    def broken_loss(logits, labels, **options):
+        return jnp.where(
+            labels[0] == 3, jnp.nan, cross_entropy(logits, labels, **options)
+        )
+
+    monkeypatch.setattr(loop.DeviceFeed, "next", noting)
+    monkeypatch.setattr(step, "cross_entropy", broken_loss)
+    tiny_config.num_steps = 40
+    tiny_config.max_nonfinite_steps = 40
+    workdir = epath.Path(tmp_path)
+    train(check_config(tiny_config), workdir)
+    lines = read_metrics(workdir)
+    skipped = [i for i, label in enumerate(firsts, start=1) if label == 3]
+    assert len(skipped) > 1
+    assert [line["step"] for line in lines if "train/loss" not in line] == skipped
+    counts = [line["train/nonfinite_steps"] for line in lines]
+    assert counts == [sum(s <= line["step"] for s in skipped) for line in lines]
+    said = capsys.readouterr().out
+    assert f"the loss of step {skipped[0]} is nan; skipped (1 of 40)" in said
+
+    tiny_config.max_nonfinite_steps = 1
+    message = rf"the loss of step {skipped[1]} is nan"
+    with pytest.raises(SetupError, match=message):
+        train(check_config(tiny_config), workdir / "one")
+
+
+def test_average_is_evaluated_and_kept(tiny_config, tmp_path, capsys):
+    workdir = epath.Path(tmp_path)
+    tiny_config.num_steps = 3
+    tiny_config.log_every_steps = 3
+    train(check_config(tiny_config), workdir)
+    tiny_config.num_steps = 6
+    tiny_config.ema_decay = 0.99
+    metrics = train(check_config(tiny_config), workdir)
+    said = capsys.readouterr().out
+    assert "with ema_decay: 0.0 -> 0.99" in said
+    assert "test of the average: top-1" in said
+    assert metrics["test_ema/loss"] != metrics["test/loss"]
+    assert metrics["test_ema/examples"] == 360
+    evaluated = evaluate(check_config(tiny_config), workdir)
+    tests = {n: v for n, v in metrics.items() if n.startswith("test")}
+    assert evaluated == tests
+
+    # It can be started from, and its model is known.
+    average = workdir / "checkpoints" / "6" / "ema"
+    tiny_config.init_from = str(average)
+    alone = evaluate(check_config(tiny_config), workdir / "other")
+    assert alone["test/loss"] == metrics["test_ema/loss"]
+    assert "test_ema/loss" not in alone
+    model, params, _ = focalnet_jax.load_model(str(average))
+    assert model.num_classes == 10
+    stored = stored_arrays(workdir, 6)
+    np.testing.assert_array_equal(params["head"]["bias"], stored["ema['head']['bias']"])
+
+
+def test_best_checkpoint_is_kept_beside_the_newest(tiny_config, tmp_path):
+    tiny_config.num_steps = 12
+    tiny_config.evaluate_every_steps = 2
+    tiny_config.checkpoint.every_steps = 100
+    tiny_config.checkpoint.keep = 1
+    for metric, best in [("test/top1", max), ("test/loss", min)]:
+        tiny_config.checkpoint.best_metric = metric
+        workdir = epath.Path(tmp_path / metric.replace("/", "_"))
+        train(check_config(tiny_config), workdir)
+        values = {
+            line["step"]: line[metric] for line in read_metrics(workdir) if metric in line
+        }
+        assert list(values) == [2, 4, 6, 8, 10, 12]
+        at = best(values, key=values.get)
+        kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+        assert kept == {at, 12}
+        assert kept != {12} or at == 12
+
+    # A later run knows of it.
+    tiny_config.num_steps = 14
+    train(check_config(tiny_config), workdir)
+    values |= {
+        line["step"]: line[metric]
+        for line in read_metrics(workdir)[12:]
+        if metric in line
+    }
+    kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+    assert kept == {min(values, key=values.get), 14}
+
+
+def test_checkpoints_by_minutes(tiny_config, tmp_path, monkeypatch):
+    """At logged steps, on a clock that runs by a minute a look."""
+    minutes = itertools.count()
+    clock = types.SimpleNamespace(monotonic=lambda: 60.0 * next(minutes))
+    monkeypatch.setattr(loop, "time", clock)
+    tiny_config.num_steps = 9
+    tiny_config.log_every_steps = 2
+    tiny_config.checkpoint.every_steps = 100
+    tiny_config.checkpoint.every_minutes = 2.0
+    tiny_config.checkpoint.keep = 9
+    workdir = epath.Path(tmp_path)
+    train(check_config(tiny_config), workdir)
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert steps == [4, 8, 9]
+
+
+def test_damaged_checkpoints_are_named_and_the_older_goes_on(tiny_config, tmp_path):
+    workdir = epath.Path(tmp_path)
+    train(check_config(tiny_config), workdir)
+    newest = workdir / "checkpoints" / "6"
+    arrays = pathlib.Path(newest).glob("params/**/d/*")
+    largest = max(arrays, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    message = rf"checkpoint is damaged: {newest}: .*\nTo go on from step 3, move"
+    for _ in range(2):  # nothing has changed
+        with pytest.raises(SetupError, match=message):
+            train(check_config(tiny_config), workdir)
+    newest.rename(workdir / "aside")
+    train(check_config(tiny_config), workdir)
+    assert [line["step"] for line in read_metrics(workdir)] == [1, 2, 3, 4, 5, 6]
+
+    (newest / "optimizer").rmtree()
+    with pytest.raises(SetupError, match="checkpoint is damaged"):
+        train(check_config(tiny_config), workdir)
+
+
+def test_state_of_another_optimizer_is_refused(tiny_config, tmp_path):
+    workdir = epath.Path(tmp_path)
+    tiny_config.num_steps = 1
+    train(check_config(tiny_config), workdir)
+    tiny_config.num_steps = 2
+    tiny_config.frozen = ("patch_embed",)
+    with pytest.raises(SetupError, match="state of another optimiser; it differs in"):
+        train(check_config(tiny_config), workdir)
 
 
 def test_bad_records_are_counted_and_said_once(tiny_config, tmp_path, capsys, caplog):

@@ -50,7 +50,8 @@ OPTIONS = {
     "mlp_ratio": dict(mlp_ratio=2.5),
     "isotropic": dict(depths=(2,), focal_levels=(2,), focal_windows=(3,), patch_size=8),
     "pad_to_patch": dict(pad_to_patch=True),
-    "remat": dict(remat=True),
+    "remat": dict(remat="full"),
+    "scan": dict(depths=(2, 1), scan=True, remat="dots"),
     "everything": EVERYTHING,
 }
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 1, 4), (2, 2, 2)]

@@ -1,5 +1,9 @@
 """One training step: what it computes by, what it draws, what it returns."""
 
+import dataclasses
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +17,7 @@ from focalnet_jax.train.step import make_predict, make_train_step, normalize
 STATISTICS = dict(mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
 
 
-def make_step(seed=0, **options):
+def make_step(seed=0, ema_decay=0.0, **options):
     model = create_model(
         "focalnet_tiny_srf",
         num_classes=4,
@@ -23,10 +27,19 @@ def make_step(seed=0, **options):
         focal_windows=(3, 3),
         **options,
     )
-    optimizer = optax.sgd(0.1)
-    state = jax.jit(lambda: initial_state(model, optimizer, image_size=8, seed=seed))()
-    step = make_train_step(model, optimizer, label_smoothing=0.1, seed=seed, **STATISTICS)
-    return model, state, step
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    init = functools.partial(
+        initial_state, model, optimizer, image_size=8, seed=seed, ema=bool(ema_decay)
+    )
+    step = make_train_step(
+        model,
+        optimizer,
+        label_smoothing=0.1,
+        ema_decay=ema_decay,
+        seed=seed,
+        **STATISTICS,
+    )
+    return model, jax.jit(init)(), step
 
 
 @pytest.fixture
@@ -88,3 +101,40 @@ def test_step_descends_the_smoothed_loss(batch):
         *map(jax.tree.leaves, (next_state.params, state.params, gradients))
     ):
         np.testing.assert_allclose(new, old - 0.1 * gradient, rtol=0, atol=1e-5)
+    norm = jnp.sqrt(sum((p**2).sum() for p in jax.tree.leaves(next_state.params)))
+    np.testing.assert_allclose(metrics["weight_norm"], norm, rtol=1e-5)
+
+
+def test_average_forgets_faster_in_the_beginning(batch):
+    """By 1/10, 2/11, 3/12 ... until the decay that was asked for."""
+    _, state, step = make_step(ema_decay=0.2)
+    step = jax.jit(step)
+    average = state.params
+    for decay in (1 / 10, 2 / 11, 0.2, 0.2):
+        state, _ = step(state, batch)
+        average = jax.tree.map(
+            lambda old, new, decay=decay: decay * old + (1 - decay) * new,
+            average,
+            state.params,
+        )
+        chex.assert_trees_all_close(state.ema_params, average, rtol=1e-6, atol=1e-7)
+    assert make_step()[1].ema_params is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_steps_that_are_not_finite_change_nothing(batch, value):
+    _, state, step = make_step(ema_decay=0.9)
+    step = jax.jit(step)
+    state, _ = step(state, batch)
+    bias = state.params["head"]["bias"].at[1].set(value)
+    params = state.params | {"head": state.params["head"] | {"bias": bias}}
+    broken = dataclasses.replace(state, params=params)
+    after, metrics = step(broken, batch)
+    assert not np.isfinite(metrics["loss"])
+    chex.assert_trees_all_equal(after, dataclasses.replace(broken, step=state.step + 1))
+    # And the next good one is a step like any other.
+    healed = dataclasses.replace(after, params=state.params)
+    after, metrics = step(healed, batch)
+    assert np.isfinite(metrics["weight_norm"])
+    assert int(after.step) == 3
+    assert (after.params["head"]["bias"] != state.params["head"]["bias"]).all()

@@ -1,0 +1,188 @@
+"""The largest batch a chip that fits, and its estimated speed, for models on a TPU slice.
+
+    pip install libtpu
+    python benchmarks/pod.py                          # hours on two cores
+    python benchmarks/pod.py --models base_lrf huge_fl4 --remat full
+    python benchmarks/pod.py --table                  # what has been compiled so far
+
+Compiles what `main.py --compile_for` compiles, for powers of two: from a first guess up
+as long as it fits, or down until it does. Each compile is a line of
+`benchmarks/results/SLICE.jsonl` when it is done, so the same command goes on where it was
+stopped; `--again` begins anew.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import multiprocessing
+import os
+import pathlib
+
+from focalnet_jax.errors import SetupError
+from focalnet_jax.train import check_config
+from focalnet_jax.train.compile_for import CHIPS, compile_for
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A model on every chip of a slice; `guess` is where its search starts."""
+
+    recipe: str
+    guess: int  # images a chip, without recomputation
+    fsdp: int = 1
+
+
+JOBS = {
+    "tiny_lrf": Job("configs/base.py:tiny_lrf", guess=128),
+    "small_lrf": Job("configs/base.py:small_lrf", guess=64),
+    "base_lrf": Job("configs/base.py:base_lrf", guess=32),
+    "large_fl4": Job("configs/finetune.py:large_fl4,384", guess=4, fsdp=16),
+    "xlarge_fl4": Job("configs/finetune.py:xlarge_fl4,384", guess=4, fsdp=16),
+    "huge_fl4": Job("configs/finetune.py:huge_fl4,384", guess=2, fsdp=16),
+}
+MORE_WITH_REMAT = {"none": 1, "dots": 2, "full": 4}
+
+
+def load_recipe(recipe):
+    path, _, variant = recipe.partition(":")
+    spec = importlib.util.spec_from_file_location("recipe", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
+
+
+def compile_one(name, remat, batch_per_chip, slice_name):
+    """In a process of its own, which gives its memory back."""
+    job = JOBS[name]
+    config = load_recipe(job.recipe)
+    devices = chips_of(slice_name) * CHIPS[slice_name.partition(":")[0]].devices
+    config.update(
+        batch_size=batch_per_chip * chips_of(slice_name),
+        mesh=dict(data=devices // job.fsdp, fsdp=job.fsdp),
+        model=dict(scan=True, remat=remat),
+    )
+    report = compile_for(check_config(config), slice_name)
+    result = dict(model=name, remat=remat, batch_per_chip=batch_per_chip)
+    result |= dataclasses.asdict(report)
+    if report.step_seconds:
+        result["images_per_second_and_chip"] = report.images_per_second_and_chip
+        result["model_flops_utilization"] = report.model_flops_utilization
+    for package in ("jax", "libtpu"):
+        result[package] = importlib.metadata.version(package)
+    return result
+
+
+def chips_of(slice_name):
+    sizes = slice_name.partition(":")[2].split("x")
+    count = 1
+    for size in sizes:
+        count *= int(size)
+    return count
+
+
+def in_own_process(function, *args):
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *args).result()
+
+
+def results_path(slice_name):
+    return (
+        pathlib.Path(__file__).parent
+        / "results"
+        / f"{slice_name.replace(':', '_')}.jsonl"
+    )
+
+
+def read_results(path):
+    lines = path.read_text().splitlines() if path.exists() else []
+    results = [json.loads(line) for line in lines]
+    return {(r["model"], r["remat"], r["batch_per_chip"]): r for r in results}
+
+
+def search(name, remat, slice_name, results):
+    """Compiles until the largest power of two that fits is known, and the next fails."""
+    batch = JOBS[name].guess * MORE_WITH_REMAT[remat]
+    seen = {}
+    while batch and batch not in seen:
+        key = (name, remat, batch)
+        if key not in results:
+            print(f"{name}, remat={remat}, {batch} images a chip ...", flush=True)
+            result = in_own_process(compile_one, *key, slice_name)
+            results[key] = result
+            path = results_path(slice_name)
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            print(f"  {verdict(result)}; compiled in {result['compile_seconds']:.0f} s")
+        seen[batch] = results[key]["fits"]
+        batch = batch * 2 if seen[batch] else batch // 2
+
+
+def verdict(result):
+    if not result["fits"]:
+        return f"doesn't fit: {result['problem']}"
+    return (
+        f"{1e3 * result['step_seconds']:.0f} ms, "
+        f"{result['images_per_second_and_chip']:.0f} images/s/chip, "
+        f"{result['model_flops_utilization']:.1%} MFU"
+    )
+
+
+def print_table(results):
+    print("| model | pixels | remat | mesh | images a chip | memory of a chip | ", end="")
+    print("step | images/s/chip | MFU | compile |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    best = {}
+    for (name, remat, batch), result in sorted(results.items(), key=lambda r: r[0][2]):
+        if result["fits"]:
+            best[name, remat] = (batch, result)
+    for name in JOBS:
+        for remat in MORE_WITH_REMAT:
+            if (name, remat) not in best:
+                continue
+            batch, result = best[name, remat]
+            parts = ("parameter_bytes", "optimizer_bytes", "activation_bytes")
+            memory = sum(result[part] for part in parts) / 1e9
+            mesh = " x ".join(f"{a} {n}" for a, n in result["mesh"].items() if n > 1)
+            print(
+                f"| {name} | {result['image_size']} | {remat} | {mesh} | {batch} "
+                f"| {memory:.1f} GB | {1e3 * result['step_seconds']:,.0f} ms "
+                f"| {result['images_per_second_and_chip']:,.0f} "
+                f"| {result['model_flops_utilization']:.1%} "
+                f"| {result['compile_seconds']:.0f} s |"
+            )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--slice", default="v5e:16x16", dest="slice_name")
+    parser.add_argument("--models", nargs="+", choices=JOBS, default=list(JOBS))
+    parser.add_argument(
+        "--remat", nargs="+", choices=MORE_WITH_REMAT, default=["none", "full"]
+    )
+    parser.add_argument("--table", action="store_true", help="print it, compile nothing")
+    parser.add_argument("--again", action="store_true", help="forget what was compiled")
+    args = parser.parse_args()
+    path = results_path(args.slice_name)
+    if args.again:
+        path.unlink(missing_ok=True)
+    results = read_results(path)
+    if not args.table:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        for name in args.models:
+            for remat in args.remat:
+                search(name, remat, args.slice_name, results)
+    print_table(results)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SetupError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,79 @@
+"""Steps whose loss, gradient or weights are not finite."""
+
+import collections
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+
+from focalnet_jax.errors import SetupError
+
+
+class NonFiniteSteps:
+    """Counts them, and stops a run that has more than are allowed.
+
+    Such a step has left parameters and optimiser as they were: see `make_train_step`.
+
+    Args:
+      allowed: before the run stops.
+      say: called with a line on each.
+      newest_checkpoint: returns the step of it, or None.
+
+    Attributes:
+      count: in this run, since it was started or resumed.
+    """
+
+    def __init__(
+        self,
+        allowed: int,
+        *,
+        say: Callable[[str], None],
+        newest_checkpoint: Callable[[], int | None],
+    ):
+        self.count = 0
+        self._allowed = allowed
+        self._say = say
+        self._newest_checkpoint = newest_checkpoint
+        self._unseen = collections.deque()
+
+    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Notes the metrics of a step, which the devices may still be computing.
+
+        Waits for those of the step before and looks at them. So a step is under way
+        while the next one is prepared, and no more than that.
+
+        Raises:
+          SetupError: one such step too many.
+        """
+        self._unseen.append((step, metrics))
+        while len(self._unseen) > 1:
+            self._look()
+
+    def look_at_all(self) -> None:
+        """Waits for the last step, too; raises as `add`."""
+        while self._unseen:
+            self._look()
+
+    def _look(self) -> None:
+        step, metrics = self._unseen.popleft()
+        values = {name: value.item() for name, value in metrics.items()}
+        wrong = [name for name, value in values.items() if not math.isfinite(value)]
+        if not wrong:
+            return
+        self.count += 1
+        first = wrong[0].replace("_", " ")  # the others follow from it
+        what = f"the {first} of step {step:,} is {values[wrong[0]]}"
+        if self.count <= self._allowed:
+            self._say(f"{what}; skipped ({self.count} of {self._allowed})")
+            return
+        newest = self._newest_checkpoint()
+        kept = (
+            "there is no checkpoint"
+            if newest is None
+            else f"the newest checkpoint is of step {newest:,}"
+        )
+        raise SetupError(
+            f"{what}; {kept}. A lower learning_rate, a longer warmup or a smaller "
+            "clip_norm may help; max_nonfinite_steps="
+            f"{self._allowed} such steps are skipped"
+        )
