@@ -155,5 +155,14 @@ if __name__ == "__main__":
         end("interrupted; the same command goes on from the newest checkpoint, if any")
     except SetupError as error:
         end(f"error: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if not re.search("Gloo|UNAVAILABLE|DEADLINE_EXCEEDED", str(error)):
+            end()
+        end(
+            f"error: process {jax.process_index()} has lost touch with the others: "
+            f"{str(error).splitlines()[0]}\nMost likely one of them has ended, and its "
+            "own output says why. The same command, on every host, goes on from the "
+            "newest checkpoint"
+        )
     except Exception:
         end()

@@ -127,6 +127,8 @@ def search(name, remat, slice_name, results):
 def verdict(result):
     if not result["fits"]:
         return f"doesn't fit: {result['problem']}"
+    if not result["step_seconds"]:
+        return "fits; no estimate"
     return (
         f"{1e3 * result['step_seconds']:.0f} ms, "
         f"{result['images_per_second_and_chip']:.0f} images/s/chip, "

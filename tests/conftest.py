@@ -99,6 +99,17 @@ def data_dir(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="session")
+def environment(data_dir):
+    """Of processes as on a machine with one CPU device and the digits prepared."""
+    quick = "--xla_backend_optimization_level=0"  # to compile
+    return os.environ | {
+        "TFDS_DATA_DIR": data_dir,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": quick,
+    }
+
+
 @pytest.fixture
 def tiny_config(data_dir):
     """A run on the digits that takes seconds: dropout, drop path and shuffling on."""

@@ -172,10 +172,12 @@ def _without_faults(
 def _prepare_worker(worker: int, workers: int) -> None:
     """Has a worker end when the program is killed, which Grain's would outlive.
 
-    And not by Ctrl-C, which reaches all processes of a terminal: the program ends it.
+    And not by what reaches all processes of a terminal or of a job, Ctrl-C and the notice
+    to end: the program ends it, and may want a few batches more before.
     """
     del worker, workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
 
     def watch():
         multiprocessing.parent_process().join()

@@ -82,7 +82,7 @@ class Report:
       activation_bytes: of a device, all that the step needs beside its arguments; None
         if the compiler gave up.
       multiply_adds: of a forward pass of one image.
-      step_seconds: estimated; None if it doesn't fit, or has loops of unknown length.
+      step_seconds: estimated; None if it does not fit, or for a loop of unknown length.
       collectives: by kind, how many and the bytes that they give a device.
       compile_seconds: that compilation took here.
       problem: in the compiler's words, if it doesn't fit.
@@ -192,7 +192,7 @@ def compile_for(config: ConfigDict, slice_name: str) -> Report:
             compiled.memory_analysis().temp_size_in_bytes if compiled else None
         ),
         multiply_adds=count_multiply_adds(program.model, config.data.image_size),
-        step_seconds=cycles / chip.clock if compiled and cycles else None,
+        step_seconds=cycles / chip.clock if cycles else None,
         collectives=collectives,
         compile_seconds=seconds,
         problem=problem,
@@ -242,8 +242,11 @@ def _bytes_of_a_device(abstract: Any) -> int:
 def analyse(text: str) -> tuple[int | None, dict[str, tuple[int, int]]]:
     """Reads the program of a device, as the TPU compiler prints it.
 
+    A loop whose length is not to be seen, such as one that draws until a number is
+    accepted, counts once.
+
     Returns:
-      estimated cycles of a run, None if a loop's length is not to be seen; and
+      estimated cycles of a run, None if 1 % of them or more are in such loops; and
       collectives by kind: how many a run has, and the bytes of their results.
     """
     bodies = collections.defaultdict(list)
@@ -255,12 +258,12 @@ def analyse(text: str) -> tuple[int | None, dict[str, tuple[int, int]]]:
         elif current:
             bodies[current].append(line)
 
-    cycles, is_known = 0, True
+    cycles = unknown_cycles = 0
     collectives = collections.defaultdict(lambda: [0, 0])
     pattern = rf"= (.*?) ({'|'.join(_COLLECTIVES)})(-start)?\("
 
     def visit(name: str, times: int) -> None:
-        nonlocal cycles, is_known
+        nonlocal cycles, unknown_cycles
         for line in bodies[name]:
             if found := re.search(r'"estimated_cycles":"(\d+)"', line):
                 cycles += times * int(found[1])
@@ -268,8 +271,9 @@ def analyse(text: str) -> tuple[int | None, dict[str, tuple[int, int]]]:
                 r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line
             ):
                 count = _trip_count(bodies[loop[1]])
-                is_known &= count is not None
+                before = cycles
                 visit(loop[2], times * (count or 1))
+                unknown_cycles += 0 if count else cycles - before
             elif called := re.search(r" async-start\(.*calls=%?([\w.\-]+)", line):
                 visit(called[1], times)
             if found := re.search(pattern, line):
@@ -284,7 +288,7 @@ def analyse(text: str) -> tuple[int | None, dict[str, tuple[int, int]]]:
     if entry:
         visit(entry, 1)
     totals = {kind: tuple(total) for kind, total in sorted(collectives.items())}
-    return cycles if is_known else None, totals
+    return cycles if unknown_cycles < cycles / 100 else None, totals
 
 
 def _trip_count(condition: list[str]) -> int | None:

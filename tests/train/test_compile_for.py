@@ -65,10 +65,13 @@ def test_cycles_and_collectives_are_read_off_the_program():
     }
 
 
-def test_loops_of_unknown_length_leave_no_estimate():
-    cycles, collectives = compile_for.analyse(PROGRAM.replace("constant(3)", "copy(%x)"))
+def test_loops_of_unknown_length_have_to_be_short():
+    unknown = PROGRAM.replace("constant(3)", "copy(%x)")
+    cycles, collectives = compile_for.analyse(unknown)
     assert cycles is None
     assert collectives["all-reduce"] == (2, 16)
+    cycles, _ = compile_for.analyse(unknown.replace(':"100"', ':"10000"'))
+    assert cycles == 10000 + 7 + 20
 
 
 def test_the_training_step_for_a_slice():

@@ -1,0 +1,80 @@
+"""How tests run `main.py`: as processes, one or several to a run."""
+
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+TIMEOUT = 300  # seconds; a process that hangs is an error too
+
+TINY = [
+    "--config.batch_size=16",
+    "--config.num_steps=4",
+    "--config.model.depths=(1,1)",
+    "--config.model.embed_dim=8",
+    "--config.model.focal_levels=(1,1)",
+    "--config.model.focal_windows=(3,3)",
+    "--config.model.drop_rate=0.1",
+    "--config.log_every_steps=1",
+    "--config.checkpoint.every_steps=2",
+]
+
+
+def start(*arguments, directory, environment, program=ROOT / "main.py"):
+    return subprocess.Popen(
+        [sys.executable, str(program), *arguments],
+        cwd=directory,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def start_together(count, *arguments, directory, environment, **options):
+    """Processes of one run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        start(
+            *arguments,
+            directory=directory,
+            environment=environment
+            | {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(index),
+            },
+            **options,
+        )
+        for index in range(count)
+    ]
+
+
+def run(*arguments, directory, environment):
+    process = start(*arguments, directory=directory, environment=environment)
+    [(output, errors)] = finish([process])
+    return process.returncode, output, errors
+
+
+def finish(processes):
+    """Waits for them to end; returns their outputs and errors."""
+    try:
+        return [process.communicate(timeout=TIMEOUT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def wait_for(condition, processes):
+    """Until it returns something, while the processes run."""
+    deadline = time.monotonic() + TIMEOUT
+    while not (result := condition()):
+        assert all(process.poll() is None for process in processes), finish(processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    return result

@@ -1,0 +1,288 @@
+"""Runs of several processes, and what ends them."""
+
+import functools
+import itertools
+import json
+import random
+import re
+import signal
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+from running import ROOT, TIMEOUT, TINY, finish, run, start, start_together, wait_for
+
+from focalnet_jax.data import TrainTransform, open_source, train_batches
+
+SPEEDS = ("train/images_per_second", "train/input_wait")
+
+
+def read_metrics(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().split("\n")[:-1]  # without a half one
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.extended)])
+def test_processes_train_as_one(count, environment, tmp_path):
+    """The same batches, the same losses; checkpoints of all are read by one.
+
+    And each counts the bad record of its own, the first for all.
+    """
+    rng = np.random.default_rng(0)
+    for split, images in {"train": 40, "val": 24}.items():
+        for i in range(images):
+            path = tmp_path / "data" / split / str(i % 2) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(256, size=(16, 16, 3), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(path)
+    for path in ("train/0/8.png", "val/0/8.png", "val/1/9.png"):
+        (tmp_path / "data" / path).write_bytes(b"no image")
+    tiny = [*TINY, "--config.data.name=folder:data", "--config.data.test_split=val"]
+    tiny += ["--config.data.max_bad_records=2"]
+    one = ["--workdir=one", *tiny]
+    code, _, errors = run(*one, directory=tmp_path, environment=environment)
+    assert code == 0, errors
+
+    processes = start_together(
+        count, "--workdir=several", *tiny, directory=tmp_path, environment=environment
+    )
+    results = finish(processes)
+    assert [process.returncode for process in processes] == [0] * count, results
+    assert f"{count} x cpu" in results[0][0]
+    # Only the first process speaks and writes; the others' transport doesn't know.
+    for output, _ in results[1:]:
+        assert all(line.startswith("[Gloo]") for line in output.splitlines())
+    assert len(list((tmp_path / "several").glob("events.out.tfevents*"))) == 1
+
+    losses = []
+    for workdir in ("one", "several"):
+        metrics = read_metrics(tmp_path / workdir)
+        losses.append([line["train/loss"] for line in metrics])
+        assert metrics[-1]["test/examples"] == 22
+        assert metrics[-1]["test/bad_records"] == 2
+        assert metrics[-1]["train/bad_records"] == 1
+    # float32, and sums in another order.
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+    evaluate = ["--workdir=several", *tiny, "--mode=eval"]
+    code, output, errors = run(*evaluate, directory=tmp_path, environment=environment)
+    assert code == 0, errors
+    assert "over 22 images, 2 unusable" in output
+
+
+# Runs main.py with steps that someone can break into, and notes the examples of each.
+NOTING = """
+import json, os, runpy, time
+import numpy as np
+from focalnet_jax.train.feed import DeviceFeed
+
+take = DeviceFeed.next
+file = open(f"{os.environ['IDS']}-{os.environ.get('JAX_PROCESS_ID', 0)}", "a")
+
+def noting(self, **options):
+    time.sleep(float(os.environ["PAUSE"]))
+    batch = take(self, **options)
+    shards = sorted(batch["id"].addressable_shards, key=lambda shard: shard.index)
+    ids = np.concatenate([shard.data for shard in shards])
+    print(json.dumps(ids.tolist()), file=file, flush=True)
+    return batch
+
+if __name__ == "__main__":
+    DeviceFeed.next = noting
+    runpy.run_path(os.environ["MAIN"], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "count", [2, *(pytest.param(n, marks=pytest.mark.extended) for n in (1, 4))]
+)
+def test_a_kill_repeats_and_skips_no_example(count, environment, data_dir, tmp_path):
+    """kill -9 in mid-epoch, of all processes; two epochs by the ids of the examples."""
+    program = tmp_path / "noting.py"
+    program.write_text(NOTING)
+    arguments = [*TINY, "--config.data.train_split=train[:96]", "--config.num_steps=12"]
+    arguments += ["--config.data.workers=1", "--config.data.rand_augment=rand-m9"]
+
+    def launch(name):
+        noted = environment | dict(IDS=name, MAIN=str(ROOT / "main.py"), PAUSE="0.2")
+        here = dict(directory=tmp_path, environment=noted, program=program)
+        return start_together(count, *arguments, **here)
+
+    def read(name):
+        """Of each step, the ids of all processes one after the other."""
+        files = [tmp_path / f"{name}-{i}" for i in range(count)]
+        texts = [file.read_text() if file.exists() else "" for file in files]
+        # A line that has no end yet is a step that is not done.
+        lines = [map(json.loads, text.split("\n")[:-1]) for text in texts]
+        return [[*itertools.chain(*parts)] for parts in zip(*lines)]
+
+    processes = launch("first")
+    try:
+        wait_for(lambda: len(read("first")) >= 5, processes)
+    finally:
+        for process in processes:
+            process.kill()
+    finish(processes)
+    killed = read("first")
+    assert len(killed) < 12
+    processes = launch("second")
+    results = finish(processes)
+    assert [process.returncode for process in processes] == [0] * count, results
+    restored = int(re.search(r"resuming after step (\d+)", results[0][0])[1])
+    assert 0 < restored <= len(killed)
+
+    steps = killed[:restored] + read("second")
+    assert [len(ids) for ids in steps] == [16] * 12
+    epochs = np.reshape(steps, (2, 96))
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(96))
+    assert killed == steps[: len(killed)]
+    # And the same whatever the number of processes.
+    source = open_source("digits", split="train[:96]", data_dir=data_dir)
+    batches = train_batches(source, TrainTransform(8), batch_size=16, seed=0)
+    for ids, batch in zip(steps, batches):
+        np.testing.assert_array_equal(ids, batch["id"])
+
+
+def test_an_error_of_one_process_ends_all(environment, tmp_path):
+    """A bad record that one of two processes meets; no one waits for the other."""
+    for split, count in {"train": 32, "val": 2}.items():
+        directory = tmp_path / "data" / split / "a"
+        directory.mkdir(parents=True)
+        for i in range(count):
+            PIL.Image.new("RGB", (16, 16)).save(directory / f"{i}.png")
+    (tmp_path / "data" / "train" / "a" / "7.png").write_bytes(b"")
+    arguments = [*TINY, "--config.data.name=folder:data", "--config.data.test_split=val"]
+    processes = start_together(2, *arguments, directory=tmp_path, environment=environment)
+    results = finish(processes)
+    # By its own error or, where that was the first to go, by the other's absence.
+    assert all(process.returncode for process in processes)
+    errors = "".join(errors for _, errors in results)
+    assert "split 'train' (a/7.png) is unusable: its image has zero bytes" in errors
+
+
+LONG = [*TINY, "--config.num_steps=100000", "--config.evaluate_every_steps=100000"]
+
+
+@pytest.mark.parametrize(
+    ("index", "name", "signs"),
+    [
+        (1, signal.SIGKILL, ["has lost touch with the others"]),
+        # One that hangs, and the one that the others meet at: by missing heartbeats.
+        pytest.param(
+            1, signal.SIGSTOP, ["another task died"], marks=pytest.mark.extended
+        ),
+        pytest.param(
+            0,
+            signal.SIGKILL,
+            ["has lost touch with the others", "leader task has died"],
+            marks=pytest.mark.extended,
+        ),
+    ],
+)
+def test_a_process_that_is_gone_ends_the_others(
+    index, name, signs, environment, tmp_path
+):
+    here = dict(directory=tmp_path, environment=environment)
+    arguments = [*LONG, "--config.checkpoint.every_steps=100000"]
+    processes = start_together(2, *arguments, **here)
+    metrics = tmp_path / "runs" / "digits" / "metrics.jsonl"
+    try:
+        wait_for(metrics.exists, processes)
+        processes[index].send_signal(name)
+        other = processes[1 - index]
+        start = time.monotonic()
+        _, errors = other.communicate(timeout=TIMEOUT)
+        assert time.monotonic() - start < 120
+    finally:
+        finish(processes) if name == signal.SIGKILL else processes[index].kill()
+    assert other.returncode != 0
+    assert any(sign in errors for sign in signs), errors
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_notice_to_end_has_all_save_and_end(count, environment, tmp_path):
+    """SIGTERM to one of them; the same command goes on after it."""
+    here = dict(directory=tmp_path, environment=environment)
+    arguments = [*LONG, "--config.checkpoint.every_steps=100000"]
+    several = functools.partial(start_together, count)
+    processes = several(*arguments, **here) if count > 1 else [start(*arguments, **here)]
+    workdir = tmp_path / "runs" / "digits"
+    try:
+        wait_for((workdir / "metrics.jsonl").exists, processes)
+        processes[-1].send_signal(signal.SIGTERM)
+    finally:
+        results = finish(processes)
+    assert [process.returncode for process in processes] == [0] * count, results
+    saved = int(re.search(r"told to end: saved step ([\d,]+)", results[0][0])[1])
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(saved)]
+    assert read_metrics(workdir)[-1]["step"] == saved
+    code, output, errors = run(*arguments, f"--config.num_steps={saved + 1}", **here)
+    assert code == 0, errors
+    assert f"resuming after step {saved}" in output
+
+
+@pytest.mark.parametrize(
+    ("kills", "steps"),
+    [(2, 100), pytest.param(20, 1000, marks=pytest.mark.extended)],
+)
+def test_kills_at_random_moments_leave_no_trace(kills, steps, environment, tmp_path):
+    """kill -9, every other time while a checkpoint is written; all randomness on."""
+    program = tmp_path / "noting.py"
+    program.write_text(NOTING)
+    arguments = [
+        *TINY,
+        f"--config.num_steps={steps}",
+        "--config.checkpoint.every_steps=10",
+        "--config.model.drop_path_rate=0.2",
+        "--config.data.rand_augment=rand-m9-mstd0.5",
+        "--config.mixup_alpha=0.8",
+        "--config.random_erasing=0.5",
+        "--config.ema_decay=0.9",
+    ]
+
+    def launch(workdir):
+        noted = environment | dict(IDS=workdir, MAIN=str(ROOT / "main.py"), PAUSE="0.02")
+        here = dict(directory=tmp_path, environment=noted, program=program)
+        return start(f"--workdir={workdir}", *arguments, **here)
+
+    def steps_done():
+        ids = tmp_path / "broken-0"
+        return ids.read_text().count("\n") if ids.exists() else 0
+
+    def saving():
+        return [*(tmp_path / "broken" / "checkpoints").glob("*.orbax-checkpoint-tmp*")]
+
+    unbroken = launch("unbroken")
+    [results] = finish([unbroken])
+    assert unbroken.returncode == 0, results
+
+    draw = random.Random(0)
+    in_saving = 0
+    for kill in range(kills):
+        process = launch("broken")
+        before = steps_done()
+        wait_for(lambda before=before: steps_done() > before + 12, [process])
+        if kill % 2:
+            wait_for(saving, [process])
+        else:
+            time.sleep(draw.uniform(0, 0.6))
+        process.kill()
+        finish([process])
+        in_saving += bool(saving())
+    last = launch("broken")
+    [results] = finish([last])
+    assert last.returncode == 0, results
+    assert "resuming after step" in results[0]
+    print(f"{kills} kills, {in_saving} of them in saving")
+    assert in_saving >= kills // 4
+    traces = [
+        [
+            {n: v for n, v in line.items() if n not in SPEEDS}
+            for line in read_metrics(tmp_path / workdir)
+        ]
+        for workdir in ("unbroken", "broken")
+    ]
+    assert [line["step"] for line in traces[0]] == list(range(1, steps + 1))
+    assert traces[1] == traces[0]
