@@ -21,9 +21,10 @@ import multiprocessing
 import os
 import pathlib
 
+from focalnet_jax.chips import TPUS
 from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config
-from focalnet_jax.train.compile_for import CHIPS, compile_for
+from focalnet_jax.train.compile_for import compile_for
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -60,7 +61,7 @@ def compile_one(name, remat, batch_per_chip, slice_name):
     """In a process of its own, which gives its memory back."""
     job = JOBS[name]
     config = load_recipe(job.recipe)
-    devices = chips_of(slice_name) * CHIPS[slice_name.partition(":")[0]].devices
+    devices = chips_of(slice_name) * TPUS[slice_name.partition(":")[0]].devices
     config.update(
         batch_size=batch_per_chip * chips_of(slice_name),
         mesh=dict(data=devices // job.fsdp, fsdp=job.fsdp),

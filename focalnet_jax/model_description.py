@@ -10,6 +10,7 @@ from focalnet_jax.data import Preprocessing
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import FocalNet, FocalNetBackbone, create_backbone, create_model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
+from focalnet_jax.written_aside import write_whole
 
 Model = FocalNet | FocalNetBackbone
 _FILE = "model.json"
@@ -124,10 +125,8 @@ def parse_description(text: str, *, origin: str) -> ModelDescription:
 
 
 def write_json(path: epath.Path, content: Any) -> None:
-    """Writes aside and renames: a reader sees the old file or the new one."""
-    aside = path.parent / f"{path.name}.tmp"  # epath, for the paths of object stores
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    aside.replace(path)
+    """Writes it indented, whole or not at all."""
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def check_same_model(directory: epath.Path, model: Model) -> None:

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from focalnet_jax.errors import SetupError
+from focalnet_jax.written_aside import is_remote
 
 PyTree = Any
 CHECKPOINTS = "checkpoints"
@@ -21,7 +22,7 @@ CHECKPOINTS = "checkpoints"
 
 def absolute_path(path: str) -> epath.Path:
     """An absolute path; addresses such as `gs://bucket/run` stay as they are."""
-    if "://" in path:
+    if is_remote(path):
         return epath.Path(path)
     return epath.Path(path).expanduser().resolve()
 

@@ -1,10 +1,13 @@
 """Files and directories that are there whole or not at all."""
 
 import contextlib
+import os
 import pathlib
 import shutil
 import uuid
 from collections.abc import Iterator
+
+from etils import epath
 
 
 @contextlib.contextmanager
@@ -33,3 +36,20 @@ def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
             shutil.rmtree(aside)
         else:
             aside.unlink(missing_ok=True)
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+    """Writes a small file of which a reader sees the old content or the new.
+
+    In a bucket that is so, and nothing can be renamed; elsewhere it is written aside.
+    """
+    if is_remote(path):
+        path.write_text(text)
+        return
+    with written_aside(pathlib.Path(path)) as aside:
+        aside.write_text(text)
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether it is the address of a bucket, such as `gs://bucket/run`."""
+    return "://" in os.fspath(path)

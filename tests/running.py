@@ -78,3 +78,10 @@ def wait_for(condition, processes):
         assert time.monotonic() < deadline
         time.sleep(0.002)
     return result
+
+
+def without_speeds(metrics):
+    """Lines of `metrics.jsonl` without what differs from run to run."""
+    speeds = ("images_per_second", "images_per_second_per_chip", "step_seconds")
+    names = {f"train/{name}" for name in (*speeds, "input_wait")}
+    return [{n: v for n, v in line.items() if n not in names} for line in metrics]

@@ -11,11 +11,19 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
-from running import ROOT, TIMEOUT, TINY, finish, run, start, start_together, wait_for
+from running import (
+    ROOT,
+    TIMEOUT,
+    TINY,
+    finish,
+    run,
+    start,
+    start_together,
+    wait_for,
+    without_speeds,
+)
 
 from focalnet_jax.data import TrainTransform, open_source, train_batches
-
-SPEEDS = ("train/images_per_second", "train/input_wait")
 
 
 def read_metrics(workdir):
@@ -278,10 +286,7 @@ def test_kills_at_random_moments_leave_no_trace(kills, steps, environment, tmp_p
     print(f"{kills} kills, {in_saving} of them in saving")
     assert in_saving >= kills // 4
     traces = [
-        [
-            {n: v for n, v in line.items() if n not in SPEEDS}
-            for line in read_metrics(tmp_path / workdir)
-        ]
+        without_speeds(read_metrics(tmp_path / workdir))
         for workdir in ("unbroken", "broken")
     ]
     assert [line["step"] for line in traces[0]] == list(range(1, steps + 1))

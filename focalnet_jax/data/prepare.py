@@ -1,12 +1,14 @@
 """Prepares data sets for `--config.data.name`: ArrayRecord files, without TensorFlow.
 
     python -m focalnet_jax.data.prepare folder:/data/in22k --name=in22k
+    python -m focalnet_jax.data.prepare idx:/data/fashion --name=fashion_mnist
     python -m focalnet_jax.data.prepare imagenet2012
     python -m focalnet_jax.data.prepare imagenet_v2/matched-frequency:3.0.0 --to=/data/b
     python -m focalnet_jax.data.prepare in22k --verify
 
 folder:DIR is an image folder, DIR/CLASS/xxx.jpg or DIR/SPLIT/CLASS/xxx.jpg; images are
-stored as they are. Any other SOURCE is a data set that TFDS has prepared in its usual
+stored as they are. idx:DIR holds the four files of MNIST or of a data set like it, whose
+name is that in TFDS. Any other SOURCE is a data set that TFDS has prepared in its usual
 format, TFRecord: its records are copied to another directory, and nothing is downloaded
 or decoded.
 
@@ -16,6 +18,7 @@ A command that was cut short, by Ctrl-C or by a full disk, goes on when it is gi
 import argparse
 import concurrent.futures
 import hashlib
+import io
 import json
 import logging
 import os
@@ -28,6 +31,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
+import PIL.Image
 import tensorflow_datasets as tfds
 import tqdm
 
@@ -43,6 +47,7 @@ from focalnet_jax.data.folder import (
     has_splits,
     some,
 )
+from focalnet_jax.data.idx import SPLITS, read_split
 from focalnet_jax.data.shards import CHECKSUMS, check_shards, read_checksums, sha256
 from focalnet_jax.data.tfrecord import read_tfrecord
 from focalnet_jax.data.writing import ShardFile, write_data_set
@@ -84,6 +89,14 @@ def main(argv: list[str] | None = None) -> None:
             data_dir=args.data_dir,
             shards=args.shards,
         )
+    elif args.source.startswith("idx:"):
+        if not args.name or args.shards or args.to:
+            raise SetupError(
+                "idx:DIR has the options --name=NAME, as TFDS spells it, and --data-dir"
+            )
+        prepare_idx(
+            args.source.removeprefix("idx:"), name=args.name, data_dir=args.data_dir
+        )
     else:
         for option in ("name", "shards"):
             if getattr(args, option):
@@ -102,8 +115,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="folder:DIR, or a data set as TFDS spells it")
-    add("--name", help="what to call an image folder's data set")
+    add("source", metavar="SOURCE", help="folder:DIR, idx:DIR, or a data set of TFDS")
+    add("--name", help="what to call a folder's data set")
     add(
         "--data-dir",
         metavar="DIR",
@@ -181,20 +194,83 @@ def prepare_folder(
                 )
             )
 
+    data_dir = absolute(data_dir or default_data_dir())
+    directory = data_dir / name / VERSION
+    _write(directory, plan, fingerprint, info, lengths)
+    _say_how_to_use(name, data_dir, info)
+    return directory
+
+
+def prepare_idx(root: str, *, name: str, data_dir: str | None = None) -> pathlib.Path:
+    """Makes the files of MNIST, or of a data set like it, what TFDS would make of them.
+
+    But without TensorFlow, and with the images in the order of the files.
+
+    Args:
+      root: the directory with `train-images-idx3-ubyte.gz` and the other three.
+      name: as TFDS spells it: `mnist`, `fashion_mnist`, `kmnist`.
+      data_dir: where data sets lie; None for TFDS's own place.
+
+    Returns:
+      the data set's directory, `DATA_DIR/NAME/VERSION`.
+
+    Raises:
+      SetupError: damaged files, or a data set that isn't of their kind; a full disk.
+    """
+    data_dir = absolute(data_dir or default_data_dir())
+    builder = open_builder(name, data_dir=str(data_dir), data_dir_option="--data-dir")
+    info = builder.info
+    features = info.features
+    splits = {split: read_split(absolute(root), split) for split in SPLITS}
+    for images, labels in splits.values():
+        if {*features} != {"image", "label"} or (
+            features["image"].shape != (*images.shape[1:], 1)
+            or features["label"].num_classes <= labels.max()
+        ):
+            raise SetupError(
+                f"{root} doesn't hold {name}: {images.shape[1]} x {images.shape[2]} "
+                f"pixels and labels to {labels.max()}, but TFDS says {features}"
+            )
+    fingerprint = hashlib.sha256()
+    for arrays in splits.values():
+        for array in arrays:
+            fingerprint.update(array)
+    plan = [
+        ShardFile(
+            file_name=f"{name}-{split}.array_record-00000-of-00001",
+            num_records=len(labels),
+            num_bytes=images.nbytes,
+            payloads=partial(_idx_examples, images, labels, features),
+        )
+        for split, (images, labels) in splits.items()
+    ]
+    info.set_file_format(_ARRAY_RECORD, override=True)
+    directory = pathlib.Path(builder.data_dir)
+    lengths = {split: [len(labels)] for split, (_, labels) in splits.items()}
+    _write(directory, plan, fingerprint, info, lengths)
+    _say_how_to_use(name, data_dir, info)
+    return directory
+
+
+def _write(
+    directory: pathlib.Path,
+    plan: list[ShardFile],
+    fingerprint,
+    info: tfds.core.DatasetInfo,
+    lengths: dict[str, list[int]],
+) -> None:
+    """Writes files, and metadata that say how many records of a split each has."""
+
     def write_metadata(directory: pathlib.Path) -> None:
         splits = []
         for split in lengths:
-            files = directory.glob(f"{name}-{split}.array_record-*")
+            files = directory.glob(f"{info.name}-{split}.array_record-*")
             size = sum(file.stat().st_size for file in files)
             splits.append(tfds.core.SplitInfo(split, lengths[split], size))
         info.set_splits(tfds.core.SplitDict(splits))
         info.write_to_directory(directory)
 
-    data_dir = absolute(data_dir or default_data_dir())
-    directory = data_dir / name / VERSION
     write_data_set(directory, plan, fingerprint.hexdigest()[:12], write_metadata)
-    _say_how_to_use(name, data_dir, info)
-    return directory
 
 
 def convert(
@@ -387,9 +463,22 @@ def _examples(folder: ImageFolder, indices: np.ndarray, features) -> Iterator[by
             for record in pool.map(folder.__getitem__, piece):
                 # Names of files needn't be UTF-8.
                 record["file_name"] = os.fsencode(record["file_name"])
-                example = serializer.get_tf_example(features.encode_example(record))
-                # Its features are a map, whose order would depend on the process.
-                yield example.SerializeToString(deterministic=True)
+                yield _serialized(record, features, serializer)
+
+
+def _idx_examples(images: np.ndarray, labels: np.ndarray, features) -> Iterator[bytes]:
+    serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
+    for image, label in zip(images, labels):
+        stream = io.BytesIO()
+        PIL.Image.fromarray(image).save(stream, format="png")
+        record = {"image": stream.getvalue(), "label": int(label)}
+        yield _serialized(record, features, serializer)
+
+
+def _serialized(record: dict, features, serializer) -> bytes:
+    example = serializer.get_tf_example(features.encode_example(record))
+    # Its features are a map, whose order would depend on the process.
+    return example.SerializeToString(deterministic=True)
 
 
 def _prepared(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:

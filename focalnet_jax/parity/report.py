@@ -1,23 +1,13 @@
 """The comparison as a page to look at."""
 
 import html
-import io
 import pathlib
 
 import matplotlib.figure
 
+from focalnet_jax.pages import page, svg
 from focalnet_jax.parity.compare import Verdict
-from focalnet_jax.written_aside import written_aside
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto;
-       padding: 0 1em; color: #222; background: #fff }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .15em .8em; text-align: right; border-bottom: 1px solid #ddd }
-th:first-child, td:first-child { text-align: left }
-svg { width: 100%; height: auto }
-.PASS { color: #0a6b2d } .FAIL { color: #b00020 }
-"""
+from focalnet_jax.written_aside import write_whole
 
 
 def write_report(
@@ -38,20 +28,14 @@ def write_report(
         for d in verdict.differences
     )
     word = "PASS" if verdict.passes else "FAIL"
-    page = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>{_STYLE}</style>
-<h1>{html.escape(title)}</h1>
-<p class="{word}"><strong>{html.escape(str(verdict))}</strong></p>
+    body = f"""<p class="{word}"><strong>{html.escape(str(verdict))}</strong></p>
 <p>{html.escape(setting)}. The relative error of a layer is the greatest |JAX - PyTorch|
 over the greatest |PyTorch|.</p>
 {picture(verdict)}
 <table><tr><th>layer<th>max error<th>mean error<th>relative<th>cosine</tr>
 {rows}
-</table></html>
-"""
-    with written_aside(path) as aside:
-        aside.write_text(page)
+</table>"""
+    write_whole(path, page(title, body))
 
 
 def picture(verdict: Verdict) -> str:
@@ -80,7 +64,4 @@ def picture(verdict: Verdict) -> str:
     axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90, fontsize=7)
     axes.set_ylabel("max error / greatest value")
     axes.grid(axis="y", alpha=0.3)
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
+    return svg(figure)

@@ -20,34 +20,10 @@ import numpy as np
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
+from focalnet_jax.chips import TPUS, Chip, model_flops_utilization
 from focalnet_jax.errors import SetupError, did_you_mean
 from focalnet_jax.models import count_multiply_adds
 from focalnet_jax.train.program import make_program, mesh_of
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What Cloud TPU's documentation says of a generation, for each chip.
-
-    Attributes:
-      memory: bytes of HBM.
-      peak: bfloat16 operations a second.
-      clock: cycles a second, by which estimates become seconds.
-      devices: that JAX sees of a chip.
-    """
-
-    memory: int
-    peak: float
-    clock: float
-    devices: int = 1
-
-
-CHIPS = {
-    "v4": Chip(memory=32 << 30, peak=275e12, clock=1.05e9, devices=2),
-    "v5e": Chip(memory=16 << 30, peak=197e12, clock=1.5e9),
-    "v5p": Chip(memory=95 << 30, peak=459e12, clock=1.75e9),
-    "v6e": Chip(memory=32 << 30, peak=918e12, clock=1.75e9),
-}
 
 # Of libtpu, which would otherwise look for the machine that it is on.
 _ENVIRONMENT = {
@@ -109,9 +85,12 @@ class Report:
 
     @property
     def model_flops_utilization(self) -> float:
-        """Of forward and backward pass, that is three forward passes, over the peak."""
-        flops = 3 * 2 * self.multiply_adds * self.images_per_second_and_chip
-        return flops / _chip(self.slice_name).peak
+        return model_flops_utilization(
+            self.multiply_adds,
+            self.images_per_second_and_chip,
+            chips=1,
+            peak=_chip(self.slice_name).peak,
+        )
 
     def __str__(self) -> str:
         chip = _chip(self.slice_name)
@@ -201,12 +180,12 @@ def compile_for(config: ConfigDict, slice_name: str) -> Report:
 
 def _chip(slice_name: str) -> Chip:
     generation = slice_name.partition(":")[0]
-    if generation not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+){1,2}", slice_name):
-        hint = did_you_mean(generation, CHIPS) if generation not in CHIPS else ""
+    if generation not in TPUS or not re.fullmatch(r"\w+:\d+(x\d+){1,2}", slice_name):
+        hint = did_you_mean(generation, TPUS) if generation not in TPUS else ""
         raise SetupError(
             f"--compile_for={slice_name} is no slice such as v5e:16x16 or v4:4x4x4{hint}"
         )
-    return CHIPS[generation]
+    return TPUS[generation]
 
 
 def _devices(slice_name: str) -> list[Any]:

@@ -139,6 +139,9 @@ def default_config() -> ConfigDict:
 
     config.evaluate_every_steps = 5000  # and at the end
     config.log_every_steps = 50
+    config.profile_steps = ()  # first and last step of a trace for TensorBoard: (10, 12)
+    # If set, a project of Weights & Biases that has the metrics, too: pip install wandb
+    config.wandb_project = config_dict.placeholder(str)
 
     return config.lock()
 
@@ -234,6 +237,10 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
     _check_choice(config, "data.interpolation", (*INTERPOLATIONS, "random"))
     _check_choice(config, "data.eval_interpolation", INTERPOLATIONS)
     _check_choice(config, "data.pixels", PIXELS)
+    if steps := config.profile_steps:
+        first, last = _numbers(config, "profile_steps", count=2)
+        if not 1 <= first <= last:
+            raise SetupError(f"profile_steps={steps} is no range of steps")
     if best := config.checkpoint.best_metric:
         _check_choice(config, "checkpoint.best_metric", BEST_METRICS)
         if best.startswith("test_ema/") and not config.ema_decay:

@@ -17,6 +17,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from focalnet_jax.chips import (
+    chip_of,
+    count_chips,
+    model_flops_utilization,
+    peak_memory,
+)
 from focalnet_jax.data import (
     BadRecordError,
     BadRecords,
@@ -35,7 +41,7 @@ from focalnet_jax.model_description import (
     find_description,
     model_differences,
 )
-from focalnet_jax.models import FocalNet, count_params
+from focalnet_jax.models import FocalNet, count_multiply_adds, count_params
 from focalnet_jax.saved_params import (
     absolute_path,
     check_holds_params,
@@ -55,6 +61,7 @@ from focalnet_jax.train.divergence import NonFiniteSteps
 from focalnet_jax.train.feed import DeviceFeed
 from focalnet_jax.train.metrics import MetricsWriter
 from focalnet_jax.train.preemption import Preemption
+from focalnet_jax.train.profile import Profile
 from focalnet_jax.train.program import Program, make_program, mesh_of
 from focalnet_jax.train.progress import Progress
 from focalnet_jax.train.state import TrainState, initial_state
@@ -129,7 +136,16 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             progress.say(f"the warmup of {warmup_steps:,} steps is longer than the run")
 
         files.describe_run(workdir, config, train_source)
-        writer = stack.enter_context(MetricsWriter(workdir, first_step=first_step))
+        writer = stack.enter_context(
+            MetricsWriter(
+                workdir,
+                first_step=first_step,
+                wandb_project=config.wandb_project,
+                config=config.to_dict(),
+            )
+        )
+        profile = stack.enter_context(Profile(workdir, config.profile_steps))
+        efficiency = _Efficiency(program.model, config.data.image_size)
         bad_records = _bad_records(config, train_source)
         feed = stack.enter_context(
             _feed(
@@ -149,8 +165,10 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         save_clock = _SaveClock(config.checkpoint.every_minutes)
         measured = metrics = {}
         for step in range(first_step + 1, steps + 1):
+            profile.start_at(step, busy_with=measured)
             batch = feed.next(busy_with=measured)
             state, measured = program.train_step(state, batch)
+            profile.end_at(step, busy_with=measured)
             nonfinite.add(step, measured)
             is_last = step == steps
             ends_early = preemption.reached(step) and not is_last
@@ -162,6 +180,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             # the checkpoint comes first.
             if ends_early:
                 nonfinite.look_at_all()
+                writer.flush()
                 checkpoints.save(state, {})
                 checkpoints.wait()
                 progress.say(
@@ -179,14 +198,17 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
                 }
                 metrics["train/learning_rate"] = float(program.schedule(step - 1))
                 metrics |= progress.update(step, values["loss"], feed.waited)
+                metrics |= efficiency(metrics["train/images_per_second"])
                 metrics |= _count("train", bad_records)
                 if config.max_nonfinite_steps:
                     metrics["train/nonfinite_steps"] = nonfinite.count
             if evaluates:
                 metrics |= evaluation(state.params, state.ema_params, progress)
-                progress.restart_clock(step, feed.waited)
             if metrics:
                 writer.write(step, metrics)
+            if evaluates or ends_early:
+                writer.summarize(title=f"{config.model.name}: {workdir.name}")
+                progress.restart_clock(step, feed.waited)
             if ends_early:
                 break
             if (
@@ -196,6 +218,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
                 or (evaluates and checkpoints.is_best(metrics))
             ):
                 nonfinite.look_at_all()
+                writer.flush()
                 checkpoints.save(state, metrics)
                 save_clock.restart()
             if step == first_step + 1:  # compilation is not part of the speed
@@ -241,6 +264,26 @@ def _start(
     state = dataclasses.replace(state, params=params, ema_params=ema_params)
     origin = f"starting from {init_from}"
     return state, origin + "".join(f"\n  but with {change}" for change in differences)
+
+
+class _Efficiency:
+    """How much of the chips a run uses, as far as they are known."""
+
+    def __init__(self, model: FocalNet, image_size: int):
+        self._chip = chip_of(jax.devices()[0])
+        self._multiply_adds = self._chip and count_multiply_adds(model, image_size)
+
+    def __call__(self, images_per_second: float) -> dict[str, float]:
+        """`train/mfu`, of the bfloat16 peak, and `train/device_memory` in bytes."""
+        metrics = {f"train/{name}": value for name, value in peak_memory().items()}
+        if self._chip:
+            metrics["train/mfu"] = model_flops_utilization(
+                self._multiply_adds,
+                images_per_second,
+                chips=count_chips(jax.devices()),
+                peak=self._chip.peak,
+            )
+        return metrics
 
 
 class _SaveClock:

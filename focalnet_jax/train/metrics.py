@@ -1,7 +1,12 @@
-"""Metrics in the workdir: `metrics.jsonl`, and events for TensorBoard."""
+"""Metrics in the workdir: `metrics.jsonl`, events for TensorBoard; and W&B."""
 
 import json
+import pathlib
+import shutil
+import tempfile
 import time
+import uuid
+from typing import Any
 
 import jax
 from etils import epath
@@ -9,54 +14,110 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from focalnet_jax.errors import SetupError
+from focalnet_jax.train.summary import write_summary
+from focalnet_jax.written_aside import is_remote, write_whole
+
+_METRICS = "metrics.jsonl"
+_UPLOAD_SECONDS = 30
+
 
 class MetricsWriter:
     """Writes on the first process; elsewhere it does nothing.
+
+    Objects in a bucket can't be added to. There, files are written on this machine, and
+    go up whole from time to time.
 
     Args:
       workdir: where to.
       first_step: the step that a run resumes after: what stands there of later steps is
         cut off, since they will be written again.
+      wandb_project: of Weights & Biases, which then has the metrics, too.
+      config: that W&B shows.
+
+    Raises:
+      SetupError: W&B is asked for and not installed.
     """
 
-    def __init__(self, workdir: epath.Path, *, first_step: int):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        *,
+        first_step: int,
+        wandb_project: str | None = None,
+        config: dict[str, Any] | None = None,
+    ):
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        self._path = workdir / "metrics.jsonl"
-        _cut_back(self._path, first_step)
+        self._workdir = workdir
+        self._spool = None
+        if is_remote(workdir):
+            self._spool = pathlib.Path(tempfile.mkdtemp(prefix="focalnet_jax_metrics_"))
+            self._uploaded = time.monotonic()
+        self._directory = self._spool or workdir
+        lines = _lines_until(workdir / _METRICS, first_step)
+        if lines is not None:
+            write_whole(self._directory / _METRICS, "".join(lines))
         is_restart = any(workdir.glob("events.out.tfevents*"))
-        self._events = EventFileWriter(str(workdir))
+        self._events = EventFileWriter(str(self._directory))
         if is_restart:
             # Has TensorBoard forget what earlier files hold from this step on.
             start = SessionLog(status=SessionLog.START)
             self._add_event(first_step + 1, session_log=start)
+        self._wandb = None
+        if wandb_project:
+            self._wandb = _wandb_run(workdir, wandb_project, config)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        if self._active:
-            self._events.close()
+        if not self._active:
+            return
+        self._events.close()
+        self.flush()
+        if self._spool:
+            shutil.rmtree(self._spool)
+        if self._wandb:
+            self._wandb.finish()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Adds the metrics of a step."""
         if not self._active:
             return
-        with self._path.open("a") as file:
+        with (self._directory / _METRICS).open("a") as file:
             file.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
         values = [Summary.Value(tag=name, simple_value=v) for name, v in metrics.items()]
         self._add_event(step, summary=Summary(value=values))
         self._events.flush()
+        if self._wandb:
+            self._wandb.log(metrics, step=step)
+        if self._spool and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Returns when all that was written is in the workdir."""
+        if not self._active or not self._spool:
+            return
+        for path in self._spool.iterdir():
+            (self._workdir / path.name).write_bytes(path.read_bytes())
+        self._uploaded = time.monotonic()
+
+    def summarize(self, *, title: str) -> None:
+        """Draws `summary.html`."""
+        if self._active:
+            self.flush()
+            write_summary(self._workdir, title=title)
 
     def _add_event(self, step: int, **content) -> None:
         self._events.add_event(Event(step=step, wall_time=time.time(), **content))
 
 
-def _cut_back(path: epath.Path, step: int) -> None:
-    """Drops lines of later steps, and a last line that a crash left incomplete."""
+def _lines_until(path: epath.Path, step: int) -> list[str] | None:
+    """Without lines of later steps, and a last one that a crash left incomplete."""
     if not path.exists():
-        return
+        return None
     kept = []
     for line in path.read_text().splitlines():
         try:
@@ -64,6 +125,25 @@ def _cut_back(path: epath.Path, step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             break
-    aside = path.parent / f"{path.name}.tmp"
-    aside.write_text("".join(kept))
-    aside.replace(path)
+    return kept
+
+
+def _wandb_run(workdir: epath.Path, project: str, config: dict[str, Any] | None) -> Any:
+    """The run of W&B that belongs to a workdir; a resumed one goes on."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise SetupError(
+            f"wandb_project={project!r} needs W&B, which is not there:\n"
+            "  pip install wandb"
+        ) from error
+    path = workdir / "wandb_run_id"
+    if not path.exists():
+        write_whole(path, uuid.uuid4().hex[:8])
+    return wandb.init(
+        project=project,
+        id=path.read_text(),
+        name=workdir.name,
+        config=config,
+        resume="allow",
+    )

@@ -9,6 +9,8 @@ import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 
+from focalnet_jax.chips import count_chips
+
 
 class Progress:
     """Shows steps done, loss, images a second and time left, on the first process.
@@ -57,9 +59,10 @@ class Progress:
           waited: seconds for which this process's devices had no input, of the whole run.
 
         Returns:
-          since the last call, `train/images_per_second` and `train/input_wait`, the share
-          of the time that was waited, on the process that waited longest: the others
-          wait for it in the step.
+          since the last call, under `train/`: `images_per_second`, of all chips,
+          `images_per_second_per_chip` and `step_seconds`; and `input_wait`, the share of
+          the time that was waited, on the process that waited longest: the others wait
+          for it in the step.
         """
         last_step, last_time, last_waited = self._last
         self.restart_clock(step, waited)
@@ -81,4 +84,9 @@ class Progress:
                 f"{speed:,.0f} images/s  {share:.0%} input wait  "
                 f"{datetime.timedelta(seconds=round(left))} left"
             )
-        return {"train/images_per_second": speed, "train/input_wait": share}
+        return {
+            "train/images_per_second": speed,
+            "train/images_per_second_per_chip": speed / count_chips(jax.devices()),
+            "train/step_seconds": seconds_per_step,
+            "train/input_wait": share,
+        }

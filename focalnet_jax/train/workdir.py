@@ -5,6 +5,7 @@ versions.json   Python, packages and devices
 model.json      what is needed to use the parameters elsewhere
 metrics.jsonl   one object a line, `step` and metrics
 events.out...   the same for TensorBoard
+summary.html    curves and last values
 checkpoints/    Orbax
 """
 

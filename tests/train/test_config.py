@@ -60,7 +60,7 @@ def test_base_has_a_variant_for_every_1k_model():
 
 
 def test_pretraining_and_fine_tuning_vary_the_recipe():
-    path = next(p for p in RECIPES if p.stem == "imagenet22k")
+    path = next(p for p in RECIPES if p.stem == "in22k")
     config = check_config(load_recipe(path, "large_fl4"))
     assert config.model.name == "focalnet_large_fl4"
     assert config.model.num_classes == 21841

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 from etils import epath
 from ml_collections import ConfigDict
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from running import without_speeds
 
 import focalnet_jax
 from focalnet_jax.errors import SetupError
@@ -20,8 +20,6 @@ from focalnet_jax.saved_params import newest_params_path
 from focalnet_jax.train import check_config, evaluate, loop, step, train
 from focalnet_jax.train.losses import cross_entropy
 from focalnet_jax.train.metrics import MetricsWriter
-
-SPEEDS = ("train/images_per_second", "train/input_wait")
 
 
 def read_metrics(workdir):
@@ -100,13 +98,7 @@ def test_resumed_run_is_the_unbroken_one_bit_for_bit(
     train(config, broken)
     assert seen_ids == expected_ids[3:]
 
-    def without_speed(lines):
-        return [
-            {name: value for name, value in line.items() if name not in SPEEDS}
-            for line in lines
-        ]
-
-    traces = [without_speed(read_metrics(workdir)) for workdir in (unbroken, broken)]
+    traces = [without_speeds(read_metrics(workdir)) for workdir in (unbroken, broken)]
     assert traces[0] == traces[1]
     assert [line["step"] for line in traces[1]] == list(range(1, 9))
     arrays = [stored_arrays(workdir, 8) for workdir in (unbroken, broken)]
@@ -231,23 +223,6 @@ def test_errors_come_before_compilation(tiny_config, tmp_path, changes, message)
 def test_evaluation_without_parameters_says_what_to_do(tiny_config, tmp_path):
     with pytest.raises(SetupError, match="nothing to evaluate.*init_from is not set"):
         evaluate(check_config(tiny_config), epath.Path(tmp_path))
-
-
-def test_metrics_are_cut_back_to_the_restored_step(tmp_path):
-    """In both places each step stands once, with what was written last."""
-    workdir = epath.Path(tmp_path)
-    with MetricsWriter(workdir, first_step=0) as writer:
-        for step in (1, 2, 3):
-            writer.write(step, {"train/loss": 1.0})
-    with (workdir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "train/lo')  # as a crash leaves it
-    with MetricsWriter(workdir, first_step=2) as writer:
-        writer.write(3, {"train/loss": 0.5})
-    expected = [(1, 1.0), (2, 1.0), (3, 0.5)]
-    lines = read_metrics(workdir)
-    assert [(line["step"], line["train/loss"]) for line in lines] == expected
-    events = EventAccumulator(str(workdir)).Reload().Scalars("train/loss")
-    assert [(event.step, event.value) for event in events] == expected
 
 
 def test_checkpoints_do_not_depend_on_the_mesh(tiny_config, tmp_path):

@@ -25,6 +25,8 @@ def test_lines_where_there_is_no_terminal(clock, capsys):
         # 9 steps in 9 seconds, of which 1.8 were waited.
         assert progress.update(110, loss=1.23456, waited=501.8) == {
             "train/images_per_second": 32.0,
+            "train/images_per_second_per_chip": 32.0 / 8,
+            "train/step_seconds": 1.0,
             "train/input_wait": pytest.approx(0.2),
         }
     output = capsys.readouterr().out

@@ -1,8 +1,8 @@
 """Pretraining on ImageNet-22K.
 
     python -m focalnet_jax.data.prepare folder:/data/imagenet22k --name=imagenet22k
-    python main.py --config=configs/imagenet22k.py
-    python main.py --config=configs/imagenet22k.py:large_fl4
+    python main.py --config=configs/in22k.py
+    python main.py --config=configs/in22k.py:large_fl4
 
 The official release has no recipe for this: 90 epochs, batch 4,096 and a learning rate of
 1e-3 are the paper's from memory, not checked against its text; the rest is that of
@@ -39,7 +39,7 @@ def get_config(variant: str = ""):
     variant = variant or "base_lrf"
     if variant not in DROP_PATH_RATES:
         hint = did_you_mean(variant, DROP_PATH_RATES)
-        raise SetupError(f"configs/imagenet22k.py has no variant {variant!r}{hint}")
+        raise SetupError(f"configs/in22k.py has no variant {variant!r}{hint}")
 
     config = default_config()
     config.batch_size = 4096

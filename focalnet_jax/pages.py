@@ -1,0 +1,36 @@
+"""Pages to look at, each one file that needs no network."""
+
+import html
+import io
+
+import matplotlib.figure
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto;
+       padding: 0 1em; color: #222; background: #fff }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .15em .8em; text-align: right; border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left }
+svg { width: 100%; height: auto }
+summary { cursor: pointer; margin: 1em 0 }
+.PASS { color: #0a6b2d } .FAIL { color: #b00020 }
+"""
+
+
+def page(title: str, body: str) -> str:
+    """An HTML page around `body`, which is HTML."""
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
+<style>{_STYLE}</style>
+<h1>{html.escape(title)}</h1>
+{body}
+</html>
+"""
+
+
+def svg(figure: matplotlib.figure.Figure) -> str:
+    """A figure as an SVG element."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]

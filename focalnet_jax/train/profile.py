@@ -1,0 +1,39 @@
+"""A trace of some steps, for TensorBoard's profiler."""
+
+from typing import Any
+
+import jax
+from etils import epath
+
+
+class Profile:
+    """Traces the steps from the first to the last of `steps`; none if it is empty.
+
+    The trace lies in `WORKDIR/plugins/profile`, of each process a file.
+    """
+
+    def __init__(self, workdir: epath.Path, steps: tuple[int, int] | tuple[()]):
+        self._workdir = workdir
+        self._first, self._last = steps or (None, None)
+        self._is_on = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._is_on:
+            jax.profiler.stop_trace()
+
+    def start_at(self, step: int, *, busy_with: Any) -> None:
+        """Starts before the first one, when the devices have done what was before."""
+        if step == self._first:
+            jax.block_until_ready(busy_with)
+            jax.profiler.start_trace(str(self._workdir))
+            self._is_on = True
+
+    def end_at(self, step: int, *, busy_with: Any) -> None:
+        """Ends after the last one."""
+        if step == self._last and self._is_on:
+            jax.block_until_ready(busy_with)
+            jax.profiler.stop_trace()
+            self._is_on = False

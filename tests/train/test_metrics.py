@@ -1,0 +1,124 @@
+"""What a run shows: metrics in its files, in a bucket, at W&B, and as a page."""
+
+import json
+import sys
+import types
+
+import pytest
+from etils import epath
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from focalnet_jax import chips
+from focalnet_jax.errors import SetupError
+from focalnet_jax.train import check_config, train
+from focalnet_jax.train.metrics import MetricsWriter
+from focalnet_jax.train.summary import curves
+
+
+def read_metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+
+
+def test_metrics_are_cut_back_to_the_restored_step(tmp_path):
+    """In both places each step stands once, with what was written last."""
+    workdir = epath.Path(tmp_path)
+    with MetricsWriter(workdir, first_step=0) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"train/loss": 1.0})
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train/lo')  # as a crash leaves it
+    with MetricsWriter(workdir, first_step=2) as writer:
+        writer.write(3, {"train/loss": 0.5})
+    expected = [(1, 1.0), (2, 1.0), (3, 0.5)]
+    lines = read_metrics(workdir)
+    assert [(line["step"], line["train/loss"]) for line in lines] == expected
+    events = EventAccumulator(str(workdir)).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in events] == expected
+
+
+def test_page_and_trace_of_a_run(tiny_config, tmp_path):
+    workdir = epath.Path(tmp_path)
+    tiny_config.profile_steps = (2, 3)
+    tiny_config.evaluate_every_steps = 3
+    train(check_config(tiny_config), workdir)
+    assert len([*(workdir / "plugins" / "profile").glob("*/*.xplane.pb")]) == 1
+    text = (workdir / "summary.html").read_text()
+    assert text.startswith("<!doctype html>")
+    assert "http" not in text.replace("http://www.w3.org", "").replace(
+        "http://purl.org", ""
+    ).replace("https://matplotlib.org", "").replace("http://creativecommons.org", "")
+    last = read_metrics(workdir)[-1]
+    assert f"<td>train/loss</td><td>{last['train/loss']:.5g}</td>" in text
+    assert "batch_size" in text  # the configuration
+
+    figure = curves(read_metrics(workdir))
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    assert lines.keys() >= {"train/loss", "test/loss", "test/top1", "train/weight_norm"}
+    assert lines["train/loss"].get_xdata().tolist() == [1, 2, 3, 4, 5, 6]
+    assert lines["test/loss"].get_xdata().tolist() == [3, 6]
+    assert lines["test/loss"].get_ydata()[-1] == last["test/loss"]
+
+
+def test_speeds_and_norms_are_measured(tiny_config, tmp_path):
+    workdir = epath.Path(tmp_path)
+    train(check_config(tiny_config), workdir)
+    for line in read_metrics(workdir):
+        speed, seconds = line["train/images_per_second"], line["train/step_seconds"]
+        assert speed * seconds == pytest.approx(16)
+        assert line["train/images_per_second_per_chip"] == pytest.approx(speed / 8)
+        assert line["train/weight_norm"] > 0
+        assert "train/mfu" not in line  # of CPUs nothing is claimed
+
+
+def test_known_chips():
+    def device(kind, **attributes):
+        return types.SimpleNamespace(device_kind=kind, **attributes)
+
+    assert chips.chip_of(device("TPU v5 lite")) is chips.TPUS["v5e"]
+    assert chips.chip_of(device("TPU v5p")) is chips.TPUS["v5p"]
+    assert chips.chip_of(device("TPU v5")) is chips.TPUS["v5p"]
+    assert chips.chip_of(device("NVIDIA H100 PCIe")).peak == 756e12
+    assert chips.chip_of(device("NVIDIA H100 80GB HBM3")).peak == 989e12
+    assert chips.chip_of(device("cpu")) is None
+    cores = [
+        device("TPU v3", coords=(x, 0, 0), id=2 * x + c) for x in (0, 1) for c in (0, 1)
+    ]
+    assert chips.count_chips(cores) == 2
+    assert chips.count_chips([device("NVIDIA A100", id=i) for i in range(3)]) == 3
+    # 4.49 G multiply-adds, 1,000 images a second and chip: 26.94 TFLOP/s.
+    utilization = chips.model_flops_utilization(4_490_000_000, 8000, chips=8, peak=197e12)
+    assert utilization == pytest.approx(26.94 / 197)
+
+
+def test_weights_and_biases(tmp_path, monkeypatch):
+    """A stand-in for its package; a resumed run goes on under its id."""
+    runs, logged = [], []
+
+    def init(**options):
+        runs.append(options)
+        return types.SimpleNamespace(
+            log=lambda metrics, step: logged.append((step, metrics)),
+            finish=lambda: logged.append("finished"),
+        )
+
+    workdir = epath.Path(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    for first_step in (0, 1):
+        with MetricsWriter(
+            workdir, first_step=first_step, wandb_project="focal", config={"seed": 1}
+        ) as writer:
+            writer.write(first_step + 1, {"train/loss": 0.5})
+    assert logged == [
+        (1, {"train/loss": 0.5}),
+        "finished",
+        (2, {"train/loss": 0.5}),
+        "finished",
+    ]
+    assert runs[0] == runs[1]
+    assert runs[0]["project"] == "focal"
+    assert runs[0]["resume"] == "allow"
+    assert len(runs[0]["id"]) == 8
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SetupError, match="pip install wandb"):
+        MetricsWriter(workdir, first_step=2, wandb_project="focal")
