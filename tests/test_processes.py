@@ -291,3 +291,88 @@ def test_kills_at_random_moments_leave_no_trace(kills, steps, environment, tmp_p
     ]
     assert [line["step"] for line in traces[0]] == list(range(1, steps + 1))
     assert traces[1] == traces[0]
+
+
+# Processes, devices of each, and how they are arranged.
+PLACES = {
+    "one": (1, 1, []),
+    "fsdp": (1, 4, ["--config.mesh.fsdp=4"]),
+    "processes": (2, 1, []),
+    "spatial": (1, 4, ["--config.mesh.spatial=2"]),
+    "processes_fsdp": (2, 2, ["--config.mesh.fsdp=2"]),
+    "four": (4, 1, ["--config.mesh.fsdp=4"]),
+    "processes_spatial": (2, 2, ["--config.mesh.spatial=2"]),
+}
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ["fsdp", "processes", "one"],
+        pytest.param([*PLACES, "one"], marks=pytest.mark.extended),
+    ],
+    ids=["some", "all"],
+)
+def test_a_run_goes_on_in_other_places(places, environment, tmp_path):
+    """Killed in each; other devices, meshes and numbers of processes take it on."""
+    program = tmp_path / "noting.py"
+    program.write_text(NOTING)
+    steps = 6 * len(places)
+    arguments = [*TINY, f"--config.num_steps={steps}", "--config.ema_decay=0.9"]
+    arguments += ["--config.mixup_alpha=0.8", "--config.evaluate_every_steps=1000"]
+
+    def launch(workdir, place):
+        processes, devices, mesh = PLACES[place]
+        flags = f" --xla_force_host_platform_device_count={devices}"
+        noted = environment | dict(
+            IDS=f"{workdir}-{place}",
+            MAIN=str(ROOT / "main.py"),
+            PAUSE="0.1",
+            XLA_FLAGS=environment["XLA_FLAGS"] + flags,
+        )
+        here = dict(directory=tmp_path, environment=noted, program=program)
+        command = [f"--workdir={workdir}", *arguments, *mesh]
+        if processes == 1:
+            return [start(*command, **here)]
+        return start_together(processes, *command, **here)
+
+    unbroken = launch("unbroken", "one")
+    results = finish(unbroken)
+    assert unbroken[0].returncode == 0, results
+
+    newest = 0
+    for place in places[:-1]:
+        processes = launch("moved", place)
+
+        def is_further(newest=newest):
+            checkpoints = (tmp_path / "moved" / "checkpoints").glob("[0-9]*")
+            steps = [int(path.name) for path in checkpoints if path.name.isdigit()]
+            return max(steps, default=0) > newest
+
+        try:
+            wait_for(is_further, processes)
+        finally:
+            for process in processes:
+                process.kill()
+            finish(processes)
+        newest = max(
+            int(path.name)
+            for path in (tmp_path / "moved" / "checkpoints").iterdir()
+            if path.name.isdigit()
+        )
+        assert newest < steps
+    last = launch("moved", places[-1])
+    results = finish(last)
+    assert last[0].returncode == 0, results
+    assert f"resuming after step {newest}" in results[0][0]
+
+    expected, given = (read_metrics(tmp_path / name) for name in ("unbroken", "moved"))
+    assert [line["step"] for line in given] == list(range(1, steps + 1))
+    for name in ("train/loss", "train/gradient_norm", "train/weight_norm"):
+        # float32, and sums in another order, over some tens of steps.
+        assert [line[name] for line in given] == pytest.approx(
+            [line[name] for line in expected], rel=1e-3
+        )
+    assert given[-1]["test_ema/loss"] == pytest.approx(
+        expected[-1]["test_ema/loss"], rel=1e-3
+    )
