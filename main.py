@@ -155,6 +155,10 @@ if __name__ == "__main__":
         end("interrupted; the same command goes on from the newest checkpoint, if any")
     except SetupError as error:
         end(f"error: {error}")
+    except ImportError as error:
+        if not re.search("fsspec|gcsfs|google", str(error)):
+            end()
+        end("error: addresses such as gs://bucket/run need: pip install '.[gcs]'")
     except jax.errors.JaxRuntimeError as error:
         if not re.search("Gloo|UNAVAILABLE|DEADLINE_EXCEEDED", str(error)):
             end()

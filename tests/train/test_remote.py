@@ -1,0 +1,85 @@
+"""Runs whose files lie in a bucket, where nothing can be renamed or added to."""
+
+import json
+
+import buckets
+import numpy as np
+import pytest
+from etils import epath
+from running import without_speeds
+
+import focalnet_jax
+from focalnet_jax.train import check_config, evaluate, train
+from focalnet_jax.train.metrics import MetricsWriter
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """`gs://bucket`, empty."""
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", buckets.ADDRESS)
+    buckets.serve(tmp_path, monkeypatch)
+    return epath.Path("gs://bucket")
+
+
+def read_metrics(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_the_stand_in_is_as_strict_as_a_bucket(bucket):
+    (bucket / "a").write_text("1")
+    assert (bucket / "a").read_text() == "1"
+    with pytest.raises(OSError, match="can't be changed"):
+        (bucket / "a").open("a")
+    with pytest.raises(OSError, match="can't be renamed"):
+        (bucket / "a").rename(bucket / "b")
+
+
+def test_metrics_go_up_whole(bucket):
+    workdir = bucket / "run"
+    with MetricsWriter(workdir, first_step=0) as writer:
+        writer.write(1, {"train/loss": 1.0})
+        assert not (workdir / "metrics.jsonl").exists()  # not with every line
+        writer.flush()
+        assert [line["step"] for line in read_metrics(workdir)] == [1]
+        writer.write(2, {"train/loss": 0.5})
+    with MetricsWriter(workdir, first_step=1) as writer:
+        writer.write(2, {"train/loss": 0.25})
+    assert [line["train/loss"] for line in read_metrics(workdir)] == [1.0, 0.25]
+    assert len([*workdir.glob("events.out.tfevents*")]) == 2
+
+
+def test_a_run_in_a_bucket_is_one_on_a_disk(tiny_config, bucket, tmp_path, monkeypatch):
+    """Stopped, resumed, evaluated, and started from."""
+    local = epath.Path(tmp_path / "local")
+    remote = bucket / "run"
+    tiny_config.checkpoint.best_metric = "test/top1"
+    tiny_config.ema_decay = 0.5
+    train(check_config(tiny_config), local)
+
+    class Stop(Exception):
+        """Stands for a crash."""
+
+    write = MetricsWriter.write
+
+    def crash(self, step, metrics):
+        if step == 5:
+            raise Stop
+        write(self, step, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsWriter, "write", crash)
+        with pytest.raises(Stop):
+            train(check_config(tiny_config), remote)
+    metrics = train(check_config(tiny_config), remote)
+    assert without_speeds(read_metrics(remote)) == without_speeds(read_metrics(local))
+    assert (remote / "checkpoints" / "6" / "commit_success.txt").exists()
+    assert (remote / "summary.html").exists()
+
+    evaluated = evaluate(check_config(tiny_config), remote)
+    assert evaluated["test/loss"] == metrics["test/loss"]
+    tiny_config.init_from = str(remote)
+    evaluated = evaluate(check_config(tiny_config), epath.Path(tmp_path / "other"))
+    assert evaluated["test/loss"] == metrics["test/loss"]
+    ours, theirs = (focalnet_jax.load_model(str(path))[1] for path in (remote, local))
+    np.testing.assert_array_equal(ours["head"]["kernel"], theirs["head"]["kernel"])
