@@ -308,7 +308,7 @@ PLACES = {
 @pytest.mark.parametrize(
     "places",
     [
-        ["fsdp", "processes", "one"],
+        ["fsdp", "processes"],
         pytest.param([*PLACES, "one"], marks=pytest.mark.extended),
     ],
     ids=["some", "all"],
