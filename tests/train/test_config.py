@@ -114,7 +114,14 @@ def set_field(config, field, value):
         ("model.depths", (1, 1, 1), "model.focal_levels has 2 entries and depths 3"),
         ("model.in_channels", 1, "images are read as RGB"),
         ("model.num_classes", 0, "model.num_classes=0"),
+        ("model.remat", "dot", "model.remat='dot' is unknown; did you mean 'dots'"),
+        ("ema_decay", 1.0, "ema_decay=1.0 is not below 1"),
+        ("profile_steps", (3, 2), "is no range of steps"),
+        ("profile_steps", (3,), "is not 2 numbers"),
         ("checkpoint.every_steps", 0, "checkpoint.every_steps=0 is below 1"),
+        ("checkpoint.every_minutes", -1.0, "checkpoint.every_minutes=-1.0 is below 0"),
+        ("checkpoint.best_metric", "test/top2", "is unknown; did you mean 'test/top"),
+        ("checkpoint.best_metric", "test_ema/top1", "needs ema_decay above 0"),
     ],
 )
 def test_values_that_cannot_be_are_named(tiny_config, field, value, message):
