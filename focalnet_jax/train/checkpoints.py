@@ -48,6 +48,10 @@ class Checkpoints:
                 cleanup_tmp_directories=True,  # which a killed run has left
             ),
         )
+        # Kept here, since what is being written can't be read yet.
+        steps = self._manager.all_steps() if best_metric else []
+        scores = (self._score(self._manager.metrics(step)) for step in steps)
+        self._best_score = max(scores, default=-math.inf)
 
     def __enter__(self):
         return self
@@ -62,10 +66,7 @@ class Checkpoints:
 
     def is_best(self, metrics: Mapping[str, float]) -> bool:
         """Whether no checkpoint has a better value of `best_metric`."""
-        if not self._best_metric or self._best_metric not in metrics:
-            return False
-        saved = [self._manager.metrics(step) for step in self._manager.all_steps()]
-        return self._score(metrics) > max(map(self._score, saved), default=-math.inf)
+        return self._score(metrics) > self._best_score
 
     def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Starts to save; returns when the arrays may be donated.
@@ -90,6 +91,7 @@ class Checkpoints:
             )
         except Exception as error:  # Orbax and its store raise all kinds
             raise self._failure(error) from error
+        self._best_score = max(self._best_score, self._score(metrics))
 
     def wait(self) -> None:
         """Returns when what was saved is whole.
@@ -141,7 +143,7 @@ class Checkpoints:
 
     def _score(self, metrics: Mapping[str, float] | None) -> float:
         value = (metrics or {}).get(self._best_metric)
-        if value is None:
+        if value is None or not math.isfinite(value):
             return -math.inf
         return -value if self._best_metric.endswith("loss") else value
 
