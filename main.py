@@ -9,6 +9,7 @@
 The same command on every host of a TPU pod slice starts one run on all of them.
 """
 
+import asyncio.log
 import os
 import pathlib
 import re
@@ -55,6 +56,8 @@ def main(argv):
         raise app.UsageError(f"unexpected arguments {argv[1:]}: flags begin with --")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # libraries say much at INFO
+    # Of a damaged checkpoint, each array has a task that fails; the first says enough.
+    asyncio.log.logger.setLevel("CRITICAL")
     config = check_config(_CONFIG.value)
     if _COMPILE_FOR.value:
         jax.config.update("jax_platforms", "cpu")

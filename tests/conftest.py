@@ -1,6 +1,8 @@
 """Set-up that all tests share: eight fake CPU devices, tiny models, prepared digits."""
 
 import os
+import shutil
+import tempfile
 
 # Before jax is imported anywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -11,6 +13,12 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
+# Most of the tests' time is compilation, much of it of the same programs: what one test
+# has compiled the others find, in other processes, too.
+if is_first := "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="focalnet_jax_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
 import importlib.util
 import pathlib
 
@@ -20,6 +28,11 @@ import pytest
 
 from focalnet_jax.data import open_source
 from focalnet_jax.train import default_config
+
+
+def pytest_unconfigure():
+    if is_first:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -202,6 +202,11 @@ def _devices(slice_name: str) -> list[Any]:
         ).devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
+        if "lockfile" in reason:
+            reason = (
+                "another process of this machine has the TPU compiler. If there is none, "
+                "rm /tmp/libtpu_lockfile"
+            )
         raise SetupError(f"--compile_for={slice_name}: {reason}") from error
 
 
