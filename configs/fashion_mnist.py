@@ -19,7 +19,7 @@ def get_config(variant: str = ""):
     if variant:
         raise SetupError(f"configs/fashion_mnist.py has no variants, given {variant!r}")
     config = default_config()
-    config.num_epochs = 12.0
+    config.num_epochs = 8.0
     config.batch_size = 96
     config.learning_rate = 6e-3
     config.warmup_learning_rate = 1e-5
