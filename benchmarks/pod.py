@@ -17,6 +17,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -79,11 +80,7 @@ def compile_one(name, remat, batch_per_chip, slice_name):
 
 
 def chips_of(slice_name):
-    sizes = slice_name.partition(":")[2].split("x")
-    count = 1
-    for size in sizes:
-        count *= int(size)
-    return count
+    return math.prod(int(size) for size in slice_name.partition(":")[2].split("x"))
 
 
 def in_own_process(function, *args):

@@ -11,8 +11,8 @@ configs/base.py. No number to expect is published for this step, only after fine
 
 There are no splits: `prepare` makes all images `train`, of which this takes the last
 hundredth for testing. Classes are the sorted WordNet ids, 21,841 of them in the release
-of 2011 (`--config.model.num_classes` for another number). Official weights have 21,842
-outputs, in an order of their own.
+of 2011. The head has 21,842 outputs, as the official weights have, whose order is their
+own; `--config.model.num_classes` sets another number.
 """
 
 from focalnet_jax.errors import SetupError, did_you_mean
@@ -60,7 +60,7 @@ def get_config(variant: str = ""):
     config.cutmix_alpha = 1.0
 
     config.model.name = f"focalnet_{variant}"
-    config.model.num_classes = 21841
+    config.model.num_classes = 21842
     config.model.drop_path_rate = DROP_PATH_RATES[variant]
     config.model.dtype = "bfloat16"
 

@@ -27,7 +27,8 @@ import numpy as np
 import pytest
 
 from focalnet_jax.data import open_source
-from focalnet_jax.train import default_config
+from focalnet_jax.train import default_config, train
+from focalnet_jax.train.metrics import MetricsWriter
 
 
 def pytest_unconfigure():
@@ -146,3 +147,26 @@ def tiny_config(data_dir):
     config.checkpoint.every_steps = 3
     config.log_every_steps = 1
     return config
+
+
+@pytest.fixture
+def train_until(monkeypatch):
+    """A function that trains and stops as a crash would: after the work of a step."""
+
+    class Crash(Exception):
+        pass
+
+    def train_until(config, workdir, step):
+        write = MetricsWriter.write
+
+        def crash_after(self, at, metrics):
+            write(self, at, metrics)
+            if at == step:
+                raise Crash
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MetricsWriter, "write", crash_after)
+            with pytest.raises(Crash):
+                train(config, workdir)
+
+    return train_until

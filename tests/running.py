@@ -1,5 +1,6 @@
-"""How tests run `main.py`: as processes, one or several to a run."""
+"""How tests run `main.py`, one or several processes to a run, and read what it leaves."""
 
+import json
 import pathlib
 import socket
 import subprocess
@@ -78,6 +79,12 @@ def wait_for(condition, processes):
         assert time.monotonic() < deadline
         time.sleep(0.002)
     return result
+
+
+def read_metrics(workdir):
+    """The lines of `metrics.jsonl`, but for one that is still being written."""
+    lines = (workdir / "metrics.jsonl").read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
 
 
 def without_speeds(metrics):

@@ -16,6 +16,7 @@ from running import (
     TIMEOUT,
     TINY,
     finish,
+    read_metrics,
     run,
     start,
     start_together,
@@ -24,11 +25,6 @@ from running import (
 )
 
 from focalnet_jax.data import TrainTransform, open_source, train_batches
-
-
-def read_metrics(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().split("\n")[:-1]  # without a half one
-    return [json.loads(line) for line in lines]
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.extended)])

@@ -404,8 +404,8 @@ class FocalNetEncoder(nn.Module):
       pad_to_patch: pad sizes that don't divide in place of flooring them.
       remat: what of each block the backward pass recomputes: `"none"`, `"dots"` (all
         but matrix products) or `"full"`: less memory, more work.
-      scan: compile the equal blocks of a stage as one: compilation is quicker, and takes
-        longer to run. Random draws are others; a block's `params` are all it can have.
+      scan: compile the equal blocks of a stage as one: quicker to compile, slower to
+        run. Random draws are others; a block's `params` are all it can have.
       implementation: `"auto"`, `"lax"` or `"shifted"`, see `focalnet_jax.ops`.
       dtype, param_dtype: of the computation and of the parameters.
     """

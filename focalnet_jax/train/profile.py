@@ -5,14 +5,25 @@ from typing import Any
 import jax
 from etils import epath
 
+from focalnet_jax.errors import SetupError
+from focalnet_jax.written_aside import is_remote
+
 
 class Profile:
     """Traces the steps from the first to the last of `steps`; none if it is empty.
 
     The trace lies in `WORKDIR/plugins/profile`, of each process a file.
+
+    Raises:
+      SetupError: the workdir is a bucket, to which JAX writes no traces.
     """
 
     def __init__(self, workdir: epath.Path, steps: tuple[int, int] | tuple[()]):
+        if steps and is_remote(workdir):
+            raise SetupError(
+                f"profile_steps={steps} needs a workdir on a disk: JAX writes no "
+                f"traces to {workdir}"
+            )
         self._workdir = workdir
         self._first, self._last = steps or (None, None)
         self._is_on = False

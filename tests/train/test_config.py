@@ -63,7 +63,7 @@ def test_pretraining_and_fine_tuning_vary_the_recipe():
     path = next(p for p in RECIPES if p.stem == "in22k")
     config = check_config(load_recipe(path, "large_fl4"))
     assert config.model.name == "focalnet_large_fl4"
-    assert config.model.num_classes == 21841
+    assert config.model.num_classes == 21842
     with pytest.raises(SetupError, match="did you mean 'huge_fl4'"):
         load_recipe(path, "huge_fl5")
     path = next(p for p in RECIPES if p.stem == "finetune")

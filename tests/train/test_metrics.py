@@ -1,11 +1,11 @@
 """What a run shows: metrics in its files, in a bucket, at W&B, and as a page."""
 
-import json
 import sys
 import types
 
 import pytest
 from etils import epath
+from running import read_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from focalnet_jax import chips
@@ -13,10 +13,6 @@ from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config, train
 from focalnet_jax.train.metrics import MetricsWriter
 from focalnet_jax.train.summary import curves
-
-
-def read_metrics(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
 
 
 def test_metrics_are_cut_back_to_the_restored_step(tmp_path):

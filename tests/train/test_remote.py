@@ -1,16 +1,16 @@
 """Runs whose files lie in a bucket, where nothing can be renamed or added to."""
 
-import json
-
 import buckets
 import numpy as np
 import pytest
 from etils import epath
-from running import without_speeds
+from running import read_metrics, without_speeds
 
 import focalnet_jax
+from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config, evaluate, train
 from focalnet_jax.train.metrics import MetricsWriter
+from focalnet_jax.train.profile import Profile
 
 
 @pytest.fixture
@@ -19,11 +19,6 @@ def bucket(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", buckets.ADDRESS)
     buckets.serve(tmp_path, monkeypatch)
     return epath.Path("gs://bucket")
-
-
-def read_metrics(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def test_the_stand_in_is_as_strict_as_a_bucket(bucket):
@@ -49,7 +44,13 @@ def test_metrics_go_up_whole(bucket):
     assert len([*workdir.glob("events.out.tfevents*")]) == 2
 
 
-def test_a_run_in_a_bucket_is_one_on_a_disk(tiny_config, bucket, tmp_path, monkeypatch):
+def test_traces_are_refused(bucket):
+    Profile(bucket / "run", ())
+    with pytest.raises(SetupError, match="needs a workdir on a disk"):
+        Profile(bucket / "run", (1, 2))
+
+
+def test_a_run_in_a_bucket_is_one_on_a_disk(tiny_config, bucket, tmp_path, train_until):
     """Stopped, resumed, evaluated, and started from."""
     local = epath.Path(tmp_path / "local")
     remote = bucket / "run"
@@ -57,20 +58,7 @@ def test_a_run_in_a_bucket_is_one_on_a_disk(tiny_config, bucket, tmp_path, monke
     tiny_config.ema_decay = 0.5
     train(check_config(tiny_config), local)
 
-    class Stop(Exception):
-        """Stands for a crash."""
-
-    write = MetricsWriter.write
-
-    def crash(self, step, metrics):
-        if step == 5:
-            raise Stop
-        write(self, step, metrics)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsWriter, "write", crash)
-        with pytest.raises(Stop):
-            train(check_config(tiny_config), remote)
+    train_until(check_config(tiny_config), remote, 5)
     metrics = train(check_config(tiny_config), remote)
     assert without_speeds(read_metrics(remote)) == without_speeds(read_metrics(local))
     assert (remote / "checkpoints" / "6" / "commit_success.txt").exists()
