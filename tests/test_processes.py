@@ -298,13 +298,14 @@ PLACES = {
     "processes_fsdp": (2, 2, ["--config.mesh.fsdp=2"]),
     "four": (4, 1, ["--config.mesh.fsdp=4"]),
     "processes_spatial": (2, 2, ["--config.mesh.spatial=2"]),
+    "across": (2, 1, ["--config.mesh.spatial=2"]),  # both hold the same rows
 }
 
 
 @pytest.mark.parametrize(
     "places",
     [
-        ["fsdp", "processes"],
+        ["fsdp", "across"],
         pytest.param([*PLACES, "one"], marks=pytest.mark.extended),
     ],
     ids=["some", "all"],

@@ -2,7 +2,7 @@
 
 from focalnet_jax.data.bad_records import BadRecordError, BadRecords
 from focalnet_jax.data.exact_images import INTERPOLATIONS
-from focalnet_jax.data.pipeline import Batch, Shard, eval_batches, train_batches
+from focalnet_jax.data.pipeline import Batch, eval_batches, train_batches
 from focalnet_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from focalnet_jax.data.randaugment import RandAugment
 from focalnet_jax.data.sources import Source, check_label, open_source
@@ -24,7 +24,6 @@ __all__ = [
     "EvalTransform",
     "Preprocessing",
     "RandAugment",
-    "Shard",
     "Source",
     "TrainTransform",
     "check_label",

@@ -1,7 +1,7 @@
 """Batches of numpy arrays, by Grain, as a function of nothing but the step.
 
-Global batch k is the same ordered array whatever the number of processes: process p of
-n yields rows `[p * B / n, (p + 1) * B / n)` of it and decodes only those.
+Global batch k is the same ordered array whatever the number of processes: each yields the
+rows of it that its devices hold, and decodes only those.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -28,20 +28,6 @@ Batch = dict[str, np.ndarray]
 _EPOCHS = 1 << 31
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """Which part of every global batch a process loads: `index` of `count`."""
-
-    index: int = 0
-    count: int = 1
-
-    def rows(self, batch_size: int) -> int:
-        """The number of rows of a global batch that fall to one shard."""
-        if batch_size % self.count:
-            raise ValueError(f"{batch_size} rows don't divide over {self.count} shards")
-        return batch_size // self.count
-
-
 def train_batches(
     source: Source,
     transform: TrainTransform,
@@ -49,7 +35,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     first_step: int = 0,
-    shard: Shard = Shard(),
+    rows: Sequence[int] | None = None,
     num_classes: int | None = None,
     bad_records: BadRecords | None = None,
     threads: int = 2,
@@ -68,7 +54,7 @@ def train_batches(
       batch_size: global number of rows, B.
       seed: of order and augmentation.
       first_step: where to start.
-      shard: the part of each batch to yield.
+      rows: those of each global batch to yield; None for all.
       num_classes: labels from this number on are errors; None for any.
       bad_records: notes records that can't be decoded, in whose place the nearest good
         one after them in the source comes; None: the first one is an error.
@@ -77,7 +63,7 @@ def train_batches(
 
     Yields:
       `image`, uint8 `[b, size, size, 3]`; `label`, int32 `[b]`; `id`, int64 `[b]`, the
-      index of the record in `source`; where b is the shard's number of rows.
+      index of the record in `source`; where b is the number of `rows`.
 
     Raises:
       SetupError: a label outside of `[0, num_classes)` or one bad record too many, naming
@@ -85,14 +71,14 @@ def train_batches(
     """
     if bad_records is None:
         bad_records = BadRecords(source.describe)
-    batches = (
+    examples = (
         grain.MapDataset.range(len(source))
         .seed(seed)
         .shuffle()
         .repeat(_EPOCHS)
         .random_map(_LoadForTraining(source, transform, num_classes, bad_records.allowed))
-        .batch(shard.rows(batch_size))[shard.index :: shard.count][first_step:]
     )
+    batches = _batch(examples, batch_size, rows)[first_step:]
     return _iterate(batches, bad_records, threads=threads, workers=workers)
 
 
@@ -101,7 +87,7 @@ def eval_batches(
     transform: EvalTransform,
     *,
     batch_size: int,
-    shard: Shard = Shard(),
+    rows: Sequence[int] | None = None,
     num_classes: int | None = None,
     bad_records: BadRecords | None = None,
     threads: int = 2,
@@ -114,15 +100,40 @@ def eval_batches(
     blank. Sources with label sets give `labels`, bool `[b, classes]`, in place of
     `label`.
     """
-    padded = -(-len(source) // batch_size) * batch_size
-    batches = (
-        grain.MapDataset.range(padded)
-        .map(_LoadForEvaluation(source, transform, num_classes))
-        .batch(shard.rows(batch_size))[shard.index :: shard.count]
-    )
     if bad_records is None:
         bad_records = BadRecords(source.describe)
+    padded = -(-len(source) // batch_size) * batch_size
+    examples = grain.MapDataset.range(padded).map(
+        _LoadForEvaluation(source, transform, num_classes)
+    )
+    batches = _batch(examples, batch_size, rows)
     return _iterate(batches, bad_records, threads=threads, workers=workers)
+
+
+def _batch(
+    examples: grain.MapDataset, batch_size: int, rows: Sequence[int] | None
+) -> grain.MapDataset:
+    """The given rows of each of the global batches that `examples` make up."""
+    rows = range(batch_size) if rows is None else rows
+    if not all(0 <= row < batch_size for row in rows):
+        raise ValueError(f"there are no rows {rows} in batches of {batch_size}")
+    selection = _Rows(tuple(rows), batch_size, len(examples) // batch_size)
+    selected = grain.MapDataset.select_from_datasets([examples], selection)
+    return selected.batch(len(rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows(grain.transforms.DatasetSelectionMap):
+    rows: tuple[int, ...]
+    batch_size: int
+    num_batches: int
+
+    def __len__(self) -> int:
+        return self.num_batches * len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        batch, row = divmod(index, len(self.rows))
+        return 0, batch * self.batch_size + self.rows[row]
 
 
 def _iterate(

@@ -26,6 +26,7 @@ from focalnet_jax.chips import (
 from focalnet_jax.data import (
     BadRecordError,
     BadRecords,
+    Batch,
     EvalTransform,
     Source,
     check_label,
@@ -430,7 +431,7 @@ def _feed(
         bad_records=bad_records,
         **_loading(config, mesh),
     )
-    return DeviceFeed(batches, functools.partial(sharding.to_device, mesh=mesh))
+    return DeviceFeed(batches, _to_device(config, mesh))
 
 
 def _make_evaluation(
@@ -455,7 +456,7 @@ def _make_evaluation(
             bad_records=bad_records,
             **_loading(config, mesh),
         )
-        return (sharding.to_device(batch, mesh) for batch in batches)
+        return map(_to_device(config, mesh), batches)
 
     predict = make_predict(model, mean=config.data.mean, std=config.data.std, mesh=mesh)
     classification = Classification(predict, make_batches, subset=source.subset)
@@ -499,11 +500,15 @@ def _bad_records(config: ConfigDict, source: Source) -> BadRecords:
 
 def _loading(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
     return dict(
-        shard=sharding.process_shard(mesh, config.batch_size),
+        rows=sharding.process_rows(mesh, config.batch_size),
         num_classes=config.model.num_classes,
         threads=config.data.threads,
         workers=config.data.workers,
     )
+
+
+def _to_device(config: ConfigDict, mesh: Mesh) -> Callable[[Batch], Any]:
+    return functools.partial(sharding.to_device, mesh=mesh, batch_size=config.batch_size)
 
 
 def _count(name: str, bad_records: BadRecords) -> dict[str, int]:

@@ -4,7 +4,6 @@ One list of shardings, made here from the abstract state, serves initialisation,
 restoring and compilation: `abstract_with_shardings`.
 """
 
-import collections
 import contextlib
 import re
 from collections.abc import Sequence
@@ -12,9 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from focalnet_jax.data import Shard
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models.placement import map_axes_over
 
@@ -44,16 +43,19 @@ def make_mesh(
 ) -> Mesh:
     """Arranges devices as `data` x `fsdp` x `spatial`.
 
+    Neighbours in the mesh are neighbours in the network, as far as JAX knows it. Slices
+    lie along `data`: between them only gradients travel.
+
     Args:
       data: -1 takes what the others leave.
-      fsdp, spatial: their product lies within a slice, `spatial` within a process.
+      fsdp, spatial: their product lies within a slice.
       devices: all by default.
 
     Raises:
       SetupError: sizes whose product is not the number of devices, or that reach across
-        slices or processes.
+        slices.
     """
-    devices = process_major(jax.devices() if devices is None else devices)
+    devices = jax.devices() if devices is None else devices
     given = f"mesh.data={data}, mesh.fsdp={fsdp} and mesh.spatial={spatial}"
     count, inner = len(devices), fsdp * spatial
     if data == -1:
@@ -70,32 +72,25 @@ def make_mesh(
         raise SetupError(
             f"{given} don't make up the {count} devices that are here; {hint}"
         )
-    for axes, size, unit, key in (
-        ("fsdp and mesh.spatial", inner, "slice", _slice_index),
-        ("spatial", spatial, "process", lambda device: device.process_index),
-    ):
-        held = min(collections.Counter(map(key, devices)).values())
-        if held % size:
-            raise SetupError(
-                f"{given}: a {unit} holds {held} devices, and mesh.{axes} stay within "
-                f"one: {size} doesn't divide {held}"
-            )
-    arranged = devices.reshape(data, fsdp, spatial)
+    slices = len({_slice_index(device) for device in devices})
+    if data % slices:
+        held = count // slices
+        raise SetupError(
+            f"{given}: a slice holds {held} devices, and mesh.fsdp and mesh.spatial stay "
+            f"within one: {inner} doesn't divide {held}"
+        )
+    if slices == 1:
+        arranged = mesh_utils.create_device_mesh(
+            (data, fsdp, spatial), devices, allow_split_physical_axes=True
+        )
+    else:
+        arranged = mesh_utils.create_hybrid_device_mesh(
+            (data // slices, fsdp, spatial),
+            (slices, 1, 1),
+            devices,
+            allow_split_physical_axes=True,
+        )
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def process_major(devices: Sequence[jax.Device]) -> np.ndarray:
-    """Devices of each slice, and in it of each process, side by side and in order.
-
-    Then each process holds neighbouring rows of a batch, and the first process the
-    first ones. `jax.make_mesh` orders TPUs by their place in the torus instead, which
-    scatters a host's rows. Slices lie along `data`, as
-    `mesh_utils.create_hybrid_device_mesh` would have them: between them only gradients
-    travel.
-    """
-    return np.array(
-        sorted(devices, key=lambda d: (_slice_index(d), d.process_index, d.id))
-    )
 
 
 def _slice_index(device: jax.Device) -> int:
@@ -214,20 +209,23 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, parts: int = 1) -> None:
         )
 
 
-def process_shard(mesh: Mesh, batch_size: int) -> Shard:
-    """The part of each batch that the devices of this process hold."""
+def process_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """The rows of each global batch that the devices of this process hold, in order.
+
+    Not always neighbours: the mesh follows the network. Processes that split the height
+    of images between them hold the same rows.
+    """
     index_map = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    rows = np.unique([np.arange(batch_size)[i] for i in index_map.values()])
-    first = int(rows[0])
-    assert rows[-1] - first + 1 == len(rows), "the mesh is not process-major"
-    return Shard(index=first // len(rows), count=batch_size // len(rows))
+    return sorted({row for [i] in index_map.values() for row in range(batch_size)[i]})
 
 
-def to_device(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes global arrays of the rows that each process has loaded."""
+def to_device(
+    batch: dict[str, np.ndarray], mesh: Mesh, *, batch_size: int
+) -> dict[str, jax.Array]:
+    """Makes global arrays of the rows that each process has loaded: `process_rows`."""
     return {
         name: jax.make_array_from_process_local_data(
-            _sharding_of(name, value.shape, mesh), value
+            _sharding_of(name, value.shape, mesh), value, (batch_size, *value.shape[1:])
         )
         for name, value in batch.items()
     }

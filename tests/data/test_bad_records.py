@@ -16,7 +16,6 @@ import pytest
 from focalnet_jax.data import (
     BadRecords,
     EvalTransform,
-    Shard,
     Source,
     TrainTransform,
     eval_batches,
@@ -104,7 +103,7 @@ def test_bad_records_move_nothing_else(source):
     for a, b in zip(given, expected):
         good = ~np.isin(b["id"], [*BAD])
         np.testing.assert_array_equal(a["image"][good], b["image"][good])
-    halves = [take(source, 3, shard=Shard(i, 2), **options) for i in range(2)]
+    halves = [take(source, 3, rows=rows, **options) for rows in (range(4), range(4, 8))]
     for whole, *parts in zip(given, *halves):
         ids = np.concatenate([part["id"] for part in parts])
         np.testing.assert_array_equal(ids, whole["id"])
@@ -135,9 +134,9 @@ def test_a_bad_last_record_is_not_read_again_to_fill_up(source):
     for record in source.records:
         record["label"] = 3
     shards = []
-    for index in range(2):
+    for rows in (range(10), range(10, 20)):
         bad_records = BadRecords(source.describe, allowed=4)
-        options = dict(batch_size=20, shard=Shard(index, 2), bad_records=bad_records)
+        options = dict(batch_size=20, rows=rows, bad_records=bad_records)
         [*eval_batches(source, EvalTransform(4), **options)]
         shards.append(len(bad_records))
     assert shards == [2, 2]  # 3 and 23, 11 and 12

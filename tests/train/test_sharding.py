@@ -1,6 +1,8 @@
 """Meshes of eight devices compute what one device computes, and really share."""
 
+import collections
 import dataclasses
+import itertools
 import pathlib
 
 import chex
@@ -11,7 +13,6 @@ import pytest
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
-from focalnet_jax.data import Shard
 from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config, default_config, sharding
 from focalnet_jax.train.program import make_program
@@ -20,8 +21,12 @@ from focalnet_jax.train.program import make_program
 @dataclasses.dataclass(frozen=True)
 class FakeDevice:
     id: int
+    coords: tuple[int, int, int]
     process_index: int
-    slice_index: int | None = None
+    slice_index: int
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
 
 
 EVERYTHING = dict(
@@ -98,7 +103,9 @@ def one_step(config, mesh, state):
         "label": rng.integers(8, size=config.batch_size, dtype=np.int32),
     }
     state = jax.device_put(state, shardings)
-    return program.train_step(state, sharding.to_device(batch, mesh))
+    return program.train_step(
+        state, sharding.to_device(batch, mesh, batch_size=len(batch["label"]))
+    )
 
 
 def assert_as_on_one_device(config, meshes):
@@ -259,33 +266,43 @@ def test_meshes_take_all_devices_or_say_what_would():
 
 
 def torus(*, slices=1):
-    """Slices of two hosts of four, numbered as on TPUs: by place in the torus."""
-    return [
-        FakeDevice(id=8 * s + i, process_index=2 * s + (i // 2) % 2, slice_index=s)
-        for s in reversed(range(slices))
-        for i in range(8)
-    ]
+    """Slices of 8 x 8 chips, 2 x 2 of which are a host's, in no order."""
+    devices = []
+    for s, x, y in np.ndindex(slices, 8, 8):
+        host = 16 * s + 4 * (x // 2) + y // 2
+        devices.append(FakeDevice(64 * s + 8 * x + y, (x, y, 0), host, s))
+    return [devices[i] for i in np.random.default_rng(0).permutation(len(devices))]
 
 
-def test_hosts_hold_neighbouring_rows_however_their_devices_are_numbered():
-    devices = sharding.process_major(torus())
-    assert [d.process_index for d in devices] == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert [d.id for d in devices] == [0, 1, 4, 5, 2, 3, 6, 7]
+def test_axes_of_the_mesh_lie_along_those_of_the_torus():
+    devices = sharding.make_mesh(fsdp=8, devices=torus()).devices
+    held = [{d.coords[axis] for d in devices[0].flat} for axis in (0, 1)]
+    assert sorted(map(len, held)) == [1, 8]
+
+
+@pytest.mark.parametrize(("fsdp", "spatial"), [(1, 1), (4, 1), (16, 2), (2, 4)])
+@pytest.mark.parametrize("slices", [1, 2])
+def test_hosts_hold_the_same_rows_or_others(slices, fsdp, spatial):
+    """None holds a part of another's, which JAX could not make an array of."""
+    mesh = sharding.make_mesh(fsdp=fsdp, spatial=spatial, devices=torus(slices=slices))
+    assert mesh.devices.shape == (64 * slices // fsdp // spatial, fsdp, spatial)
+    rows = collections.defaultdict(set)
+    for (i, j, _), device in np.ndenumerate(mesh.devices):
+        rows[device.process_index].add(i * fsdp + j)
+    rows = [*rows.values()]
+    assert all(a == b or not a & b for a, b in itertools.combinations(rows, 2))
 
 
 def test_slices_lie_along_data():
-    """As `mesh_utils.create_hybrid_device_mesh` groups them."""
-    devices = sharding.process_major(torus(slices=4)).reshape(8, 4, 1)
+    devices = sharding.make_mesh(fsdp=4, devices=torus(slices=4)).devices
     assert [[*{d.slice_index for d in row.flat}] for row in devices] == [
-        [i // 2] for i in range(8)
+        [i // 16] for i in range(64)
     ]
 
 
-def test_axes_stay_within_slices_and_processes():
-    with pytest.raises(SetupError, match="a process holds 4 devices.*8 doesn't divide 4"):
-        sharding.make_mesh(spatial=8, devices=torus())
-    with pytest.raises(SetupError, match="a slice holds 8 devices.*16 doesn't divide 8"):
-        sharding.make_mesh(fsdp=16, devices=torus(slices=2))
+def test_axes_stay_within_slices():
+    with pytest.raises(SetupError, match="a slice holds 64 devices.*128 doesn't divide"):
+        sharding.make_mesh(fsdp=128, devices=torus(slices=2))
 
 
 def test_batches_that_do_not_divide_are_errors():
@@ -304,4 +321,4 @@ def test_batches_that_do_not_divide_are_errors():
 
 def test_one_process_holds_the_whole_batch():
     for mesh in MESHES:
-        assert sharding.process_shard(mesh_of(*mesh), 16) == Shard(0, 1)
+        assert sharding.process_rows(mesh_of(*mesh), 16) == [*range(16)]
