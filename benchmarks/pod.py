@@ -22,7 +22,6 @@ import multiprocessing
 import os
 import pathlib
 
-from focalnet_jax.chips import TPUS
 from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config
 from focalnet_jax.train.compile_for import compile_for
@@ -62,10 +61,9 @@ def compile_one(name, remat, batch_per_chip, slice_name):
     """In a process of its own, which gives its memory back."""
     job = JOBS[name]
     config = load_recipe(job.recipe)
-    devices = chips_of(slice_name) * TPUS[slice_name.partition(":")[0]].devices
     config.update(
         batch_size=batch_per_chip * chips_of(slice_name),
-        mesh=dict(data=devices // job.fsdp, fsdp=job.fsdp),
+        mesh=dict(fsdp=job.fsdp),
         model=dict(scan=True, remat=remat),
     )
     report = compile_for(check_config(config), slice_name)

@@ -15,18 +15,16 @@ class Chip:
       peak: dense bfloat16 operations a second.
       memory: bytes; as those that follow for TPUs only.
       clock: cycles a second, by which the compiler's estimates become seconds.
-      devices: that the compiler sees of a chip.
     """
 
     kinds: tuple[str, ...]
     peak: float
     memory: int | None = None
     clock: float | None = None
-    devices: int = 1
 
 
 TPUS = {
-    "v4": Chip(("TPU v4",), 275e12, memory=32 << 30, clock=1.05e9, devices=2),
+    "v4": Chip(("TPU v4",), 275e12, memory=32 << 30, clock=1.05e9),
     "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, memory=16 << 30, clock=1.5e9),
     "v5p": Chip(("TPU v5p", "TPU v5"), 459e12, memory=95 << 30, clock=1.75e9),
     "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, memory=32 << 30, clock=1.75e9),

@@ -32,6 +32,9 @@ _ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 
+# As the chips run: the two cores of a v4 are one device.
+_CHIP_CONFIGS = {"v4": {"chip_config_name": "megacore"}}
+
 _DTYPE_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 _DTYPE_BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 _COLLECTIVES = (
@@ -102,7 +105,7 @@ class Report:
             memory += f", {_gb(self.activation_bytes)} activations and the like"
         lines = [
             f"{self.slice_name}: {self.chips} chips, mesh {mesh}; {verdict}",
-            f"memory of a device: {memory}; of a chip there are {_gb(chip.memory)}",
+            f"memory of a chip: {memory}, of {_gb(chip.memory)}",
             f"batch {self.batch_size:,} of {self.image_size} pixels, "
             f"{self.batch_size / self.chips:g} a chip; "
             f"{self.multiply_adds / 1e9:.2f} G multiply-adds an image, forward",
@@ -160,7 +163,7 @@ def compile_for(config: ConfigDict, slice_name: str) -> Report:
     cycles, collectives = analyse(text)
     return Report(
         slice_name=slice_name,
-        chips=len(devices) // chip.devices,
+        chips=len(devices),
         mesh=dict(mesh.shape),
         batch_size=config.batch_size,
         image_size=config.data.image_size,
@@ -198,7 +201,9 @@ def _devices(slice_name: str) -> list[Any]:
         os.environ.setdefault(name, value)
     try:
         return topologies.get_topology_desc(
-            platform="tpu", topology_name=slice_name
+            platform="tpu",
+            topology_name=slice_name,
+            **_CHIP_CONFIGS.get(slice_name.partition(":")[0], {}),
         ).devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]

@@ -90,8 +90,9 @@ def test_the_training_step_for_a_slice():
         assert part in str(report)
     with pytest.raises(SetupError, match='v5e:3x3: .*"v5e:3x3" is not divisible'):
         compile_for.compile_for(config, "v5e:3x3")
-    with pytest.raises(SetupError, match="batch_size=6 doesn't divide over 4 devices"):
-        compile_for.compile_for(tiny_config(batch_size=6), "v5e:2x2")
+    for name in ("v5e:2x2", "v4:2x2x1"):  # of each chip one device
+        with pytest.raises(SetupError, match="batch_size=6 doesn't divide over 4 device"):
+            compile_for.compile_for(tiny_config(batch_size=6), name)
 
     report = compile_for.compile_for(tiny_config(batch_size=1 << 24), "v5e:2x2")
     assert not report.fits
