@@ -167,8 +167,9 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         measured = metrics = {}
         for step in range(first_step + 1, steps + 1):
             profile.start_at(step, busy_with=measured)
-            batch = feed.next(busy_with=measured)
-            state, measured = program.train_step(state, batch)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                batch = feed.next(busy_with=measured)
+                state, measured = program.train_step(state, batch)
             profile.end_at(step, busy_with=measured)
             nonfinite.add(step, measured)
             is_last = step == steps

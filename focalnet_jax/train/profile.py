@@ -39,7 +39,11 @@ class Profile:
         """Starts before the first one, when the devices have done what was before."""
         if step == self._first:
             jax.block_until_ready(busy_with)
-            jax.profiler.start_trace(str(self._workdir))
+            options = jax.profiler.ProfileOptions()
+            # Calls of Python functions would fill the trace, slow what is measured, and
+            # hook into all threads, of which a run has many.
+            options.python_tracer_level = 0
+            jax.profiler.start_trace(str(self._workdir), profiler_options=options)
             self._is_on = True
 
     def end_at(self, step: int, *, busy_with: Any) -> None:

@@ -3,6 +3,7 @@
 import sys
 import types
 
+import jax
 import pytest
 from etils import epath
 from running import read_metrics
@@ -37,7 +38,11 @@ def test_page_and_trace_of_a_run(tiny_config, tmp_path):
     tiny_config.profile_steps = (2, 3)
     tiny_config.evaluate_every_steps = 3
     train(check_config(tiny_config), workdir)
-    assert len([*(workdir / "plugins" / "profile").glob("*/*.xplane.pb")]) == 1
+    [trace] = (workdir / "plugins" / "profile").glob("*/*.xplane.pb")
+    profile = jax.profiler.ProfileData.from_file(str(trace))
+    events = [e for plane in profile.planes for line in plane.lines for e in line.events]
+    steps = [dict(event.stats)["step_num"] for event in events if event.name == "train"]
+    assert steps == [2, 3]
     text = (workdir / "summary.html").read_text()
     assert text.startswith("<!doctype html>")
     assert "http" not in text.replace("http://www.w3.org", "").replace(
