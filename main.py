@@ -10,6 +10,7 @@ The same command on every host of a TPU pod slice starts one run on all of them.
 """
 
 import asyncio.log
+import errno
 import os
 import pathlib
 import re
@@ -136,18 +137,15 @@ def start_processes() -> None:
 
 def end(message: str | None = None) -> None:
     """Ends the program with a message, or else with the exception being handled."""
-    if not jax.distributed.is_initialized():
-        if message is None:
-            raise
-        sys.exit(message)
-    # An orderly exit would wait for the other processes, which wait for this one's part
-    # of a computation. That it is gone ends them, too.
     if message is None:
         traceback.print_exc()
     else:
         print(message, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
+    # An orderly exit would wait for the other processes, which wait for this one's part
+    # of a computation. That it is gone ends them, too. And what a store has left half
+    # done would talk on after the message.
     os._exit(1)
 
 
@@ -170,6 +168,13 @@ if __name__ == "__main__":
             f"{str(error).splitlines()[0]}\nMost likely one of them has ended, and its "
             "own output says why. The same command, on every host, goes on from the "
             "newest checkpoint"
+        )
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            end()
+        end(
+            f"error: {error.filename or 'a disk'}: {error.strerror}; make room, and the "
+            "same command goes on from the newest checkpoint"
         )
     except Exception:
         end()

@@ -180,7 +180,7 @@ LONG = [*TINY, "--config.num_steps=100000", "--config.evaluate_every_steps=10000
         pytest.param(
             0,
             signal.SIGKILL,
-            ["has lost touch with the others", "leader task has died"],
+            ["has lost touch with the others", "another task died"],
             marks=pytest.mark.extended,
         ),
     ],
@@ -287,6 +287,44 @@ def test_kills_at_random_moments_leave_no_trace(kills, steps, environment, tmp_p
     ]
     assert [line["step"] for line in traces[0]] == list(range(1, steps + 1))
     assert traces[1] == traces[0]
+
+
+# Runs main.py with a disk that gets full while the checkpoint of step 4 is written, as
+# far as a limit on the size of files is one.
+LIMITED = """
+import os, resource, runpy
+from focalnet_jax.train.checkpoints import Checkpoints
+
+save = Checkpoints.save
+
+def limited(self, state, metrics):
+    self.wait()
+    if int(state.step) == 4:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    save(self, state, metrics)
+
+Checkpoints.save = limited
+runpy.run_path(os.environ["MAIN"], run_name="__main__")
+"""
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(environment, tmp_path):
+    program = tmp_path / "limited.py"
+    program.write_text(LIMITED)
+    # No cache of compiled programs: parts of files would be written there, too.
+    environment = environment | dict(MAIN=str(ROOT / "main.py"))
+    environment.pop("JAX_COMPILATION_CACHE_DIR")
+    here = dict(directory=tmp_path, environment=environment)
+    arguments = [*TINY, "--workdir=run"]
+    process = start(*arguments, program=program, **here)
+    [(_, errors)] = finish([process])
+    assert process.returncode == 1
+    last = errors.splitlines()[-1]
+    assert re.match("error: a checkpoint could not be written to .*File too large", last)
+    assert last.endswith("; the newest checkpoint is of step 2")
+    code, output, errors = run(*arguments, **here)
+    assert code == 0, errors
+    assert "resuming after step 2" in output
 
 
 # Processes, devices of each, and how they are arranged.

@@ -7,9 +7,12 @@ by a rename, or by a marker where there are none, as in a bucket.
 """
 
 import math
+import re
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -17,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from focalnet_jax.errors import SetupError
 from focalnet_jax.saved_params import CHECKPOINTS, named_leaves, stored_shapes
 from focalnet_jax.train.state import TrainState
+from focalnet_jax.written_aside import is_remote
 
 PyTree = Any
 
@@ -56,8 +60,13 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._manager.close()
+    def __exit__(self, error_type, *_):
+        try:
+            self._manager.close()
+        except Exception as error:
+            if error_type is None:
+                raise self._failure(_reason(error)) from error
+            # Else there is one to be told already.
 
     @property
     def newest_step(self) -> int | None:
@@ -76,12 +85,13 @@ class Checkpoints:
           metrics: of that step.
 
         Raises:
-          SetupError: this or the last one can't be written.
+          SetupError: there is no room for it; this or the last one can't be written.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state)}
+        self._check_space(state)
         try:
             self._manager.save(
                 step,
@@ -90,7 +100,7 @@ class Checkpoints:
                 force=True,  # whether to save isn't its decision
             )
         except Exception as error:  # Orbax and its store raise all kinds
-            raise self._failure(error) from error
+            raise self._failure(_reason(error)) from error
         self._best_score = max(self._best_score, self._score(metrics))
 
     def wait(self) -> None:
@@ -102,7 +112,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._failure(error) from error
+            raise self._failure(_reason(error)) from error
 
     def restore(self, abstract_state: TrainState) -> TrainState:
         """The newest checkpoint, on the devices that `abstract_state` names.
@@ -122,6 +132,11 @@ class Checkpoints:
             {"ema": "params"} if starts_average else {}
         )
         try:
+            missing = [
+                name for name in stored.values() if not (directory / name).exists()
+            ]
+            if missing:
+                raise ValueError(f"it has no {' and no '.join(missing)}")
             _check_same_optimizer(directory / "optimizer", wanted["optimizer"])
             with ocp.StandardCheckpointer() as checkpointer:
                 items = {
@@ -134,7 +149,8 @@ class Checkpoints:
             older = [s for s in sorted(self._manager.all_steps()) if s < step]
             start = f"step {older[-1]:,}" if older else "the start"
             raise SetupError(
-                f"the newest checkpoint is damaged: {directory}: {_reason(error)}\n"
+                f"the newest checkpoint is damaged, or of another program: {directory}: "
+                f"{_reason(error)}\n"
                 f"To go on from {start}, move that directory away"
             ) from error
         return TrainState(
@@ -147,13 +163,30 @@ class Checkpoints:
             return -math.inf
         return -value if self._best_metric.endswith("loss") else value
 
-    def _failure(self, error: Exception) -> SetupError:
+    def _check_space(self, state: TrainState) -> None:
+        # A store that runs out of it is wordy, and leaves a part of a checkpoint.
+        if is_remote(self._manager.directory):
+            return
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if (free := self._free_bytes()) < needed:
+            self.wait()  # for what is being written, and for the oldest to be removed
+            free = self._free_bytes()
+        if free < needed:
+            raise self._failure(
+                f"it has {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free"
+            )
+
+    def _free_bytes(self) -> int:
+        return shutil.disk_usage(self._manager.directory).free
+
+    def _failure(self, reason: str) -> SetupError:
         kept = "there is no checkpoint"
-        if self.newest_step is not None:
-            kept = f"the newest checkpoint is of step {self.newest_step:,}"
+        self._manager.reload()  # to forget what is not on disk
+        if steps := self._manager.all_steps():
+            kept = f"the newest checkpoint is of step {max(steps):,}"
         return SetupError(
-            f"a checkpoint could not be written to {self._manager.directory}: "
-            f"{_reason(error)}; {kept}"
+            f"a checkpoint could not be written to {self._manager.directory}: {reason}; "
+            f"{kept}"
         )
 
 
@@ -182,5 +215,7 @@ def _check_same_optimizer(directory: epath.Path, expected: PyTree) -> None:
 
 def _reason(error: Exception) -> str:
     """The first line that says something."""
+    if found := re.search(r"([^:]+) \[os_error_code", str(error)):
+        return found[1].strip()  # at the end of a line of long paths
     lines = [line for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:300]

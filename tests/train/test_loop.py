@@ -8,6 +8,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import PIL.Image
 import pytest
 from etils import epath
@@ -18,6 +19,7 @@ import focalnet_jax
 from focalnet_jax.errors import SetupError
 from focalnet_jax.saved_params import newest_params_path
 from focalnet_jax.train import check_config, evaluate, loop, step, train
+from focalnet_jax.train.checkpoints import Checkpoints
 from focalnet_jax.train.losses import cross_entropy
 
 
@@ -377,7 +379,7 @@ def test_damaged_checkpoints_are_named_and_the_older_goes_on(tiny_config, tmp_pa
     arrays = pathlib.Path(newest).glob("params/**/d/*")
     largest = max(arrays, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:100])
-    message = rf"checkpoint is damaged: {newest}: .*\nTo go on from step 3, move"
+    message = rf"checkpoint is damaged, or .*: {newest}: .*\nTo go on from step 3, move"
     for _ in range(2):  # nothing has changed
         with pytest.raises(SetupError, match=message):
             train(check_config(tiny_config), workdir)
@@ -386,8 +388,30 @@ def test_damaged_checkpoints_are_named_and_the_older_goes_on(tiny_config, tmp_pa
     assert [line["step"] for line in read_metrics(workdir)] == [1, 2, 3, 4, 5, 6]
 
     (newest / "optimizer").rmtree()
-    with pytest.raises(SetupError, match="checkpoint is damaged"):
+    with pytest.raises(SetupError, match="checkpoint is damaged.*it has no optimizer"):
         train(check_config(tiny_config), workdir)
+
+
+def test_checkpoints_of_other_programs_are_refused(tiny_config, tmp_path):
+    workdir = epath.Path(tmp_path)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(workdir / "checkpoints" / "9" / "default", {"w": np.ones(3)})
+    message = "or of another program: .*/9: it has no params and no optimizer\nTo go on "
+    with pytest.raises(SetupError, match=message + "from the start, move"):
+        train(check_config(tiny_config), workdir)
+
+
+def test_checkpoints_need_room(tiny_config, tmp_path, monkeypatch):
+    """Where it is missing, nothing is begun, and the older one stays."""
+    workdir = epath.Path(tmp_path)
+    with monkeypatch.context() as patch:
+        free = iter([10_000_000, 10_000, 10_000])
+        patch.setattr(Checkpoints, "_free_bytes", lambda self: next(free))
+        message = "has .* MB, and 0.0 MB are free; the newest checkpoint is of step 3"
+        with pytest.raises(SetupError, match="could not be written .*" + message):
+            train(check_config(tiny_config), workdir)
+    train(check_config(tiny_config), workdir)
+    assert [line["step"] for line in read_metrics(workdir)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_state_of_another_optimizer_is_refused(tiny_config, tmp_path):
