@@ -26,7 +26,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from focalnet_jax.errors import SetupError, did_you_mean
-from focalnet_jax.saved_params import absolute_path
+from focalnet_jax.paths import absolute_path
 from focalnet_jax.train import check_config, check_field_name, evaluate, train
 from focalnet_jax.train.compile_for import compile_for
 

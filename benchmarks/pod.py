@@ -162,7 +162,7 @@ def main():
     parser.add_argument("--slice", default="v5e:16x16", dest="slice_name")
     parser.add_argument("--models", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument(
-        "--remat", nargs="+", choices=MORE_WITH_REMAT, default=["none", "full"]
+        "--remat", nargs="+", choices=MORE_WITH_REMAT, default=["none", "dots"]
     )
     parser.add_argument("--table", action="store_true", help="print it, compile nothing")
     parser.add_argument("--again", action="store_true", help="forget what was compiled")

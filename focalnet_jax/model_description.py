@@ -10,7 +10,7 @@ from focalnet_jax.data import Preprocessing
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import FocalNet, FocalNetBackbone, create_backbone, create_model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
-from focalnet_jax.written_aside import write_whole
+from focalnet_jax.paths import write_whole
 
 Model = FocalNet | FocalNetBackbone
 _FILE = "model.json"

@@ -11,7 +11,7 @@ import urllib.request
 from tqdm import tqdm
 
 from focalnet_jax.errors import SetupError, did_you_mean
-from focalnet_jax.written_aside import written_aside
+from focalnet_jax.paths import written_aside
 
 _GITHUB = "https://github.com/microsoft/FocalNet/releases/download/v1.0.0"
 _HUGGING_FACE = "https://huggingface.co"

@@ -14,17 +14,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from focalnet_jax.errors import SetupError
-from focalnet_jax.written_aside import is_remote
 
 PyTree = Any
 CHECKPOINTS = "checkpoints"
-
-
-def absolute_path(path: str) -> epath.Path:
-    """An absolute path; addresses such as `gs://bucket/run` stay as they are."""
-    if is_remote(path):
-        return epath.Path(path)
-    return epath.Path(path).expanduser().resolve()
 
 
 def newest_params_path(path: epath.Path) -> epath.Path | None:

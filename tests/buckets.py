@@ -1,7 +1,8 @@
 """A stand-in for Google Cloud Storage: a directory that behaves like a bucket.
 
 Objects are written whole: nothing can be added to one, and nothing renamed. Python code
-comes by etils' epath, TensorStore, which Orbax writes arrays with, by HTTP.
+comes by etils' epath; by HTTP come ArrayRecord and TensorStore, which Orbax writes arrays
+with.
 """
 
 import http.server
@@ -93,7 +94,7 @@ class Bucket(backend.Backend):
 
 
 class _Requests(http.server.BaseHTTPRequestHandler):
-    """The part of the JSON API that TensorStore uses."""
+    """The part of the JSON API that TensorStore and ArrayRecord use."""
 
     protocol_version = "HTTP/1.1"
 
@@ -191,7 +192,7 @@ class _Requests(http.server.BaseHTTPRequestHandler):
 def serve(root, monkeypatch):
     """Has `gs://` mean a directory, for as long as `monkeypatch` lasts.
 
-    TensorStore reads the environment once in a process: so one server serves them all.
+    They read the environment once in a process: so one server serves them all.
     """
     monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Bucket(root))
     monkeypatch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda _: False)

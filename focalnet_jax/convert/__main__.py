@@ -35,8 +35,8 @@ from focalnet_jax.convert.weight_files import SUFFIXES, write_weights
 from focalnet_jax.errors import SetupError
 from focalnet_jax.model_description import BACKBONE_OPTIONS, HEAD_OPTIONS, Model
 from focalnet_jax.models import count_params
-from focalnet_jax.saved_params import absolute_path, save_params
-from focalnet_jax.written_aside import written_aside
+from focalnet_jax.paths import absolute_path, written_aside
+from focalnet_jax.saved_params import save_params
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -29,9 +29,9 @@ from focalnet_jax.model_description import (
     parse_description,
 )
 from focalnet_jax.models.variants import VARIANTS
+from focalnet_jax.paths import absolute_path
 from focalnet_jax.releases import HUB_FILES, fetch, is_remote, unknown_name
 from focalnet_jax.saved_params import (
-    absolute_path,
     check_holds_params,
     newest_params_path,
     read_arrays,

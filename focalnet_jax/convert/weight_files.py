@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from focalnet_jax.errors import SetupError
-from focalnet_jax.written_aside import written_aside
+from focalnet_jax.paths import written_aside
 
 _SAFETENSORS = (".safetensors",)
 _PICKLES = (".pth", ".pt", ".bin")

@@ -4,8 +4,10 @@ import os
 import pathlib
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.paths import absolute_path, is_remote
 
 
 def open_builder(
@@ -24,7 +26,7 @@ def open_builder(
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        place = absolute(data_dir or default_data_dir())
+        place = absolute_path(data_dir or default_data_dir())
         begun = [path.name for path in place.glob(f"{name.split(':')[0]}/*.begun-*")]
         if begun:
             raise SetupError(
@@ -43,7 +45,7 @@ def open_builder(
         ) from error
 
 
-def _near(name: str, place: pathlib.Path) -> str:
+def _near(name: str, place: epath.Path) -> str:
     if hint := folder_hint(name):
         return hint
     here = {
@@ -67,6 +69,15 @@ def default_data_dir() -> str:
     return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
 
 
-def absolute(path: str | os.PathLike) -> pathlib.Path:
-    """With `~` expanded, and without `..`."""
+def path_on_disk(path: str | os.PathLike) -> pathlib.Path:
+    """An absolute path, with `~` expanded.
+
+    Raises:
+      SetupError: it is the address of a bucket.
+    """
+    if is_remote(path):
+        raise SetupError(
+            f"{path} is in a bucket, and preparing works on disks. When it is done, copy "
+            "the result: gcloud storage cp -r DIRECTORY gs://BUCKET"
+        )
     return pathlib.Path(os.path.abspath(os.path.expanduser(path)))

@@ -36,10 +36,10 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from focalnet_jax.data.builders import (
-    absolute,
     default_data_dir,
     folder_hint,
     open_builder,
+    path_on_disk,
 )
 from focalnet_jax.data.folder import (
     ImageFolder,
@@ -165,7 +165,8 @@ def prepare_folder(
         raise SetupError(f"--name={name}: it has to be of the letters a-z, digits and _")
     if name in tfds.list_builders(with_community_datasets=False):
         raise SetupError(f"--name={name} is a data set of TFDS: choose another name")
-    folders = _open_splits(absolute(root))
+    data_dir = path_on_disk(data_dir or default_data_dir())
+    folders = _open_splits(path_on_disk(root))
     [class_names] = {folder.class_names for folder in folders.values()}
     if odd := [c for c in class_names if c != c.strip() or not c.isprintable()]:
         raise SetupError(f"TFDS can't keep the names of the classes {some(odd)}")
@@ -194,7 +195,6 @@ def prepare_folder(
                 )
             )
 
-    data_dir = absolute(data_dir or default_data_dir())
     directory = data_dir / name / VERSION
     _write(directory, plan, fingerprint, info, lengths)
     _say_how_to_use(name, data_dir, info)
@@ -217,11 +217,11 @@ def prepare_idx(root: str, *, name: str, data_dir: str | None = None) -> pathlib
     Raises:
       SetupError: damaged files, or a data set that isn't of their kind; a full disk.
     """
-    data_dir = absolute(data_dir or default_data_dir())
+    data_dir = path_on_disk(data_dir or default_data_dir())
     builder = open_builder(name, data_dir=str(data_dir), data_dir_option="--data-dir")
     info = builder.info
     features = info.features
-    splits = {split: read_split(absolute(root), split) for split in SPLITS}
+    splits = {split: read_split(path_on_disk(root), split) for split in SPLITS}
     for images, labels in splits.values():
         if {*features} != {"image", "label"} or (
             features["image"].shape != (*images.shape[1:], 1)
@@ -245,7 +245,7 @@ def prepare_idx(root: str, *, name: str, data_dir: str | None = None) -> pathlib
         for split, (images, labels) in splits.items()
     ]
     info.set_file_format(_ARRAY_RECORD, override=True)
-    directory = pathlib.Path(builder.data_dir)
+    directory = path_on_disk(builder.data_dir)
     lengths = {split: [len(labels)] for split, (_, labels) in splits.items()}
     _write(directory, plan, fingerprint, info, lengths)
     _say_how_to_use(name, data_dir, info)
@@ -296,7 +296,7 @@ def convert(
         disk.
     """
     builder = _prepared(name, data_dir)
-    source = absolute(builder.data_dir)
+    source = path_on_disk(builder.data_dir)
     *parts, version = builder.info.full_name.split("/")
     name = f"{'/'.join(parts)}:{version}"
     source_root = source.parents[len(parts)]
@@ -309,7 +309,7 @@ def convert(
         raise SetupError(
             f"{source} is prepared as {file_format.value}; only tfrecord is converted"
         )
-    to = absolute(to or f"{source_root}-{_ARRAY_RECORD.value}")
+    to = path_on_disk(to or f"{source_root}-{_ARRAY_RECORD.value}")
     if to == source_root:
         raise SetupError(f"--to={to} is where the original lies: name another directory")
 
@@ -369,7 +369,7 @@ def verify(name: str, *, data_dir: str | None = None) -> None:
       SetupError: naming the files that differ, or if there are no checksums.
     """
     builder = _prepared(name, data_dir)
-    directory = pathlib.Path(builder.data_dir)
+    directory = path_on_disk(builder.data_dir)
     checksums = read_checksums(directory)
     if not checksums:
         raise SetupError(
@@ -408,7 +408,7 @@ def _folder_info(name: str, class_names: tuple[str, ...], root) -> tfds.core.Dat
             data_dir="",  # only for reading
             module_name="focalnet_jax.data.prepare",
         ),
-        description=f"The image folder {absolute(root)}.",
+        description=f"The image folder {path_on_disk(root)}.",
         features=tfds.features.FeaturesDict(
             {
                 "image": tfds.features.Image(),

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from etils import epath
 
 from focalnet_jax.errors import SetupError
-from focalnet_jax.written_aside import written_aside
+from focalnet_jax.paths import written_aside
 
 # As `sha256sum` writes it, and checks it: `sha256sum -c SHA256SUMS`.
 CHECKSUMS = "SHA256SUMS"
@@ -65,7 +66,7 @@ def count_records(path: str | os.PathLike) -> int:
       SetupError: the file is missing, cut off, or damaged at its end.
     """
     path = os.fspath(path)
-    if not os.path.exists(path):
+    if not epath.Path(path).exists():
         raise SetupError(f"{path} is missing")
     reader = array_record_module.ArrayRecordReader(
         path, "readahead_buffer_size:0", file_reader_buffer_size=1 << 15

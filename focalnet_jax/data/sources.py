@@ -18,6 +18,7 @@ from focalnet_jax.data.folder import ImageFolder, class_directories, has_splits
 from focalnet_jax.data.imagenet import SUBSETS, classes_of_folder, wordnet_ids
 from focalnet_jax.data.shards import check_shards
 from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.paths import is_remote
 
 # Prepared on first use, for they need no download.
 EMBEDDED = {"digits": digits.Digits}
@@ -165,6 +166,11 @@ def open_source(
 
 def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
     root = pathlib.Path(name.removeprefix(FOLDER)).expanduser()
+    if is_remote(name.removeprefix(FOLDER)):
+        raise SetupError(
+            f"data.name={name!r}: an image folder has to be on a disk. In a bucket data "
+            "sets lie as ArrayRecord files: see python -m focalnet_jax.data.prepare"
+        )
     directory = root / split
     if not directory.is_dir():
         if has_splits(root):

@@ -17,7 +17,7 @@ from focalnet_jax.data.shards import (
     write_shard,
 )
 from focalnet_jax.errors import SetupError
-from focalnet_jax.written_aside import written_aside
+from focalnet_jax.paths import written_aside
 
 
 @dataclasses.dataclass(frozen=True)

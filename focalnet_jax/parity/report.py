@@ -7,7 +7,7 @@ import matplotlib.figure
 
 from focalnet_jax.pages import page, svg
 from focalnet_jax.parity.compare import Verdict
-from focalnet_jax.written_aside import write_whole
+from focalnet_jax.paths import write_whole
 
 
 def write_report(

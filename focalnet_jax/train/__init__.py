@@ -1,7 +1,8 @@
 """The trainer: configuration, optimiser, sharding, checkpoints and the loop."""
 
 from focalnet_jax.train.config import check_config, check_field_name, default_config
-from focalnet_jax.train.loop import evaluate, train
+from focalnet_jax.train.evaluation import evaluate
+from focalnet_jax.train.loop import train
 
 __all__ = [
     "check_config",

@@ -18,9 +18,9 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from focalnet_jax.errors import SetupError
+from focalnet_jax.paths import is_remote
 from focalnet_jax.saved_params import CHECKPOINTS, named_leaves, stored_shapes
 from focalnet_jax.train.state import TrainState
-from focalnet_jax.written_aside import is_remote
 
 PyTree = Any
 

@@ -15,8 +15,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from focalnet_jax.errors import SetupError
+from focalnet_jax.paths import is_remote, write_whole
 from focalnet_jax.train.summary import write_summary
-from focalnet_jax.written_aside import is_remote, write_whole
 
 _METRICS = "metrics.jsonl"
 _UPLOAD_SECONDS = 30

@@ -6,7 +6,7 @@ import jax
 from etils import epath
 
 from focalnet_jax.errors import SetupError
-from focalnet_jax.written_aside import is_remote
+from focalnet_jax.paths import is_remote
 
 
 class Profile:

@@ -8,7 +8,7 @@ import matplotlib.figure
 from etils import epath
 
 from focalnet_jax.pages import page, svg
-from focalnet_jax.written_aside import write_whole
+from focalnet_jax.paths import write_whole
 
 # By what a metric's name begins with; top-5 and weights are dashed.
 _COLORS = {"train": "#1f5fa8", "test": "#c2571a", "test_ema": "#2e7d4f"}

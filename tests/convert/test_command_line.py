@@ -109,7 +109,7 @@ def test_runs_start_from_a_converted_directory(weights, tiny_config, tmp_path, c
     tiny_config.model.name = "focalnet_tiny_srf"
     tiny_config.init_from = "start"
     metrics = evaluate(check_config(tiny_config), tmp_path / "run")
-    assert metrics["test/examples"] == 360
+    assert metrics["test/examples"] == 60
     assert "start" in capsys.readouterr().out
     tiny_config.model.normalize_modulator = True  # which the parameters don't show
     with pytest.raises(SetupError, match="normalize_modulator: False there, True here"):

@@ -20,6 +20,7 @@ from focalnet_jax.errors import SetupError
 from focalnet_jax.saved_params import newest_params_path
 from focalnet_jax.train import check_config, evaluate, loop, step, train
 from focalnet_jax.train.checkpoints import Checkpoints
+from focalnet_jax.train.feed import DeviceFeed
 from focalnet_jax.train.losses import cross_entropy
 
 
@@ -42,14 +43,14 @@ def stored_arrays(workdir, step):
 def seen_ids(monkeypatch):
     """The example ids of every training batch that a step is done on."""
     ids = []
-    take = loop.DeviceFeed.next
+    take = DeviceFeed.next
 
     def recording(self, **options):
         batch = take(self, **options)
         ids.append(batch["id"].tolist())
         return batch
 
-    monkeypatch.setattr(loop.DeviceFeed, "next", recording)
+    monkeypatch.setattr(DeviceFeed, "next", recording)
     return ids
 
 
@@ -102,7 +103,7 @@ def test_workdir_describes_the_run(tiny_config, tmp_path, capsys):
     last = read_metrics(workdir)[-1]
     assert last["step"] == 6
     assert last["test/top1"] == metrics["test/top1"]
-    assert last["test/examples"] == 360
+    assert last["test/examples"] == 60
     assert 0 <= last["test/top1"] <= last["test/top5"] <= 1
     assert last.keys() >= {"train/loss", "train/learning_rate", "train/gradient_norm"}
     steps = sorted(p.name for p in (workdir / "checkpoints").iterdir())
@@ -213,7 +214,7 @@ def test_checkpoints_do_not_depend_on_the_mesh(tiny_config, tmp_path):
     assert evaluated["test/loss"] == pytest.approx(trained["test/loss"], rel=1e-6)
     resumed_config = ConfigDict(tiny_config)
     resumed_config.num_steps = 7
-    assert train(check_config(resumed_config), workdir)["test/examples"] == 360
+    assert train(check_config(resumed_config), workdir)["test/examples"] == 60
 
 
 def test_options_that_leave_no_trace_in_parameters_are_compared(
@@ -245,7 +246,7 @@ def test_started_runs_do_not_need_their_origin_any_more(tiny_config, tmp_path):
     train(check_config(tiny_config), second)
     first.rmtree()
     tiny_config.num_steps = 2
-    assert train(check_config(tiny_config), second)["test/examples"] == 360
+    assert train(check_config(tiny_config), second)["test/examples"] == 60
 
 
 def test_diverged_runs_stop_before_they_save(tiny_config, tmp_path):
@@ -265,7 +266,7 @@ def test_steps_that_are_not_finite_are_skipped(
 ):
     """As many as are allowed, and with one more the run ends."""
     firsts = []
-    take = loop.DeviceFeed.next
+    take = DeviceFeed.next
 
     def noting(self, **options):
         batch = take(self, **options)
@@ -277,7 +278,7 @@ def test_steps_that_are_not_finite_are_skipped(
             labels[0] == 3, jnp.nan, cross_entropy(logits, labels, **options)
         )
 
-    monkeypatch.setattr(loop.DeviceFeed, "next", noting)
+    monkeypatch.setattr(DeviceFeed, "next", noting)
     monkeypatch.setattr(step, "cross_entropy", broken_loss)
     tiny_config.num_steps = 40
     tiny_config.max_nonfinite_steps = 40
@@ -310,7 +311,7 @@ def test_average_is_evaluated_and_kept(tiny_config, tmp_path, capsys):
     assert "with ema_decay: 0.0 -> 0.99" in said
     assert "test of the average: top-1" in said
     assert metrics["test_ema/loss"] != metrics["test/loss"]
-    assert metrics["test_ema/examples"] == 360
+    assert metrics["test_ema/examples"] == 60
     evaluated = evaluate(check_config(tiny_config), workdir)
     tests = {n: v for n, v in metrics.items() if n.startswith("test")}
     assert evaluated == tests

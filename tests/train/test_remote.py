@@ -1,5 +1,7 @@
 """Runs whose files lie in a bucket, where nothing can be renamed or added to."""
 
+import shutil
+
 import buckets
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ from etils import epath
 from running import read_metrics, without_speeds
 
 import focalnet_jax
+from focalnet_jax.data import open_source
+from focalnet_jax.data.prepare import prepare_folder
 from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config, evaluate, train
 from focalnet_jax.train.metrics import MetricsWriter
@@ -17,6 +21,7 @@ from focalnet_jax.train.profile import Profile
 def bucket(tmp_path, monkeypatch):
     """`gs://bucket`, empty."""
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", buckets.ADDRESS)
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", buckets.ADDRESS)
     buckets.serve(tmp_path, monkeypatch)
     return epath.Path("gs://bucket")
 
@@ -48,6 +53,29 @@ def test_traces_are_refused(bucket):
     Profile(bucket / "run", ())
     with pytest.raises(SetupError, match="needs a workdir on a disk"):
         Profile(bucket / "run", (1, 2))
+
+
+def test_data_are_read_from_a_bucket(bucket, data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "bucket" / "data")
+    local, remote = (
+        open_source("digits", split="test", data_dir=place)
+        for place in (data_dir, "gs://bucket/data")
+    )
+    assert remote.files[0][0].startswith("gs://bucket/data/digits")
+    assert len(remote) == len(local)
+    for index in (0, 100, len(local) - 1):
+        assert remote.read(index) == local.read(index)
+    [file] = (tmp_path / "bucket" / "data").glob("digits/*/*test.array_record*")
+    file.unlink()
+    with pytest.raises(SetupError, match="test.array_record-00000-of-00001 is missing"):
+        open_source("digits", split="test", data_dir="gs://bucket/data")
+
+
+def test_what_needs_a_disk_says_so(tmp_path):
+    with pytest.raises(SetupError, match="an image folder has to be on a disk"):
+        open_source("folder:gs://bucket/images", split="train")
+    with pytest.raises(SetupError, match="preparing works on disks"):
+        prepare_folder(str(tmp_path), name="pets", data_dir="gs://bucket/data")
 
 
 def test_a_run_in_a_bucket_is_one_on_a_disk(tiny_config, bucket, tmp_path, train_until):

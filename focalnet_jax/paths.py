@@ -1,4 +1,4 @@
-"""Files and directories that are there whole or not at all."""
+"""Paths, of disks and of buckets; and what is written there whole or not at all."""
 
 import contextlib
 import os
@@ -8,6 +8,18 @@ import uuid
 from collections.abc import Iterator
 
 from etils import epath
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether it is the address of a bucket, such as `gs://bucket/run`."""
+    return "://" in os.fspath(path)
+
+
+def absolute_path(path: epath.PathLike) -> epath.Path:
+    """An absolute path, with `~` expanded; addresses of buckets stay as they are."""
+    if is_remote(path):
+        return epath.Path(path)
+    return epath.Path(path).expanduser().resolve()
 
 
 @contextlib.contextmanager
@@ -48,8 +60,3 @@ def write_whole(path: epath.Path, text: str) -> None:
         return
     with written_aside(pathlib.Path(path)) as aside:
         aside.write_text(text)
-
-
-def is_remote(path: epath.PathLike) -> bool:
-    """Whether it is the address of a bucket, such as `gs://bucket/run`."""
-    return "://" in os.fspath(path)
