@@ -137,16 +137,18 @@ def start_processes() -> None:
 
 def end(message: str | None = None) -> None:
     """Ends the program with a message, or else with the exception being handled."""
-    if message is None:
-        traceback.print_exc()
-    else:
-        print(message, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # An orderly exit would wait for the other processes, which wait for this one's part
-    # of a computation. That it is gone ends them, too. And what a store has left half
-    # done would talk on after the message.
-    os._exit(1)
+    try:
+        if message is None:
+            traceback.print_exc()
+        else:
+            print(message, file=sys.stderr)
+        sys.stderr.flush()
+        sys.stdout.flush()
+    finally:
+        # An orderly exit would wait for the other processes, which wait for this one's
+        # part of a computation. That it is gone ends them, too. And what a store has left
+        # half done would talk on after the message.
+        os._exit(1)
 
 
 if __name__ == "__main__":
@@ -164,7 +166,7 @@ if __name__ == "__main__":
         if not re.search("Gloo|UNAVAILABLE|DEADLINE_EXCEEDED", str(error)):
             end()
         end(
-            f"error: process {jax.process_index()} has lost touch with the others: "
+            "error: this process has lost touch with the others: "
             f"{str(error).splitlines()[0]}\nMost likely one of them has ended, and its "
             "own output says why. The same command, on every host, goes on from the "
             "newest checkpoint"

@@ -148,12 +148,16 @@ def print_table(results):
             parts = ("parameter_bytes", "optimizer_bytes", "activation_bytes")
             memory = sum(result[part] for part in parts) / 1e9
             mesh = " x ".join(f"{a} {n}" for a, n in result["mesh"].items() if n > 1)
+            speed = "| | | "
+            if result["step_seconds"]:
+                speed = (
+                    f"| {1e3 * result['step_seconds']:,.0f} ms "
+                    f"| {result['images_per_second_and_chip']:,.0f} "
+                    f"| {result['model_flops_utilization']:.1%} "
+                )
             print(
                 f"| {name} | {result['image_size']} | {remat} | {mesh} | {batch} "
-                f"| {memory:.1f} GB | {1e3 * result['step_seconds']:,.0f} ms "
-                f"| {result['images_per_second_and_chip']:,.0f} "
-                f"| {result['model_flops_utilization']:.1%} "
-                f"| {result['compile_seconds']:.0f} s |"
+                f"| {memory:.1f} GB {speed}| {result['compile_seconds']:.0f} s |"
             )
 
 

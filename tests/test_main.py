@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from running import ROOT, TINY, run
@@ -68,6 +70,32 @@ def test_default_run_resumes_and_is_evaluated(environment, tmp_path):
     assert len(set(tests)) == 1
     lines = (tmp_path / "runs" / "digits" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+FULL = """
+import errno, os, runpy
+import focalnet_jax.train
+
+def train(config, workdir):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
+
+focalnet_jax.train.train = train
+runpy.run_path(os.environ["MAIN"], run_name="__main__")
+"""
+
+
+def test_a_full_disk_is_told_where_that_can_be(environment, tmp_path):
+    program = tmp_path / "full.py"
+    program.write_text(FULL)
+    command = [sys.executable, str(program)]
+    environment = environment | {"MAIN": str(ROOT / "main.py")}
+    result = subprocess.run(command, env=environment, text=True, capture_output=True)
+    assert result.returncode == 1
+    message = "error: metrics.jsonl: No space left on device; make room, and the same "
+    assert result.stderr.splitlines()[-1].startswith(message)
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, env=environment, stderr=full)
+    assert result.returncode == 1
 
 
 @pytest.mark.extended

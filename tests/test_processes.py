@@ -79,7 +79,13 @@ def test_processes_train_as_one(count, environment, tmp_path):
 NOTING = """
 import json, os, runpy, time
 import numpy as np
+from jax.experimental import mesh_utils
 from focalnet_jax.train.feed import DeviceFeed
+
+if os.environ.get("SCATTER"):  # every other device, as in a torus
+    mesh_utils.create_device_mesh = lambda shape, devices, **_: np.reshape(
+        [*devices[::2], *devices[1::2]], shape
+    )
 
 take = DeviceFeed.next
 file = open(f"{os.environ['IDS']}-{os.environ.get('JAX_PROCESS_ID', 0)}", "a")
@@ -300,7 +306,7 @@ save = Checkpoints.save
 def limited(self, state, metrics):
     self.wait()
     if int(state.step) == 4:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
     save(self, state, metrics)
 
 Checkpoints.save = limited
@@ -308,20 +314,22 @@ runpy.run_path(os.environ["MAIN"], run_name="__main__")
 """
 
 
-def test_a_full_disk_leaves_the_older_checkpoint(environment, tmp_path):
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.extended)])
+def test_a_full_disk_leaves_the_older_checkpoint(count, environment, tmp_path):
     program = tmp_path / "limited.py"
     program.write_text(LIMITED)
     # No cache of compiled programs: parts of files would be written there, too.
     environment = environment | dict(MAIN=str(ROOT / "main.py"))
     environment.pop("JAX_COMPILATION_CACHE_DIR")
     here = dict(directory=tmp_path, environment=environment)
-    arguments = [*TINY, "--workdir=run"]
-    process = start(*arguments, program=program, **here)
-    [(_, errors)] = finish([process])
-    assert process.returncode == 1
-    last = errors.splitlines()[-1]
-    assert re.match("error: a checkpoint could not be written to .*File too large", last)
-    assert last.endswith("; the newest checkpoint is of step 2")
+    arguments = [*TINY, "--workdir=run", "--config.num_steps=8"]
+    processes = start_together(count, *arguments, program=program, **here)
+    results = finish(processes)
+    assert all(process.returncode for process in processes)
+    # By its own error or, where that was the first to go, by the other's absence.
+    last = [errors.splitlines()[-1] for _, errors in results]
+    [told] = {line for line in last if "a checkpoint could not be written to" in line}
+    assert re.search("File too large; the newest checkpoint is of step 2$", told)
     code, output, errors = run(*arguments, **here)
     assert code == 0, errors
     assert "resuming after step 2" in output
@@ -337,13 +345,14 @@ PLACES = {
     "four": (4, 1, ["--config.mesh.fsdp=4"]),
     "processes_spatial": (2, 2, ["--config.mesh.spatial=2"]),
     "across": (2, 1, ["--config.mesh.spatial=2"]),  # both hold the same rows
+    "scattered": (2, 2, []),  # neither holds neighbouring rows
 }
 
 
 @pytest.mark.parametrize(
     "places",
     [
-        ["fsdp", "across"],
+        ["scattered", "across"],
         pytest.param([*PLACES, "one"], marks=pytest.mark.extended),
     ],
     ids=["some", "all"],
@@ -363,6 +372,7 @@ def test_a_run_goes_on_in_other_places(places, environment, tmp_path):
             IDS=f"{workdir}-{place}",
             MAIN=str(ROOT / "main.py"),
             PAUSE="0.1",
+            SCATTER="1" if place == "scattered" else "",
             XLA_FLAGS=environment["XLA_FLAGS"] + flags,
         )
         here = dict(directory=tmp_path, environment=noted, program=program)

@@ -77,7 +77,7 @@ def path_on_disk(path: str | os.PathLike) -> pathlib.Path:
     """
     if is_remote(path):
         raise SetupError(
-            f"{path} is in a bucket, and preparing works on disks. When it is done, copy "
-            "the result: gcloud storage cp -r DIRECTORY gs://BUCKET"
+            f"{path} is in a bucket, and this works on disks: copy what it needs from "
+            "there, and the result back, with gcloud storage cp -r"
         )
     return pathlib.Path(os.path.abspath(os.path.expanduser(path)))

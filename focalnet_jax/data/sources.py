@@ -63,10 +63,16 @@ class Source:
 
         Raises:
           BadRecordError: it can't be read, or there is nothing in it.
+          SetupError: it can't be read, and lies in a bucket: the fault may be the
+            network's, and the next time it could be read.
         """
         try:
             record = self.records[index]
         except Exception as error:  # each kind of storage has its own
+            if is_remote(self._file_of(index) or ""):
+                raise SetupError(
+                    f"{self.describe(index)} can't be read: {error}"
+                ) from error
             raise BadRecordError(f"it can't be read: {error}") from error
         if not record["image"]:
             raise BadRecordError("its image has zero bytes")
@@ -233,6 +239,13 @@ def _check_prepared(builder, name: str, data_dir: str | None) -> None:
                 "array_record in a directory of its own, and name that in "
                 f"data.data_dir:\n"
                 f"  pip install '.[prepare]' && {command} --data_dir=DIRECTORY"
+            )
+        if is_remote(builder.data_dir):
+            raise SetupError(
+                f"data.name={name!r} is prepared in {builder.data_dir} as tfrecord, "
+                "which has no random access. Copy it to a disk, convert it there with\n"
+                f"  python -m focalnet_jax.data.prepare {name}\n"
+                "and copy the result to the bucket"
             )
         place = f" --data-dir={data_dir}" if data_dir else ""
         raise SetupError(

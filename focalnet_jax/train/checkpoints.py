@@ -6,14 +6,17 @@ fine-tuning read just those. A checkpoint is written aside and appears when it i
 by a rename, or by a marker where there are none, as in a bucket.
 """
 
+import contextlib
 import math
 import re
 import shutil
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -23,6 +26,11 @@ from focalnet_jax.saved_params import CHECKPOINTS, named_leaves, stored_shapes
 from focalnet_jax.train.state import TrainState
 
 PyTree = Any
+
+# How long processes wait for one that can't write its part of a checkpoint,
+_SECONDS_TO_WRITE = 600
+# and one that ends by an error for the others.
+_SECONDS_TO_CLOSE = 30
 
 
 class Checkpoints:
@@ -50,6 +58,7 @@ class Checkpoints:
                 preservation_policy=AnyPreservationPolicy(policies),
                 best_fn=self._score if best_metric else None,  # has metrics stored
                 cleanup_tmp_directories=True,  # which a killed run has left
+                async_options=ocp.AsyncOptions(timeout_secs=_SECONDS_TO_WRITE),
             ),
         )
         # Kept here, since what is being written can't be read yet.
@@ -61,17 +70,42 @@ class Checkpoints:
         return self
 
     def __exit__(self, error_type, *_):
+        if error_type is None:
+            try:
+                self._manager.close()
+            except Exception as error:
+                raise self._failure(error) from error
+            return
+        # What is being written may still become whole, unless that takes processes that
+        # this one's error has ended.
+        closing = threading.Thread(target=self._close_after_error, daemon=True)
+        closing.start()
+        closing.join(_SECONDS_TO_CLOSE if jax.process_count() > 1 else None)
+
+    def _close_after_error(self) -> None:
         try:
             self._manager.close()
-        except Exception as error:
-            if error_type is None:
-                raise self._failure(_reason(error)) from error
-            # Else there is one to be told already.
+        except Exception as error:  # the first is told by whoever raised it
+            logging.warning("checkpoints: %s", _reason(error))
 
     @property
     def newest_step(self) -> int | None:
-        """The step of the newest complete checkpoint."""
+        """The step of the newest checkpoint, which may still be being written."""
         return self._manager.latest_step()
+
+    def describe_newest(self) -> str:
+        """Of which step the newest is that is whole, for messages of what went wrong."""
+        try:
+            if jax.process_count() == 1:  # others may never come to an end with theirs
+                with contextlib.suppress(Exception):
+                    self._manager.wait_until_finished()
+            self._manager.reload()
+            steps = self._manager.all_steps()
+        except Exception:
+            return f"older checkpoints may be in {self._manager.directory}"
+        if not steps:
+            return "there is no checkpoint"
+        return f"the newest checkpoint is of step {max(steps):,}"
 
     def is_best(self, metrics: Mapping[str, float]) -> bool:
         """Whether no checkpoint has a better value of `best_metric`."""
@@ -91,7 +125,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state)}
-        self._check_space(state)
+        self.wait()  # as Orbax would; after it, room is what it will be
+        self._check_room(state)
         try:
             self._manager.save(
                 step,
@@ -100,7 +135,7 @@ class Checkpoints:
                 force=True,  # whether to save isn't its decision
             )
         except Exception as error:  # Orbax and its store raise all kinds
-            raise self._failure(_reason(error)) from error
+            raise self._failure(error) from error
         self._best_score = max(self._best_score, self._score(metrics))
 
     def wait(self) -> None:
@@ -112,7 +147,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._failure(_reason(error)) from error
+            raise self._failure(error) from error
 
     def restore(self, abstract_state: TrainState) -> TrainState:
         """The newest checkpoint, on the devices that `abstract_state` names.
@@ -133,7 +168,9 @@ class Checkpoints:
         )
         try:
             missing = [
-                name for name in stored.values() if not (directory / name).exists()
+                name
+                for name in dict.fromkeys(stored.values())
+                if not (directory / name).exists()
             ]
             if missing:
                 raise ValueError(f"it has no {' and no '.join(missing)}")
@@ -163,30 +200,23 @@ class Checkpoints:
             return -math.inf
         return -value if self._best_metric.endswith("loss") else value
 
-    def _check_space(self, state: TrainState) -> None:
+    def _check_room(self, state: TrainState) -> None:
         # A store that runs out of it is wordy, and leaves a part of a checkpoint.
         if is_remote(self._manager.directory):
             return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        if (free := self._free_bytes()) < needed:
-            self.wait()  # for what is being written, and for the oldest to be removed
-            free = self._free_bytes()
-        if free < needed:
-            raise self._failure(
-                f"it has {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free"
+        disk = shutil.disk_usage(self._manager.directory)
+        if disk.total and disk.free < needed:  # some mounts don't say how large they are
+            raise SetupError(
+                f"there is no room for a checkpoint in {self._manager.directory}: it has "
+                f"{needed / 1e6:,.1f} MB, and {disk.free / 1e6:,.1f} MB are free; "
+                f"{self.describe_newest()}"
             )
 
-    def _free_bytes(self) -> int:
-        return shutil.disk_usage(self._manager.directory).free
-
-    def _failure(self, reason: str) -> SetupError:
-        kept = "there is no checkpoint"
-        self._manager.reload()  # to forget what is not on disk
-        if steps := self._manager.all_steps():
-            kept = f"the newest checkpoint is of step {max(steps):,}"
+    def _failure(self, error: Exception) -> SetupError:
         return SetupError(
-            f"a checkpoint could not be written to {self._manager.directory}: {reason}; "
-            f"{kept}"
+            f"a checkpoint could not be written to {self._manager.directory}: "
+            f"{_reason(error)}; {self.describe_newest()}"
         )
 
 

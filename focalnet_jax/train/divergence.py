@@ -17,7 +17,7 @@ class NonFiniteSteps:
     Args:
       allowed: before the run stops.
       say: called with a line on each.
-      newest_checkpoint: returns the step of it, or None.
+      describe_newest_checkpoint: for the message.
 
     Attributes:
       count: in this run, since it was started or resumed.
@@ -28,12 +28,12 @@ class NonFiniteSteps:
         allowed: int,
         *,
         say: Callable[[str], None],
-        newest_checkpoint: Callable[[], int | None],
+        describe_newest_checkpoint: Callable[[], str],
     ):
         self.count = 0
         self._allowed = allowed
         self._say = say
-        self._newest_checkpoint = newest_checkpoint
+        self._describe_newest_checkpoint = describe_newest_checkpoint
         self._unseen = collections.deque()
 
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
@@ -66,14 +66,8 @@ class NonFiniteSteps:
         if self.count <= self._allowed:
             self._say(f"{what}; skipped ({self.count} of {self._allowed})")
             return
-        newest = self._newest_checkpoint()
-        kept = (
-            "there is no checkpoint"
-            if newest is None
-            else f"the newest checkpoint is of step {newest:,}"
-        )
         raise SetupError(
-            f"{what}; {kept}. A lower learning_rate, a longer warmup or a smaller "
-            "clip_norm may help; max_nonfinite_steps="
+            f"{what}; {self._describe_newest_checkpoint()}. A lower learning_rate, a "
+            "longer warmup or a smaller clip_norm may help; max_nonfinite_steps="
             f"{self._allowed} such steps are skipped"
         )

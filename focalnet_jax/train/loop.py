@@ -64,6 +64,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
     """
     train_source, test_source = _open_data(config)
     mesh = mesh_of(config)
+    profile = Profile(workdir, config.profile_steps)
     init_from = None
     if newest_params_path(workdir) is None and config.init_from:
         init_from = check_holds_params(absolute_path(config.init_from))
@@ -117,7 +118,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
                 config=config.to_dict(),
             )
         )
-        profile = stack.enter_context(Profile(workdir, config.profile_steps))
+        stack.enter_context(profile)
         efficiency = _Efficiency(program.model, config.data.image_size)
         bad_records = bad_records_of(config, train_source)
         feed = stack.enter_context(
@@ -133,7 +134,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
         nonfinite = NonFiniteSteps(
             config.max_nonfinite_steps,
             say=progress.say,
-            newest_checkpoint=lambda: checkpoints.newest_step,
+            describe_newest_checkpoint=checkpoints.describe_newest,
         )
         save_clock = _SaveClock(config.checkpoint.every_minutes)
         measured = metrics = {}

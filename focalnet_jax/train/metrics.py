@@ -1,5 +1,6 @@
 """Metrics in the workdir: `metrics.jsonl`, events for TensorBoard; and W&B."""
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -72,15 +73,16 @@ class MetricsWriter:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error_type, *_):
         if not self._active:
             return
-        self._events.close()
-        self.flush()
-        if self._spool:
-            shutil.rmtree(self._spool)
-        if self._wandb:
-            self._wandb.finish()
+        with contextlib.ExitStack() as stack:  # each is done, whatever happens to others
+            if self._wandb:
+                stack.callback(self._wandb.finish, exit_code=int(error_type is not None))
+            if self._spool:
+                stack.callback(shutil.rmtree, self._spool)
+            stack.callback(self.flush)
+            stack.callback(self._events.close)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Adds the metrics of a step."""

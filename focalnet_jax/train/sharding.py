@@ -58,21 +58,21 @@ def make_mesh(
     devices = jax.devices() if devices is None else devices
     given = f"mesh.data={data}, mesh.fsdp={fsdp} and mesh.spatial={spatial}"
     count, inner = len(devices), fsdp * spatial
+    slices = len({_slice_index(device) for device in devices})
     if data == -1:
         data = count // inner
     if data * inner != count:
         fitting = ", ".join(
             f"{count // spatial // f} x {f} x {spatial}"
             for f in _divisors(count // spatial)
-            if count % spatial == 0
+            if count % (spatial * f * slices) == 0
         )
         hint = f"with that spatial, data x fsdp x spatial can be {fitting}"
         if not fitting:
-            hint = f"spatial can be {', '.join(map(str, _divisors(count)))}"
+            hint = f"spatial can be {', '.join(map(str, _divisors(count // slices)))}"
         raise SetupError(
             f"{given} don't make up the {count} devices that are here; {hint}"
         )
-    slices = len({_slice_index(device) for device in devices})
     if data % slices:
         held = count // slices
         raise SetupError(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+import shutil
 import types
 
 import jax
@@ -19,15 +20,12 @@ import focalnet_jax
 from focalnet_jax.errors import SetupError
 from focalnet_jax.saved_params import newest_params_path
 from focalnet_jax.train import check_config, evaluate, loop, step, train
-from focalnet_jax.train.checkpoints import Checkpoints
 from focalnet_jax.train.feed import DeviceFeed
 from focalnet_jax.train.losses import cross_entropy
 
 
 def stored_arrays(workdir, step):
     """Every array of a checkpoint, parameters and optimiser's state."""
-    import orbax.checkpoint as ocp
-
     arrays = {}
     for item in ("params", "ema", "optimizer"):
         if not (workdir / "checkpoints" / str(step) / item).exists():
@@ -395,6 +393,7 @@ def test_damaged_checkpoints_are_named_and_the_older_goes_on(tiny_config, tmp_pa
 
 def test_checkpoints_of_other_programs_are_refused(tiny_config, tmp_path):
     workdir = epath.Path(tmp_path)
+    tiny_config.ema_decay = 0.9
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(workdir / "checkpoints" / "9" / "default", {"w": np.ones(3)})
     message = "or of another program: .*/9: it has no params and no optimizer\nTo go on "
@@ -406,11 +405,19 @@ def test_checkpoints_need_room(tiny_config, tmp_path, monkeypatch):
     """Where it is missing, nothing is begun, and the older one stays."""
     workdir = epath.Path(tmp_path)
     with monkeypatch.context() as patch:
-        free = iter([10_000_000, 10_000, 10_000])
-        patch.setattr(Checkpoints, "_free_bytes", lambda self: next(free))
-        message = "has .* MB, and 0.0 MB are free; the newest checkpoint is of step 3"
-        with pytest.raises(SetupError, match="could not be written .*" + message):
+        free = iter([10_000_000, 10_000])
+        disk_usage = shutil.disk_usage
+
+        def getting_full(path):
+            if not str(path).endswith("checkpoints"):
+                return disk_usage(path)
+            return types.SimpleNamespace(total=1 << 30, free=next(free))
+
+        patch.setattr(shutil, "disk_usage", getting_full)
+        message = "no room .* has .* MB, and 0.0 MB are free; the newest .* of step 3$"
+        with pytest.raises(SetupError, match=message):
             train(check_config(tiny_config), workdir)
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["3"]
     train(check_config(tiny_config), workdir)
     assert [line["step"] for line in read_metrics(workdir)] == [1, 2, 3, 4, 5, 6]
 

@@ -99,7 +99,7 @@ def test_weights_and_biases(tmp_path, monkeypatch):
         runs.append(options)
         return types.SimpleNamespace(
             log=lambda metrics, step: logged.append((step, metrics)),
-            finish=lambda: logged.append("finished"),
+            finish=lambda exit_code: logged.append(exit_code),
         )
 
     workdir = epath.Path(tmp_path)
@@ -111,9 +111,9 @@ def test_weights_and_biases(tmp_path, monkeypatch):
             writer.write(first_step + 1, {"train/loss": 0.5})
     assert logged == [
         (1, {"train/loss": 0.5}),
-        "finished",
+        0,
         (2, {"train/loss": 0.5}),
-        "finished",
+        0,
     ]
     assert runs[0] == runs[1]
     assert runs[0]["project"] == "focal"

@@ -74,7 +74,7 @@ def test_data_are_read_from_a_bucket(bucket, data_dir, tmp_path):
 def test_what_needs_a_disk_says_so(tmp_path):
     with pytest.raises(SetupError, match="an image folder has to be on a disk"):
         open_source("folder:gs://bucket/images", split="train")
-    with pytest.raises(SetupError, match="preparing works on disks"):
+    with pytest.raises(SetupError, match="this works on disks"):
         prepare_folder(str(tmp_path), name="pets", data_dir="gs://bucket/data")
 
 

@@ -283,7 +283,7 @@ def test_axes_of_the_mesh_lie_along_those_of_the_torus():
 @pytest.mark.parametrize(("fsdp", "spatial"), [(1, 1), (4, 1), (16, 2), (2, 4)])
 @pytest.mark.parametrize("slices", [1, 2])
 def test_hosts_hold_the_same_rows_or_others(slices, fsdp, spatial):
-    """None holds a part of another's, which JAX could not make an array of."""
+    """None a part of another's: each row is decoded as often as `spatial` needs it."""
     mesh = sharding.make_mesh(fsdp=fsdp, spatial=spatial, devices=torus(slices=slices))
     assert mesh.devices.shape == (64 * slices // fsdp // spatial, fsdp, spatial)
     rows = collections.defaultdict(set)
@@ -303,6 +303,8 @@ def test_slices_lie_along_data():
 def test_axes_stay_within_slices():
     with pytest.raises(SetupError, match="a slice holds 64 devices.*128 doesn't divide"):
         sharding.make_mesh(fsdp=128, devices=torus(slices=2))
+    with pytest.raises(SetupError, match="4 x 32 x 1, 2 x 64 x 1$"):  # not 1 x 128
+        sharding.make_mesh(data=3, devices=torus(slices=2))
 
 
 def test_batches_that_do_not_divide_are_errors():
