@@ -120,6 +120,13 @@ def test_weights_and_biases(tmp_path, monkeypatch):
     assert runs[0]["resume"] == "allow"
     assert len(runs[0]["id"]) == 8
 
+    with (
+        pytest.raises(ZeroDivisionError),
+        MetricsWriter(workdir, first_step=2, wandb_project="focal"),
+    ):
+        raise ZeroDivisionError
+    assert logged[-1] == 1  # W&B shows that the run has failed
+
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(SetupError, match="pip install wandb"):
         MetricsWriter(workdir, first_step=2, wandb_project="focal")

@@ -1,5 +1,6 @@
 """Runs whose files lie in a bucket, where nothing can be renamed or added to."""
 
+import dataclasses
 import shutil
 
 import buckets
@@ -9,7 +10,7 @@ from etils import epath
 from running import read_metrics, without_speeds
 
 import focalnet_jax
-from focalnet_jax.data import open_source
+from focalnet_jax.data import BadRecordError, open_source
 from focalnet_jax.data.prepare import prepare_folder
 from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config, evaluate, train
@@ -65,6 +66,15 @@ def test_data_are_read_from_a_bucket(bucket, data_dir, tmp_path):
     assert len(remote) == len(local)
     for index in (0, 100, len(local) - 1):
         assert remote.read(index) == local.read(index)
+
+    class Unreachable:
+        def __getitem__(self, index):
+            raise OSError("the network is down")
+
+    for source, error in ((local, BadRecordError), (remote, SetupError)):
+        with pytest.raises(error, match="can't be read: the network is down"):
+            dataclasses.replace(source, records=Unreachable()).read(3)
+
     [file] = (tmp_path / "bucket" / "data").glob("digits/*/*test.array_record*")
     file.unlink()
     with pytest.raises(SetupError, match="test.array_record-00000-of-00001 is missing"):
