@@ -27,6 +27,9 @@ from focalnet_jax.train.state import TrainState
 
 PyTree = Any
 
+# Devices that hold the same array each write a part of it, if it has at least so many
+# bytes; Orbax by itself compiles and writes slices of a few numbers.
+_LEAST_PART = 1 << 16
 # How long processes wait for one that can't write its part of a checkpoint,
 _SECONDS_TO_WRITE = 600
 # and one that ends by an error for the others.
@@ -53,7 +56,9 @@ class Checkpoints:
             policies.append(best)
         self._manager = ocp.CheckpointManager(
             workdir / CHECKPOINTS,
-            item_names=("params", "ema", "optimizer"),
+            item_handlers={
+                name: _array_trees() for name in ("params", "ema", "optimizer")
+            },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
                 best_fn=self._score if best_metric else None,  # has metrics stored
@@ -124,7 +129,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        items = {name: ocp.args.StandardSave(item) for name, item in _items(state)}
+        items = {name: ocp.args.PyTreeSave(item) for name, item in _items(state)}
         self.wait()  # as Orbax would; after it, room is what it will be
         self._check_room(state)
         try:
@@ -218,6 +223,14 @@ class Checkpoints:
             f"a checkpoint could not be written to {self._manager.directory}: "
             f"{_reason(error)}; {self.describe_newest()}"
         )
+
+
+def _array_trees() -> ocp.PyTreeCheckpointHandler:
+    arrays = ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=_LEAST_PART
+    )
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def _items(state: TrainState) -> list[tuple[str, PyTree]]:
