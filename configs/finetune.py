@@ -3,6 +3,10 @@
     python -m focalnet_jax.convert focalnet_large_lrf_384.pth start --head=in22k_to_in1k
     python main.py --config=configs/finetune.py:large_fl3 --config.init_from=start
     python main.py --config=configs/finetune.py:base_lrf,224 --config.init_from=RUN
+    python main.py --config=configs/finetune.py:tiny_lrf,224 --config.init_from=RUN \
+        --config.reset_head=True --config.model.num_classes=10 \
+        --config.data.name=cifar10 --config.data.test_split=test \
+        --config.data.num_train_examples=50000
 
 After a comma stands the image size, 384 by default. The official release has no recipe
 for this: 30 epochs, a learning rate of 3e-5, stochastic depth 0.3, and mixup and cutmix

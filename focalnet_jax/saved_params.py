@@ -54,19 +54,33 @@ def check_holds_params(path: epath.Path) -> epath.Path:
     return found
 
 
-def load_params(path: epath.Path, abstract_params: PyTree) -> PyTree:
+def load_params(
+    path: epath.Path, abstract_params: PyTree, *, with_head: bool = True
+) -> PyTree:
     """Reads parameters and checks that they fit.
 
     Args:
       path: from `newest_params_path` or `check_holds_params`.
       abstract_params: expected shapes and dtypes, with shardings.
+      with_head: whether to read the head's, too.
 
     Raises:
       SetupError: a parameter too many, too few or of another shape.
     """
-    _check_fit(path, stored_shapes(path), _shapes(abstract_params))
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path, abstract_params)
+    stored = stored_shapes(path)
+    if not with_head:
+        stored = {n: s for n, s in stored.items() if not n.startswith("head/")}
+        abstract_params = {n: p for n, p in abstract_params.items() if n != "head"}
+    _check_fit(path, stored, _shapes(abstract_params))
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(
+            path,
+            ocp.args.PyTreeRestore(
+                abstract_params,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_params),
+                partial_restore=True,
+            ),
+        )
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
@@ -132,5 +146,6 @@ def _check_fit(path: epath.Path, stored: Mapping, expected: Mapping) -> None:
         lines = "\n  ".join(sorted(problems))
         hint = ""
         if all(problem.startswith("head/") for problem in problems):
-            hint = "\nFor another head: python -m focalnet_jax.convert --help"
+            hint = "\nFor another head: --config.reset_head=True starts it anew; more in "
+            hint += "python -m focalnet_jax.convert --help"
         raise SetupError(f"{path} does not fit the model:\n  {lines}{hint}")

@@ -85,6 +85,7 @@ def default_config() -> ConfigDict:
 
     # Parameters to start from: a workdir or a checkpoint in it.
     config.init_from = config_dict.placeholder(str)
+    config.reset_head = False  # but for the head, which starts anew, for any classes
 
     config.model = ConfigDict()
     config.model.name = "focalnet_tiny_srf"
@@ -210,6 +211,8 @@ def check_config(config: ConfigDict) -> FrozenConfigDict:
     for field in ("mixup_alpha", "cutmix_alpha"):
         if not math.isfinite(config[field]):
             raise SetupError(f"{field}={config[field]} is not finite")
+    if config.reset_head and not config.init_from:
+        raise SetupError("reset_head=True needs init_from, whose head is left out")
     _check_patterns("frozen", config.frozen)
     for pair in config.learning_rate_factors:
         if len(pair) != 2 or not isinstance(pair[1], (int, float)):

@@ -244,17 +244,24 @@ def _start(
     state = program.init()
     if init_from is None:
         return state, "starting anew"
-    differences = model_differences(init_from.parent, program.model)
+    differences = [
+        difference
+        for difference in model_differences(init_from.parent, program.model)
+        if not difference.startswith("model.num_classes")  # the head's shapes tell
+    ]
     try:
-        params = load_params(init_from, program.abstract_state.params)
+        params = load_params(
+            init_from, program.abstract_state.params, with_head=not config.reset_head
+        )
     except SetupError as error:
         if not differences:
             raise
         lines = "\n  ".join(["set these fields as there:", *differences])
         raise SetupError(f"{error}\n{lines}") from error
+    params = state.params | params
     ema_params = jax.tree.map(jnp.copy, params) if config.ema_decay else None
     state = dataclasses.replace(state, params=params, ema_params=ema_params)
-    origin = f"starting from {init_from}"
+    origin = f"starting from {init_from}" + ", with a new head" * config.reset_head
     return state, origin + "".join(f"\n  but with {change}" for change in differences)
 
 

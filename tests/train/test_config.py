@@ -115,6 +115,7 @@ def set_field(config, field, value):
         ("model.in_channels", 1, "images are read as RGB"),
         ("model.num_classes", 0, "model.num_classes=0"),
         ("model.remat", "dot", "model.remat='dot' is unknown; did you mean 'dots'"),
+        ("reset_head", True, "reset_head=True needs init_from"),
         ("ema_decay", 1.0, "ema_decay=1.0 is not below 1"),
         ("profile_steps", (3, 2), "is no range of steps"),
         ("profile_steps", (3,), "is not 2 numbers"),
@@ -176,6 +177,7 @@ def test_every_field_is_read_by_someone(tiny_config, tmp_path, monkeypatch):
     monkeypatch.undo()
 
     # The model's options go to `create_model` as a whole, which refuses unknown ones.
-    # `num_steps`, set here, stands in for `num_epochs`.
+    # `num_steps`, set here, stands in for `num_epochs`; `reset_head` is of `init_from`.
     unread = set(field_names(default_config())) - read
-    assert {name for name in unread if not name.startswith("model.")} == {"num_epochs"}
+    unread = {name for name in unread if not name.startswith("model.")}
+    assert unread == {"num_epochs", "reset_head"}

@@ -144,6 +144,32 @@ def test_starting_from_other_parameters(tiny_config, tmp_path, capsys):
     assert newest_params_path(second) == second / "checkpoints" / "1" / "params"
 
 
+def test_starting_with_a_new_head(tiny_config, tmp_path, capsys):
+    """For other classes, on what an earlier run has learnt, its average here."""
+    first, second = epath.Path(tmp_path / "first"), epath.Path(tmp_path / "second")
+    tiny_config.num_steps = 1
+    tiny_config.ema_decay = 0.9
+    train(check_config(tiny_config), first)
+    average = first / "checkpoints" / "1" / "ema"
+    tiny_config.init_from = str(average)
+    tiny_config.model.num_classes = 12
+    with pytest.raises(SetupError, match=r"has \(16, 12\)\n.*config.reset_head=True"):
+        train(check_config(tiny_config), second)
+    tiny_config.reset_head = True
+    tiny_config.learning_rate = tiny_config.warmup_learning_rate = 0.0
+    tiny_config.final_learning_rate = 0.0
+    train(check_config(tiny_config), second)
+    said = capsys.readouterr().out
+    assert f"starting from {average}, with a new head\n" in said
+    assert "but with" not in said
+    before, after = stored_arrays(first, 1), stored_arrays(second, 1)
+    assert after["params['head']['kernel']"].shape == (16, 12)
+    for name, value in before.items():
+        if name.startswith("ema") and "head" not in name:
+            now = after[name.replace("ema", "params")]
+            np.testing.assert_array_equal(now, value, err_msg=name)
+
+
 def test_parameters_that_do_not_fit_are_listed(tiny_config, tmp_path):
     first = epath.Path(tmp_path / "first")
     tiny_config.num_steps = 1
