@@ -50,6 +50,13 @@ _COMPILE_FOR = flags.DEFINE_string(
     "fits and how fast it might be, and does no more. Needs libtpu, and no TPU.",
 )
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+# TPU pod slices, GKE and Slurm need none of these. Each can be an environment's variable,
+# too, as JAX_PROCESS_ID.
+_PROCESSES = (
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process."),
+    flags.DEFINE_integer("num_processes", None, "How many make up the run.", 1),
+    flags.DEFINE_integer("process_id", None, "Which one this is, from 0 on.", 0),
+)
 
 
 def main(argv):
@@ -111,25 +118,26 @@ def default_workdir() -> str:
 def start_processes() -> None:
     """Joins the processes of a run, where there are several.
 
-    They are those that the environment names, or that JAX finds by itself: the hosts of
-    a TPU pod slice, the tasks of a Slurm job.
+    They are those that flags or the environment name, or that JAX finds by itself: the
+    hosts of a TPU pod slice, the tasks of a Slurm job.
     """
-    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
-            if not os.environ.get(name, "").isdigit():
-                raise SetupError(
-                    f"JAX_COORDINATOR_ADDRESS is set, so {name} must be a whole number; "
-                    f"it is {os.environ.get(name)!r}"
-                )
-        jax.distributed.initialize(
-            address,
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
-        )
-        return
+    given = {}
+    for flag in _PROCESSES:
+        variable = f"JAX_{flag.name.upper()}"
+        value = os.environ.get(variable) if flag.value is None else str(flag.value)
+        if value and flag.name != "coordinator_address":
+            if not value.isdigit():
+                raise SetupError(f"{variable}={value} is no whole number")
+            value = int(value)
+        given[flag.name] = None if value == "" else value
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(**given)
     except ValueError as error:
+        if any(value is not None for value in given.values()):
+            raise SetupError(
+                f"the processes of the run aren't known: {error} Give each of them "
+                "--coordinator_address=HOST:PORT --num_processes=N --process_id=I"
+            ) from error
         if "coordinator_address" not in str(error):
             raise
         # JAX found no cluster: this process is alone.
@@ -159,7 +167,7 @@ if __name__ == "__main__":
     except SetupError as error:
         end(f"error: {error}")
     except ImportError as error:
-        if not re.search("fsspec|gcsfs|google", str(error)):
+        if not re.search("fsspec|gcsfs|google.cloud", str(error)):
             end()
         end("error: addresses such as gs://bucket/run need: pip install '.[gcs]'")
     except jax.errors.JaxRuntimeError as error:

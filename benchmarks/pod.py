@@ -96,8 +96,11 @@ def results_path(slice_name):
 
 
 def read_results(path):
-    lines = path.read_text().splitlines() if path.exists() else []
-    results = [json.loads(line) for line in lines]
+    text = path.read_text() if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]  # without a line that a kill left incomplete
+    if whole != text:
+        path.write_text(whole)
+    results = [json.loads(line) for line in whole.splitlines()]
     return {(r["model"], r["remat"], r["batch_per_chip"]): r for r in results}
 
 

@@ -2,7 +2,8 @@
 
     python -m focalnet_jax.convert focalnet_large_lrf_384.pth start --head=in22k_to_in1k
     python main.py --config=configs/finetune.py:large_fl3 --config.init_from=start
-    python main.py --config=configs/finetune.py:base_lrf,224 --config.init_from=RUN
+    python main.py --config=configs/finetune.py:base_lrf,224 --config.init_from=RUN \
+        --config.reset_head=True
     python main.py --config=configs/finetune.py:tiny_lrf,224 --config.init_from=RUN \
         --config.reset_head=True --config.model.num_classes=10 \
         --config.data.name=cifar10 --config.data.test_split=test \
@@ -10,9 +11,10 @@
 
 After a comma stands the image size, 384 by default. The official release has no recipe
 for this: 30 epochs, a learning rate of 3e-5, stochastic depth 0.3, and mixup and cutmix
-off are the paper's from memory, not checked against its text; batch size and warmup are
-guesses. The abstract reports 86.5 (224) and 87.3 (384) for a model pretrained on
-ImageNet-22K. These numbers are not measured here.
+off are the paper's from memory, not checked against its text; the rest is our choice:
+batch size and warmup are guesses, and what regularises is as in configs/base.py. The
+abstract reports 86.5 (224) and 87.3 (384) for a model pretrained on ImageNet-22K. These
+numbers are not measured here.
 """
 
 from focalnet_jax.errors import SetupError

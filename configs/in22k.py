@@ -5,14 +5,15 @@
     python main.py --config=configs/in22k.py:large_fl4
 
 The official release has no recipe for this: 90 epochs, batch 4,096 and a learning rate of
-1e-3 are the paper's from memory, not checked against its text; the rest is that of
-configs/base.py. No number to expect is published for this step, only after fine-tuning
-(configs/finetune.py).
+1e-3 are the paper's from memory, not checked against its text; a warmup of 5 epochs is
+our choice, and the rest is that of configs/base.py. No number to expect is published for
+this step, only after fine-tuning (configs/finetune.py).
 
 There are no splits: `prepare` makes all images `train`, of which this takes the last
-hundredth for testing. Classes are the sorted WordNet ids, 21,841 of them in the release
-of 2011. The head has 21,842 outputs, as the official weights have, whose order is their
-own; `--config.model.num_classes` sets another number.
+hundredth for testing. Where they aren't the 14,197,122 of the release of 2011, a message
+says what `--config.data.num_train_examples` is. Classes are the sorted WordNet ids,
+21,841 of them there. The head has 21,842 outputs, as the official weights have, whose
+order is their own; `--config.model.num_classes` sets another number.
 """
 
 from focalnet_jax.errors import SetupError, did_you_mean
@@ -66,6 +67,7 @@ def get_config(variant: str = ""):
 
     config.data.name = "imagenet22k"
     config.data.train_split = "train[:99%]"
+    config.data.num_train_examples = 14_055_151
     config.data.test_split = "train[99%:]"
     config.data.image_size = 224
     config.data.rand_augment = "rand-m9-mstd0.5-inc1"

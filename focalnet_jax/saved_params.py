@@ -5,7 +5,8 @@ WORKDIR/checkpoints/STEP/ema        with `ema_decay`: their average over the ste
 DIRECTORY/params                    what `python -m focalnet_jax.convert` writes
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,9 +15,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from focalnet_jax.errors import SetupError
+from focalnet_jax.paths import is_remote
 
 PyTree = Any
 CHECKPOINTS = "checkpoints"
+# Orbax's, of a checkpoint that is whole, where none can be written aside and renamed.
+_MARKER = "commit_success.txt"
 
 
 def newest_params_path(path: epath.Path) -> epath.Path | None:
@@ -27,16 +31,22 @@ def newest_params_path(path: epath.Path) -> epath.Path | None:
         converted parameters; or a checkpoint's `params` or `ema` itself.
     """
     if path.name in ("params", "ema") and path.parent.name.isdigit() and path.is_dir():
-        return path
+        return path if _is_whole(path.parent) else None
     if (path / "params").exists():
-        return path / "params"
+        return path / "params" if _is_whole(path) else None
     for directory in (path / CHECKPOINTS, path):
         if directory.is_dir():
             steps = [int(p.name) for p in directory.iterdir() if p.name.isdigit()]
             for step in sorted(steps, reverse=True):
-                if (directory / str(step) / "params").exists():
-                    return directory / str(step) / "params"
+                checkpoint = directory / str(step)
+                if (checkpoint / "params").exists() and _is_whole(checkpoint):
+                    return checkpoint / "params"
     return None
+
+
+def _is_whole(directory: epath.Path) -> bool:
+    is_checkpoint = directory.name.isdigit() and is_remote(directory)
+    return not is_checkpoint or (directory / _MARKER).exists()
 
 
 def check_holds_params(path: epath.Path) -> epath.Path:
@@ -65,14 +75,15 @@ def load_params(
       with_head: whether to read the head's, too.
 
     Raises:
-      SetupError: a parameter too many, too few or of another shape.
+      SetupError: a parameter too many, too few or of another shape; they are damaged.
     """
-    stored = stored_shapes(path)
+    with _damage_told(path):
+        stored = stored_shapes(path)
     if not with_head:
         stored = {n: s for n, s in stored.items() if not n.startswith("head/")}
         abstract_params = {n: p for n, p in abstract_params.items() if n != "head"}
     _check_fit(path, stored, _shapes(abstract_params))
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _damage_told(path), ocp.PyTreeCheckpointer() as checkpointer:
         return checkpointer.restore(
             path,
             ocp.args.PyTreeRestore(
@@ -94,13 +105,20 @@ def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
     def abstract(leaf):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
 
+    with _damage_told(path), ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(path, jax.tree.map(abstract, _metadata(path)))
+    return {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
+
+
+@contextlib.contextmanager
+def _damage_told(path: epath.Path) -> Iterator[None]:
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(path, jax.tree.map(abstract, _metadata(path)))
+        yield
+    except jax.errors.JaxRuntimeError:
+        raise  # of other processes, or for want of memory
     except Exception as error:  # Orbax and its store raise all kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SetupError(f"{path} is damaged: {reason[:200]}") from error
-    return {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
 
 
 def save_params(path: epath.Path, params: PyTree) -> None:

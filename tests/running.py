@@ -9,7 +9,7 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-TIMEOUT = 300  # seconds; a process that hangs is an error too
+TIMEOUT = 600  # seconds; a process that hangs is an error too
 
 TINY = [
     "--config.batch_size=16",
@@ -36,23 +36,31 @@ def start(*arguments, directory, environment, program=ROOT / "main.py"):
 
 
 def start_together(count, *arguments, directory, environment, **options):
-    """Processes of one run."""
+    """Processes of one run: the first named by its environment, the others by flags."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
+    names = [
+        {
+            "coordinator_address": f"localhost:{port}",
+            "num_processes": str(count),
+            "process_id": str(index),
+        }
+        for index in range(count)
+    ]
+    variables = {f"JAX_{name.upper()}": value for name, value in names[0].items()}
+    directories = directory if isinstance(directory, list) else [directory] * count
+    named = [([], variables)]
+    named += [([f"--{name}={v}" for name, v in these.items()], {}) for these in names[1:]]
     return [
         start(
             *arguments,
-            directory=directory,
-            environment=environment
-            | {
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": str(count),
-                "JAX_PROCESS_ID": str(index),
-            },
+            *flags,
+            directory=here,
+            environment=environment | variables,
             **options,
         )
-        for index in range(count)
+        for here, (flags, variables) in zip(directories, named)
     ]
 
 

@@ -78,6 +78,7 @@ def test_processes_train_as_one(count, environment, tmp_path):
 # Runs main.py with steps that someone can break into, and notes the examples of each.
 NOTING = """
 import json, os, runpy, time
+import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from focalnet_jax.train.feed import DeviceFeed
@@ -88,14 +89,14 @@ if os.environ.get("SCATTER"):  # every other device, as in a torus
     )
 
 take = DeviceFeed.next
-file = open(f"{os.environ['IDS']}-{os.environ.get('JAX_PROCESS_ID', 0)}", "a")
 
 def noting(self, **options):
     time.sleep(float(os.environ["PAUSE"]))
     batch = take(self, **options)
     shards = sorted(batch["id"].addressable_shards, key=lambda shard: shard.index)
     ids = np.concatenate([shard.data for shard in shards])
-    print(json.dumps(ids.tolist()), file=file, flush=True)
+    with open(f"{os.environ['IDS']}-{jax.process_index()}", "a") as file:
+        print(json.dumps(ids.tolist()), file=file)
     return batch
 
 if __name__ == "__main__":
@@ -153,6 +154,19 @@ def test_a_kill_repeats_and_skips_no_example(count, environment, data_dir, tmp_p
     batches = train_batches(source, TrainTransform(8), batch_size=16, seed=0)
     for ids, batch in zip(steps, batches):
         np.testing.assert_array_equal(ids, batch["id"])
+
+
+def test_processes_need_the_same_workdir(environment, tmp_path):
+    """Before anything is computed, though each has one of that name."""
+    directories = [tmp_path / "a", tmp_path / "b"]
+    for directory in directories:
+        directory.mkdir()
+    processes = start_together(2, *TINY, directory=directories, environment=environment)
+    errors = [errors for _, errors in finish(processes)]
+    assert all(process.returncode for process in processes)
+    message = f"1 of 2 don't see {directories[0]}/runs/digits of process 0"
+    assert any(message in error for error in errors), errors
+    assert not [*tmp_path.glob("*/runs/digits/*")]
 
 
 def test_an_error_of_one_process_ends_all(environment, tmp_path):
@@ -385,8 +399,16 @@ def test_a_run_goes_on_in_other_places(places, environment, tmp_path):
     results = finish(unbroken)
     assert unbroken[0].returncode == 0, results
 
+    def examples(workdir, place):
+        """Of each step that was begun there, the ids of all its examples."""
+        files = [*tmp_path.glob(f"{workdir}-{place}-*")]
+        lines = [map(json.loads, file.read_text().split("\n")[:-1]) for file in files]
+        return [sorted({*itertools.chain(*parts)}) for parts in zip(*lines)]
+
     newest = 0
+    expected_examples = examples("unbroken", "one")
     for place in places[:-1]:
+        restored = newest
         processes = launch("moved", place)
 
         def is_further(newest=newest):
@@ -406,6 +428,9 @@ def test_a_run_goes_on_in_other_places(places, environment, tmp_path):
             if path.name.isdigit()
         )
         assert newest < steps
+        seen = examples("moved", place)
+        assert len(seen) >= newest - restored
+        assert seen == expected_examples[restored : restored + len(seen)]
     last = launch("moved", places[-1])
     results = finish(last)
     assert last[0].returncode == 0, results

@@ -47,7 +47,13 @@ class Classification:
 
         self._count = count
 
-    def run(self, params: Any, *, name: str = "test") -> Iterator[tuple[str, float]]:
+    def run(
+        self,
+        params: Any,
+        *,
+        name: str = "test",
+        before_batch: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[str, float]]:
         """Yields names and values: accuracies as fractions, the mean loss, the count.
 
         Where nothing counts, there is only the count.
@@ -55,9 +61,11 @@ class Classification:
         Args:
           params: to be evaluated.
           name: that metrics' names begin with.
+          before_batch: called before each batch; may raise to end the evaluation.
         """
         sums = []
         for batch in self._make_batches():
+            before_batch()
             sums.append(self._count(params, batch))
             jax.block_until_ready(sums[-2:][0])  # one batch in advance, not the split
         totals = jax.tree.map(lambda *parts: sum(p.item() for p in parts), *sums)

@@ -11,7 +11,7 @@ import math
 import re
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -27,9 +27,6 @@ from focalnet_jax.train.state import TrainState
 
 PyTree = Any
 
-# Devices that hold the same array each write a part of it, if it has at least so many
-# bytes; Orbax by itself compiles and writes slices of a few numbers.
-_LEAST_PART = 1 << 16
 # How long processes wait for one that can't write its part of a checkpoint,
 _SECONDS_TO_WRITE = 600
 # and one that ends by an error for the others.
@@ -68,7 +65,7 @@ class Checkpoints:
         )
         # Kept here, since what is being written can't be read yet.
         steps = self._manager.all_steps() if best_metric else []
-        scores = (self._score(self._manager.metrics(step)) for step in steps)
+        scores = (self._score(self._metrics_of(step)) for step in steps)
         self._best_score = max(scores, default=-math.inf)
 
     def __enter__(self):
@@ -76,10 +73,8 @@ class Checkpoints:
 
     def __exit__(self, error_type, *_):
         if error_type is None:
-            try:
+            with self._failure_told():
                 self._manager.close()
-            except Exception as error:
-                raise self._failure(error) from error
             return
         # What is being written may still become whole, unless that takes processes that
         # this one's error has ended.
@@ -132,15 +127,13 @@ class Checkpoints:
         items = {name: ocp.args.PyTreeSave(item) for name, item in _items(state)}
         self.wait()  # as Orbax would; after it, room is what it will be
         self._check_room(state)
-        try:
+        with self._failure_told():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(**items),
                 metrics=dict(metrics) or None,
                 force=True,  # whether to save isn't its decision
             )
-        except Exception as error:  # Orbax and its store raise all kinds
-            raise self._failure(error) from error
         self._best_score = max(self._best_score, self._score(metrics))
 
     def wait(self) -> None:
@@ -149,10 +142,8 @@ class Checkpoints:
         Raises:
           SetupError: it can't be written.
         """
-        try:
+        with self._failure_told():
             self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._failure(error) from error
 
     def restore(self, abstract_state: TrainState) -> TrainState:
         """The newest checkpoint, on the devices that `abstract_state` names.
@@ -185,8 +176,8 @@ class Checkpoints:
                     name: checkpointer.restore(directory / stored[name], item)
                     for name, item in wanted.items()
                 }
-        except SetupError:
-            raise
+        except (SetupError, jax.errors.JaxRuntimeError):
+            raise  # the latter is of other processes, or for want of memory
         except Exception as error:
             older = [s for s in sorted(self._manager.all_steps()) if s < step]
             start = f"step {older[-1]:,}" if older else "the start"
@@ -198,6 +189,16 @@ class Checkpoints:
         return TrainState(
             params=items["params"], ema_params=items.get("ema"), **items["optimizer"]
         )
+
+    def _metrics_of(self, step: int) -> Mapping[str, float] | None:
+        try:
+            return self._manager.metrics(step)
+        except Exception as error:
+            checkpoint = self._manager.directory / str(step)
+            raise SetupError(
+                f"the metrics of a checkpoint are damaged: {checkpoint}: "
+                f"{_reason(error)}\nTo go on without it, move that directory away"
+            ) from error
 
     def _score(self, metrics: Mapping[str, float] | None) -> float:
         value = (metrics or {}).get(self._best_metric)
@@ -218,17 +219,23 @@ class Checkpoints:
                 f"{self.describe_newest()}"
             )
 
-    def _failure(self, error: Exception) -> SetupError:
-        return SetupError(
-            f"a checkpoint could not be written to {self._manager.directory}: "
-            f"{_reason(error)}; {self.describe_newest()}"
-        )
+    @contextlib.contextmanager
+    def _failure_told(self) -> Iterator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise  # another process has ended
+        except Exception as error:  # Orbax and its store raise all kinds
+            raise SetupError(
+                f"a checkpoint could not be written to {self._manager.directory}: "
+                f"{_reason(error)}; {self.describe_newest()}"
+            ) from error
 
 
 def _array_trees() -> ocp.PyTreeCheckpointHandler:
-    arrays = ocp.type_handlers.ArrayHandler(
-        min_slice_bytes_for_replica_parallel=_LEAST_PART
-    )
+    # What all devices hold, processes share the writing of; in a single one its devices
+    # would, and each slice be compiled first.
+    arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 

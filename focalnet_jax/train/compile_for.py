@@ -57,7 +57,8 @@ class Report:
       batch_size: global, in images.
       image_size: side in pixels.
       fits: whether a chip's memory holds it.
-      parameter_bytes, optimizer_bytes: of a device.
+      parameter_bytes, optimizer_bytes: of a device; the optimiser's with the average of
+        the parameters, where one is kept.
       activation_bytes: of a device, all that the step needs beside its arguments; None
         if the compiler gave up.
       multiply_adds: of a forward pass of one image.
@@ -169,7 +170,9 @@ def compile_for(config: ConfigDict, slice_name: str) -> Report:
         image_size=config.data.image_size,
         fits=compiled is not None,
         parameter_bytes=_bytes_of_a_device(program.abstract_state.params),
-        optimizer_bytes=_bytes_of_a_device(program.abstract_state.opt_state),
+        optimizer_bytes=_bytes_of_a_device(
+            (program.abstract_state.opt_state, program.abstract_state.ema_params)
+        ),
         activation_bytes=(
             compiled.memory_analysis().temp_size_in_bytes if compiled else None
         ),
@@ -217,7 +220,7 @@ def _devices(slice_name: str) -> list[Any]:
 
 def _memory_problem(message: str) -> str:
     """The part with the sizes."""
-    found = re.search(r"Ran out of memory on \w+, ([^\n]*?)(?:\. HLO|\n|$)", message)
+    found = re.search(r"Ran out of memory [\w ]+[,.] ([^\n]*?)(?:\. |\n|$)", message)
     return found[1] if found else message.splitlines()[0]
 
 

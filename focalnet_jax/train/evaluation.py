@@ -1,6 +1,7 @@
 """Evaluation of parameters, and of their average beside them."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -102,23 +103,39 @@ class Evaluation:
             subset=source.subset,
         )
 
-    def run(self, params: Any, ema_params: Any, progress: Progress) -> dict[str, float]:
+    def run(
+        self,
+        params: Any,
+        ema_params: Any,
+        progress: Progress,
+        *,
+        before_batch: Callable[[], None] = lambda: None,
+    ) -> dict[str, float]:
         """Shows the metrics and returns them: `test/top1`, `test_ema/top1` ...
 
         Args:
           params: to be evaluated.
           ema_params: their average; None: there is none.
           progress: shows them.
+          before_batch: called before each batch; may raise to end the evaluation.
         """
-        metrics = self._run(params, "test", "test", progress)
+        run = functools.partial(self._run, progress=progress, before_batch=before_batch)
+        metrics = run(params, "test", "test")
         if ema_params is not None:
-            metrics |= self._run(ema_params, "test_ema", "test of the average", progress)
+            metrics |= run(ema_params, "test_ema", "test of the average")
         return metrics
 
     def _run(
-        self, params: Any, name: str, label: str, progress: Progress
+        self,
+        params: Any,
+        name: str,
+        label: str,
+        progress: Progress,
+        before_batch: Callable[[], None],
     ) -> dict[str, float]:
-        metrics = dict(self._classification.run(params, name=name))
+        metrics = dict(
+            self._classification.run(params, name=name, before_batch=before_batch)
+        )
         metrics |= count_bad_records(name, self._bad_records)
         shown = {key.removeprefix(f"{name}/"): v for key, v in metrics.items()}
         among = f", among {len(self._subset):,} classes" if self._subset else ""

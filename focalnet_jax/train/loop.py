@@ -45,7 +45,7 @@ from focalnet_jax.train.loading import (
     train_feed,
 )
 from focalnet_jax.train.metrics import MetricsWriter
-from focalnet_jax.train.preemption import Preemption
+from focalnet_jax.train.preemption import Preempted, Preemption
 from focalnet_jax.train.profile import Profile
 from focalnet_jax.train.program import Program, make_program, mesh_of
 from focalnet_jax.train.progress import Progress
@@ -63,6 +63,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
       SetupError: anything that whoever started the run can mend.
     """
     train_source, test_source = _open_data(config)
+    files.check_shared(workdir)
     mesh = mesh_of(config)
     profile = Profile(workdir, config.profile_steps)
     init_from = None
@@ -146,48 +147,37 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             profile.end_at(step, busy_with=measured)
             nonfinite.add(step, measured)
             is_last = step == steps
-            ends_early = preemption.reached(step) and not is_last
+            ends_early = preemption.reached()
             logs = is_last or step % config.log_every_steps == 0
             evaluates = is_last or step % config.evaluate_every_steps == 0
 
             # The order within a step is fixed: log, evaluate, write, save. So what
-            # stands in a checkpoint has its metrics on disk. Only where time may run out
-            # the checkpoint comes first.
-            if ends_early:
-                nonfinite.look_at_all()
-                writer.flush()
-                checkpoints.save(state, {})
-                checkpoints.wait()
-                progress.say(
-                    f"told to end: saved step {step:,} of {steps:,}; the same command "
-                    "goes on from there"
-                )
+            # stands in a checkpoint has its metrics on disk.
             metrics = {}
             if logs:
                 nonfinite.look_at_all()
-                values = {name: value.item() for name, value in measured.items()}
-                metrics = {
-                    f"train/{name}": value
-                    for name, value in values.items()
-                    if math.isfinite(value)
-                }
+                metrics = {f"train/{name}": v.item() for name, v in measured.items()}
                 metrics["train/learning_rate"] = float(program.schedule(step - 1))
-                metrics |= progress.update(step, values["loss"], feed.waited)
+                metrics |= progress.update(step, metrics["train/loss"], feed.waited)
                 metrics |= efficiency(metrics["train/images_per_second"])
                 metrics |= count_bad_records("train", bad_records)
                 if config.max_nonfinite_steps:
                     metrics["train/nonfinite_steps"] = nonfinite.count
-            if evaluates:
-                metrics |= evaluation.run(state.params, state.ema_params, progress)
+            if evaluates and not ends_early:
+                try:
+                    metrics |= evaluation.run(
+                        state.params,
+                        state.ema_params,
+                        progress,
+                        before_batch=preemption.check,
+                    )
+                except Preempted:
+                    ends_early = True
             if metrics:
                 writer.write(step, metrics)
-            if evaluates or ends_early:
-                writer.summarize(title=f"{config.model.name}: {workdir.name}")
-                progress.restart_clock(step, feed.waited)
-            if ends_early:
-                break
             if (
                 is_last
+                or ends_early
                 or step % config.checkpoint.every_steps == 0
                 or (logs and save_clock.is_due())
                 or (evaluates and checkpoints.is_best(metrics))
@@ -196,6 +186,17 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
                 writer.flush()
                 checkpoints.save(state, metrics)
                 save_clock.restart()
+            if ends_early:
+                checkpoints.wait()
+                progress.say(
+                    f"told to end: saved step {step:,} of {steps:,}; the same command "
+                    "goes on from there"
+                )
+            if evaluates or ends_early:
+                writer.summarize(title=f"{config.model.name}: {workdir.name}")
+                progress.restart_clock(step, feed.waited)
+            if ends_early:
+                break
             if step == first_step + 1:  # compilation is not part of the speed
                 jax.block_until_ready(state)
                 progress.restart_clock(step, feed.waited)
@@ -236,9 +237,9 @@ def _start(
     3. new parameters.
     """
     if checkpoints.newest_step is not None:
+        changes = files.changed_fields(workdir, config)
         state = checkpoints.restore(program.abstract_state)
         origin = f"resuming after step {int(state.step):,}"
-        changes = files.changed_fields(workdir, config)
         return state, origin + "".join(f"\n  with {change}" for change in changes)
 
     state = program.init()

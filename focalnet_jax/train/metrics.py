@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import pathlib
 import shutil
 import tempfile
@@ -85,9 +86,10 @@ class MetricsWriter:
             stack.callback(self._events.close)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Adds the metrics of a step."""
+        """Adds the metrics of a step; those that aren't finite JSON can't hold."""
         if not self._active:
             return
+        metrics = {name: v for name, v in metrics.items() if math.isfinite(v)}
         with (self._directory / _METRICS).open("a") as file:
             file.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
         values = [Summary.Value(tag=name, simple_value=v) for name, v in metrics.items()]

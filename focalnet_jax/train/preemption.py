@@ -12,11 +12,12 @@ class Preemption:
 
     Slurm, Kubernetes and Cloud TPUs send it some time before they kill, 30 seconds where
     nothing else was asked for. Where a run has several processes, a notice to any of them
-    is one to all, and JAX agrees on the step after which they end.
+    is one to all, and JAX has them agree on when they end.
     """
 
     def __init__(self):
         self._told = False
+        self._looks = 0
         self._previous = None
 
     def __enter__(self):
@@ -33,8 +34,19 @@ class Preemption:
     def _note(self, *_):
         self._told = True
 
-    def reached(self, step: int) -> bool:
-        """Whether to save after this step and end; for all processes, at every step."""
-        if jax.distributed.is_initialized():
-            return multihost_utils.reached_preemption_sync_point(step)
+    def reached(self) -> bool:
+        """Whether to save and end. All processes have to ask equally often."""
+        self._looks += 1
+        if jax.distributed.is_initialized() and not self._told:
+            # True once, of the look that the processes have agreed on.
+            self._told = multihost_utils.reached_preemption_sync_point(self._looks)
         return self._told
+
+    def check(self) -> None:
+        """Raises Preempted where `reached` is True."""
+        if self.reached():
+            raise Preempted
+
+
+class Preempted(Exception):
+    """There may be no time for what has been begun."""

@@ -164,6 +164,22 @@ def test_scanned_blocks_compute_the_same(remat, depths, train):
     assert_trees_close(other_gradients, gradients, 1e-10)
 
 
+def test_scanned_blocks_are_compiled_once():
+    """The program of more blocks is no longer, but for the arguments' names."""
+
+    def lines(depth, scan):
+        model = make_tiny(
+            depths=(depth,), focal_levels=(2,), focal_windows=(3,), scan=scan
+        )
+        images = random_images()
+        params = jax.eval_shape(model.init, jax.random.key(0), images)
+        return jax.jit(model.apply).lower(params, images).as_text().count("\n")
+
+    assert lines(12, scan=False) > 2.5 * lines(4, scan=False)
+    # Stacking 8 more blocks' 12 arrays takes two lines each.
+    assert lines(12, scan=True) < 1.6 * lines(4, scan=True)
+
+
 def test_scanned_blocks_drop_at_their_own_rates():
     """Of 3 blocks with rates 0, 1/4 and 1/2, and other draws in each."""
     model = make_tiny(

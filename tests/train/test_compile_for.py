@@ -100,6 +100,27 @@ def test_the_training_step_for_a_slice():
     assert "ms a step" not in str(report)
 
 
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on device, memory for HLO "
+            "temporaries (19.32G) exceeds available HBM (15.75G). HLO temporaries: ...\n",
+            "memory for HLO temporaries (19.32G) exceeds available HBM (15.75G)",
+        ),
+        (
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: XLA:TPU compile permanent "
+            "error. Ran out of memory in memory space hbm. Used 15.91G of 15.75G hbm. "
+            "Exceeded hbm capacity by 166.56M.\n\nTotal hbm usage >= 16.16G:",
+            "Used 15.91G of 15.75G hbm",
+        ),
+        ("RESOURCE_EXHAUSTED: otherwise", "RESOURCE_EXHAUSTED: otherwise"),
+    ],
+)
+def test_the_compiler_says_what_is_too_large(message, problem):
+    assert compile_for._memory_problem(message) == problem
+
+
 @pytest.mark.parametrize("name", ["v5e", "v5e:", "v5e:2", "v9:2x2", "v5e:2x2; ls"])
 def test_what_is_no_slice_is_said(name):
     with pytest.raises(SetupError, match="is no slice such as v5e:16x16 or v4:4x4x4"):

@@ -22,6 +22,7 @@ from focalnet_jax.saved_params import newest_params_path
 from focalnet_jax.train import check_config, evaluate, loop, step, train
 from focalnet_jax.train.feed import DeviceFeed
 from focalnet_jax.train.losses import cross_entropy
+from focalnet_jax.train.preemption import Preemption
 
 
 def stored_arrays(workdir, step):
@@ -204,6 +205,34 @@ def test_changed_fields_are_said_on_resumption(tiny_config, tmp_path, capsys):
     assert "with num_steps: 3 -> 4" in output
     assert "resuming after step 3" in output
 
+    tiny_config.seed = 1
+    tiny_config.batch_size = 8
+    message = r"on other examples:\n  seed: 0 -> 1\n  batch_size: 16 -> 8\nSet these"
+    with pytest.raises(SetupError, match=message):
+        train(check_config(tiny_config), workdir)
+
+
+@pytest.mark.parametrize(("look", "step"), [(4, 2), (15, 6)])
+def test_a_notice_to_end_ends_evaluation(
+    look, step, tiny_config, tmp_path, monkeypatch, capsys
+):
+    """In that of step 2, and in the last: the state is saved, and the program ends.
+
+    After each step there is a look for one, and before each of an evaluation's 4 batches.
+    """
+    looks = itertools.count(1)
+    monkeypatch.setattr(Preemption, "reached", lambda self: next(looks) == look)
+    tiny_config.evaluate_every_steps = 2
+    workdir = epath.Path(tmp_path)
+    metrics = train(check_config(tiny_config), workdir)
+    assert f"told to end: saved step {step} of 6" in capsys.readouterr().out
+    assert "test/loss" not in metrics
+    assert newest_params_path(workdir) == workdir / "checkpoints" / str(step) / "params"
+    monkeypatch.undo()
+    metrics = train(check_config(tiny_config), workdir)
+    assert metrics["test/examples"] == 60
+    assert [line["step"] for line in read_metrics(workdir)] == [1, 2, 3, 4, 5, 6]
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -380,6 +409,10 @@ def test_best_checkpoint_is_kept_beside_the_newest(tiny_config, tmp_path):
     kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
     assert kept == {min(values, key=values.get), 14}
 
+    (workdir / "checkpoints" / "14" / "metrics" / "metrics").write_text("{")
+    with pytest.raises(SetupError, match="metrics of a checkpoint are damaged: .*/14: "):
+        train(check_config(tiny_config), workdir)
+
 
 def test_checkpoints_by_minutes(tiny_config, tmp_path, monkeypatch):
     """At logged steps, on a clock that runs by a minute a look."""
@@ -408,6 +441,8 @@ def test_damaged_checkpoints_are_named_and_the_older_goes_on(tiny_config, tmp_pa
     for _ in range(2):  # nothing has changed
         with pytest.raises(SetupError, match=message):
             train(check_config(tiny_config), workdir)
+    with pytest.raises(SetupError, match=f"{newest}/params is damaged: "):
+        evaluate(check_config(tiny_config), workdir)
     newest.rename(workdir / "aside")
     train(check_config(tiny_config), workdir)
     assert [line["step"] for line in read_metrics(workdir)] == [1, 2, 3, 4, 5, 6]

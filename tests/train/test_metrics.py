@@ -1,5 +1,6 @@
 """What a run shows: metrics in its files, in a bucket, at W&B, and as a page."""
 
+import math
 import sys
 import types
 
@@ -31,6 +32,12 @@ def test_metrics_are_cut_back_to_the_restored_step(tmp_path):
     assert [(line["step"], line["train/loss"]) for line in lines] == expected
     events = EventAccumulator(str(workdir)).Reload().Scalars("train/loss")
     assert [(event.step, event.value) for event in events] == expected
+
+
+def test_what_is_not_finite_is_left_out(tmp_path):
+    with MetricsWriter(epath.Path(tmp_path), first_step=0) as writer:
+        writer.write(1, {"test/loss": math.nan, "test/top1": 0.5})
+    assert read_metrics(tmp_path) == [{"step": 1, "test/top1": 0.5}]
 
 
 def test_page_and_trace_of_a_run(tiny_config, tmp_path):

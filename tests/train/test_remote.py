@@ -13,6 +13,7 @@ import focalnet_jax
 from focalnet_jax.data import BadRecordError, open_source
 from focalnet_jax.data.prepare import prepare_folder
 from focalnet_jax.errors import SetupError
+from focalnet_jax.saved_params import newest_params_path
 from focalnet_jax.train import check_config, evaluate, train
 from focalnet_jax.train.metrics import MetricsWriter
 from focalnet_jax.train.profile import Profile
@@ -86,6 +87,17 @@ def test_what_needs_a_disk_says_so(tmp_path):
         open_source("folder:gs://bucket/images", split="train")
     with pytest.raises(SetupError, match="this works on disks"):
         prepare_folder(str(tmp_path), name="pets", data_dir="gs://bucket/data")
+
+
+def test_a_checkpoint_in_a_bucket_is_one_by_its_marker(bucket):
+    """It is written where it will lie: a run that is killed leaves a part of it."""
+    checkpoint = bucket / "run" / "checkpoints" / "6"
+    (checkpoint / "params" / "_METADATA").write_text("{}")
+    for path in (bucket / "run", checkpoint, checkpoint / "params"):
+        assert newest_params_path(path) is None
+    (checkpoint / "commit_success.txt").write_text("")
+    for path in (bucket / "run", checkpoint, checkpoint / "params"):
+        assert newest_params_path(path) == checkpoint / "params"
 
 
 def test_a_run_in_a_bucket_is_one_on_a_disk(tiny_config, bucket, tmp_path, train_until):

@@ -59,7 +59,7 @@ OPTIONS = {
     "scan": dict(depths=(2, 1), scan=True, remat="dots"),
     "everything": EVERYTHING,
 }
-MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 1, 4), (2, 2, 2)]
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (1, 1, 8), (2, 1, 4), (2, 2, 2)]
 
 
 def mesh_of(data=1, fsdp=1, spatial=1):

@@ -58,6 +58,25 @@ def test_normalizes_by_channel(batch):
         normalize(batch["image"].astype(np.float32), **STATISTICS)
 
 
+def test_bfloat16_computes_on_float32_parameters(batch):
+    """What is kept from step to step is float32; the losses differ by rounding."""
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        model, state, step = make_step(dtype=dtype)
+        assert model.encoder.dtype == dtype
+        step = jax.jit(step)
+        for _ in range(3):
+            state, metrics = step(state, batch)
+        chex.assert_type(jax.tree.leaves(state.params), jnp.float32)
+        moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+        chex.assert_type(moments, jnp.float32)
+        chex.assert_type([*metrics.values()], jnp.float32)
+        losses.append(metrics["loss"].item())
+    assert losses[0] != losses[1]
+    # 8 bits of mantissa, through two blocks.
+    assert losses[1] == pytest.approx(losses[0], rel=2**-7)
+
+
 @pytest.mark.parametrize(("platform", "has_convolution"), [("tpu", True), ("cpu", False)])
 def test_step_for_a_tpu_holds_the_depthwise_convolution(batch, platform, has_convolution):
     """Compiled ahead of time, on a machine whose own devices are CPUs."""
