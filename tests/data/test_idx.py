@@ -76,17 +76,17 @@ def test_uncompressed_files_are_read(arrays, directory):
         ("train-images-idx3-ubyte.gz", b"\x1f\x8b", "no whole IDX file"),
         (
             "t10k-labels-idx1-ubyte.gz",
-            gzip.compress(b"\0\0\x08\x01\0\0\0\x05\1"),
+            gzip.compress(b"\0\0\x08\x01\0\0\0\x05\1", mtime=0),
             "5 val",
         ),
         (
             "t10k-labels-idx1-ubyte.gz",
-            gzip.compress(b"\0\0\x0d\x01\0\0\0\0"),
+            gzip.compress(b"\0\0\x0d\x01\0\0\0\0", mtime=0),
             "no IDX fi",
         ),
         (
             "t10k-labels-idx1-ubyte.gz",
-            gzip.compress(b"\0\0\x08\x01\0\0\0\0"),
+            gzip.compress(b"\0\0\x08\x01\0\0\0\0", mtime=0),
             "belong tog",
         ),
         ("train-labels-idx1-ubyte.gz", None, "no train-labels-idx1-ubyte.gz in"),
