@@ -7,6 +7,7 @@ by a rename, or by a marker where there are none, as in a bucket.
 """
 
 import contextlib
+import json
 import math
 import re
 import shutil
@@ -47,6 +48,7 @@ class Checkpoints:
         self._best_metric = best_metric
         policies = [LatestN(keep)]
         if best_metric:
+            _check_metrics(workdir / CHECKPOINTS)
             best = BestN(
                 get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
             )
@@ -65,7 +67,7 @@ class Checkpoints:
         )
         # Kept here, since what is being written can't be read yet.
         steps = self._manager.all_steps() if best_metric else []
-        scores = (self._score(self._metrics_of(step)) for step in steps)
+        scores = (self._score(self._manager.metrics(step)) for step in steps)
         self._best_score = max(scores, default=-math.inf)
 
     def __enter__(self):
@@ -190,16 +192,6 @@ class Checkpoints:
             params=items["params"], ema_params=items.get("ema"), **items["optimizer"]
         )
 
-    def _metrics_of(self, step: int) -> Mapping[str, float] | None:
-        try:
-            return self._manager.metrics(step)
-        except Exception as error:
-            checkpoint = self._manager.directory / str(step)
-            raise SetupError(
-                f"the metrics of a checkpoint are damaged: {checkpoint}: "
-                f"{_reason(error)}\nTo go on without it, move that directory away"
-            ) from error
-
     def _score(self, metrics: Mapping[str, float] | None) -> float:
         value = (metrics or {}).get(self._best_metric)
         if value is None or not math.isfinite(value):
@@ -238,6 +230,18 @@ def _array_trees() -> ocp.PyTreeCheckpointHandler:
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
+def _check_metrics(directory: epath.Path) -> None:
+    """Of checkpoints, which Orbax reads without a word of which one they are."""
+    for path in directory.glob("*/metrics/metrics"):
+        try:
+            json.loads(path.read_text())
+        except ValueError as error:
+            raise SetupError(
+                f"the metrics of a checkpoint are damaged: {path.parent.parent}: {error}"
+                "\nTo go on without it, move that directory away"
+            ) from error
 
 
 def _items(state: TrainState) -> list[tuple[str, PyTree]]:

@@ -7,12 +7,14 @@ estimates, of operations one after the other; nothing is run.
 """
 
 import collections
+import contextlib
 import dataclasses
 import importlib.util
 import math
 import os
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -146,6 +148,23 @@ def compile_for(config: ConfigDict, slice_name: str) -> Report:
             "into the schedule"
         )
     chip = _chip(slice_name)
+    with _without_flags():
+        return _compile(config, slice_name, chip)
+
+
+@contextlib.contextmanager
+def _without_flags() -> Iterator[None]:
+    """Without those of other compilers, which libtpu ends the program at, unsaid."""
+    jax.devices("cpu")  # has read them
+    flags = os.environ.pop("XLA_FLAGS", None)
+    try:
+        yield
+    finally:
+        if flags is not None:
+            os.environ["XLA_FLAGS"] = flags
+
+
+def _compile(config: ConfigDict, slice_name: str, chip: Chip) -> Report:
     devices = _devices(slice_name)
     mesh = mesh_of(config, devices=devices)
     program = make_program(config, mesh, num_examples=config.data.num_train_examples)
