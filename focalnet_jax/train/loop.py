@@ -262,7 +262,9 @@ def _start(
     params = state.params | params
     ema_params = jax.tree.map(jnp.copy, params) if config.ema_decay else None
     state = dataclasses.replace(state, params=params, ema_params=ema_params)
-    origin = f"starting from {init_from}" + ", with a new head" * config.reset_head
+    origin = f"starting from {init_from}"
+    if config.reset_head:
+        origin += ", with a new head"
     return state, origin + "".join(f"\n  but with {change}" for change in differences)
 
 

@@ -77,12 +77,14 @@ def test_loops_of_unknown_length_have_to_be_short():
 def test_the_training_step_for_a_slice():
     """One test, for there is one compiler to a machine."""
     pytest.importorskip("libtpu", reason="it is the compiler")
-    config = tiny_config(mesh=dict(data=2, fsdp=2), model=dict(depths=(2,), scan=True))
+    config = tiny_config(
+        mesh=dict(data=2, fsdp=2), model=dict(depths=(2,), scan=True), ema_decay=0.9
+    )
     report = compile_for.compile_for(config, "v5e:2x2")
     assert report.fits
     assert report.chips == 4
-    # Adam's two moments and its count, and the schedule's.
-    assert report.optimizer_bytes == 2 * report.parameter_bytes + 2 * 4
+    # Adam's two moments and its count, the schedule's, and the average.
+    assert report.optimizer_bytes == 3 * report.parameter_bytes + 2 * 4
     assert report.activation_bytes > 0
     assert {"all-gather", "all-reduce"} <= report.collectives.keys()
     assert 0 < report.model_flops_utilization < 1

@@ -7,7 +7,7 @@ import types
 import jax
 import pytest
 from etils import epath
-from running import read_metrics
+from running import ROOT, TINY, read_metrics, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from focalnet_jax import chips
@@ -40,16 +40,23 @@ def test_what_is_not_finite_is_left_out(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1, "test/top1": 0.5}]
 
 
-def test_page_and_trace_of_a_run(tiny_config, tmp_path):
+def test_trace_of_steps(environment, tmp_path):
+    """In a process of its own, for a trace is of all that a process has compiled."""
+    here = dict(directory=ROOT, environment=environment)
+    workdir = f"--workdir={tmp_path}"
+    code, _, errors = run(*TINY, workdir, "--config.profile_steps=(2,3)", **here)
+    assert code == 0, errors
+    [trace] = (tmp_path / "plugins" / "profile").glob("*/*.xplane.pb")
+    profile = jax.profiler.ProfileData.from_file(str(trace))
+    lines = [line for plane in profile.planes for line in plane.lines]
+    steps = [e for line in lines for e in line.events if e.name == "train"]
+    assert [dict(step.stats)["step_num"] for step in steps] == [2, 3]
+
+
+def test_page_of_a_run(tiny_config, tmp_path):
     workdir = epath.Path(tmp_path)
-    tiny_config.profile_steps = (2, 3)
     tiny_config.evaluate_every_steps = 3
     train(check_config(tiny_config), workdir)
-    [trace] = (workdir / "plugins" / "profile").glob("*/*.xplane.pb")
-    profile = jax.profiler.ProfileData.from_file(str(trace))
-    events = [e for plane in profile.planes for line in plane.lines for e in line.events]
-    steps = [dict(event.stats)["step_num"] for event in events if event.name == "train"]
-    assert steps == [2, 3]
     text = (workdir / "summary.html").read_text()
     assert text.startswith("<!doctype html>")
     assert "http" not in text.replace("http://www.w3.org", "").replace(
