@@ -28,7 +28,7 @@ from ml_collections import config_flags
 from focalnet_jax.errors import SetupError, did_you_mean
 from focalnet_jax.paths import absolute_path
 from focalnet_jax.train import check_config, check_field_name, evaluate, train
-from focalnet_jax.train.compile_for import compile_for
+from focalnet_jax.train.aot.compile_for import compile_for
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
 

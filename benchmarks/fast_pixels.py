@@ -15,8 +15,10 @@ import numpy as np
 import PIL.Image
 from photographs import encode, views
 
-from focalnet_jax.data import TrainTransform, exact_images, fast_images
-from focalnet_jax.data.randaugment import (
+from focalnet_jax.data import TrainTransform
+from focalnet_jax.data.images import exact as exact_images
+from focalnet_jax.data.images import fast as fast_images
+from focalnet_jax.data.images.randaugment import (
     INCREASING_OPERATIONS,
     OPERATIONS,
     RandAugment,

@@ -24,7 +24,7 @@ import pathlib
 
 from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config
-from focalnet_jax.train.compile_for import compile_for
+from focalnet_jax.train.aot.compile_for import compile_for
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from focalnet_jax.convert.fit import Changes, fit
 from focalnet_jax.convert.reading import read_model
 from focalnet_jax.data import Preprocessing
-from focalnet_jax.model_description import Model
+from focalnet_jax.weights.description import Model
 
 _log = logging.getLogger("focalnet_jax")
 

@@ -28,7 +28,7 @@ import pytest
 
 from focalnet_jax.data import open_source
 from focalnet_jax.train import default_config, train
-from focalnet_jax.train.metrics import MetricsWriter
+from focalnet_jax.train.run.metrics import MetricsWriter
 
 
 def pytest_unconfigure():

@@ -313,7 +313,7 @@ def test_kills_at_random_moments_leave_no_trace(kills, steps, environment, tmp_p
 # far as a limit on the size of files is one.
 LIMITED = """
 import os, resource, runpy
-from focalnet_jax.train.checkpoints import Checkpoints
+from focalnet_jax.train.run.checkpoints import Checkpoints
 
 save = Checkpoints.save
 

@@ -33,10 +33,10 @@ from focalnet_jax.convert.fit import HEADS, Changes, fit, is_exact
 from focalnet_jax.convert.reading import DESCRIPTION, Reading, read_model
 from focalnet_jax.convert.weight_files import SUFFIXES, write_weights
 from focalnet_jax.errors import SetupError
-from focalnet_jax.model_description import BACKBONE_OPTIONS, HEAD_OPTIONS, Model
 from focalnet_jax.models import count_params
 from focalnet_jax.paths import absolute_path, written_aside
-from focalnet_jax.saved_params import save_params
+from focalnet_jax.weights.description import BACKBONE_OPTIONS, HEAD_OPTIONS, Model
+from focalnet_jax.weights.params import save_params
 
 
 def main(argv: list[str] | None = None) -> None:

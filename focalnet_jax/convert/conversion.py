@@ -16,7 +16,7 @@ from focalnet_jax.convert.infer import nearest_variant, unseen_options, visible_
 from focalnet_jax.convert.names import understand
 from focalnet_jax.convert.weight_files import read_weights
 from focalnet_jax.errors import SetupError, did_you_mean
-from focalnet_jax.model_description import Model
+from focalnet_jax.weights.description import Model
 
 _log = logging.getLogger("focalnet_jax.convert")
 

@@ -13,8 +13,8 @@ from flax import traverse_util
 from focalnet_jax.convert.infer import nearest_variant, visible_settings
 from focalnet_jax.convert.names import Parameter, Source
 from focalnet_jax.errors import SetupError, did_you_mean
-from focalnet_jax.model_description import HEAD_OPTIONS, Model
 from focalnet_jax.models import FocalNet
+from focalnet_jax.weights.description import HEAD_OPTIONS, Model
 
 HEADS = ("reset", "in22k_to_in1k")
 _TOP = re.compile(r"(norm\d*|head)/.*")  # all that isn't encoder

@@ -18,7 +18,9 @@ from focalnet_jax.convert.infer import (
 from focalnet_jax.convert.names import Parameter, Source, understand
 from focalnet_jax.convert.weight_files import read_weights
 from focalnet_jax.errors import SetupError
-from focalnet_jax.model_description import (
+from focalnet_jax.models.variants import VARIANTS
+from focalnet_jax.paths import absolute_path
+from focalnet_jax.weights.description import (
     BACKBONE_OPTIONS,
     HEAD_OPTIONS,
     Model,
@@ -28,14 +30,12 @@ from focalnet_jax.model_description import (
     find_description,
     parse_description,
 )
-from focalnet_jax.models.variants import VARIANTS
-from focalnet_jax.paths import absolute_path
-from focalnet_jax.releases import HUB_FILES, fetch, is_remote, unknown_name
-from focalnet_jax.saved_params import (
+from focalnet_jax.weights.params import (
     check_holds_params,
     newest_params_path,
     read_arrays,
 )
+from focalnet_jax.weights.releases import HUB_FILES, fetch, is_remote, unknown_name
 
 # Under which our own safetensors files carry what `model.json` holds.
 DESCRIPTION = "focalnet_jax"

@@ -18,8 +18,8 @@ import numpy as np
 from absl import flags
 
 from focalnet_jax.data.bad_records import BadRecordError, BadRecords
-from focalnet_jax.data.sources import Source, check_label
-from focalnet_jax.data.transforms import EvalTransform, TrainTransform
+from focalnet_jax.data.images.transforms import EvalTransform, TrainTransform
+from focalnet_jax.data.sources.opening import Source, check_label
 from focalnet_jax.errors import SetupError
 
 Batch = dict[str, np.ndarray]

@@ -41,8 +41,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from focalnet_jax.models import initializers
-from focalnet_jax.models.placement import height_divides, place_map
 from focalnet_jax.ops import aggregate_context, gelu
+from focalnet_jax.placement import height_divides, place_map
 
 Outputs = dict[str, jax.Array]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from focalnet_jax.data import Preprocessing
 from focalnet_jax.errors import SetupError
-from focalnet_jax.releases import cache_directory, download
+from focalnet_jax.weights.releases import cache_directory, download
 
 IMAGE = "000000039769.jpg"
 _URL = f"http://images.cocodataset.org/val2017/{IMAGE}"

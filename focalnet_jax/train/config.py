@@ -25,7 +25,7 @@ from focalnet_jax.data import (
 from focalnet_jax.errors import SetupError, did_you_mean
 from focalnet_jax.models import FocalNet, create_model, list_models
 from focalnet_jax.models.variants import ENCODER_OPTIONS
-from focalnet_jax.train.augment import ERASING_MODES, Mixing, RandomErasing
+from focalnet_jax.tasks.augment import ERASING_MODES, Mixing, RandomErasing
 
 WEIGHT_DECAY_MASKS = ("nominal", "none")
 BEST_METRICS = (

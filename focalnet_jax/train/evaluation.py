@@ -13,16 +13,10 @@ from ml_collections import ConfigDict
 from focalnet_jax.data import Source
 from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Classification
-from focalnet_jax.model_description import check_same_model
 from focalnet_jax.models import FocalNet
 from focalnet_jax.paths import absolute_path
-from focalnet_jax.saved_params import (
-    check_holds_params,
-    load_params,
-    newest_params_path,
-)
+from focalnet_jax.tasks.classes import check_labels_fit, check_same_classes
 from focalnet_jax.train import sharding
-from focalnet_jax.train.classes import check_labels_fit, check_same_classes
 from focalnet_jax.train.config import model_of
 from focalnet_jax.train.loading import (
     bad_records_of,
@@ -31,9 +25,15 @@ from focalnet_jax.train.loading import (
     open_split,
 )
 from focalnet_jax.train.program import mesh_of
-from focalnet_jax.train.progress import Progress
+from focalnet_jax.train.run.progress import Progress
 from focalnet_jax.train.state import initial_state
 from focalnet_jax.train.step import make_predict
+from focalnet_jax.weights.description import check_same_model
+from focalnet_jax.weights.params import (
+    check_holds_params,
+    load_params,
+    newest_params_path,
+)
 
 
 def evaluate(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:

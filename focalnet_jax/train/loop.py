@@ -20,23 +20,14 @@ from focalnet_jax.chips import (
 )
 from focalnet_jax.data import Source, image_operations
 from focalnet_jax.errors import SetupError
-from focalnet_jax.model_description import check_same_model, model_differences
 from focalnet_jax.models import FocalNet, count_multiply_adds, count_params
 from focalnet_jax.paths import absolute_path
-from focalnet_jax.saved_params import (
-    check_holds_params,
-    load_params,
-    newest_params_path,
-)
-from focalnet_jax.train import workdir as files
-from focalnet_jax.train.checkpoints import Checkpoints
-from focalnet_jax.train.classes import (
+from focalnet_jax.tasks.classes import (
     check_labels_fit,
     check_same_classes,
     check_trainable,
 )
 from focalnet_jax.train.config import steps_of_epochs, total_steps
-from focalnet_jax.train.divergence import NonFiniteSteps
 from focalnet_jax.train.evaluation import Evaluation
 from focalnet_jax.train.loading import (
     bad_records_of,
@@ -44,12 +35,21 @@ from focalnet_jax.train.loading import (
     open_split,
     train_feed,
 )
-from focalnet_jax.train.metrics import MetricsWriter
-from focalnet_jax.train.preemption import Preempted, Preemption
-from focalnet_jax.train.profile import Profile
 from focalnet_jax.train.program import Program, make_program, mesh_of
-from focalnet_jax.train.progress import Progress
+from focalnet_jax.train.run import workdir as files
+from focalnet_jax.train.run.checkpoints import Checkpoints
+from focalnet_jax.train.run.divergence import NonFiniteSteps
+from focalnet_jax.train.run.metrics import MetricsWriter
+from focalnet_jax.train.run.preemption import Preempted, Preemption
+from focalnet_jax.train.run.profile import Profile
+from focalnet_jax.train.run.progress import Progress
 from focalnet_jax.train.state import TrainState
+from focalnet_jax.weights.description import check_same_model, model_differences
+from focalnet_jax.weights.params import (
+    check_holds_params,
+    load_params,
+    newest_params_path,
+)
 
 
 def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:

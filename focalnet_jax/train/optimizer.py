@@ -12,9 +12,9 @@ import optax
 from ml_collections import ConfigDict
 
 from focalnet_jax.errors import SetupError, did_you_mean
-from focalnet_jax.saved_params import named_leaves
 from focalnet_jax.train.config import steps_of_epochs, total_steps
 from focalnet_jax.train.schedule import warmup_cosine
+from focalnet_jax.weights.params import named_leaves
 
 PyTree = Any
 

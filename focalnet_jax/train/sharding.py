@@ -15,7 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from focalnet_jax.errors import SetupError
-from focalnet_jax.models.placement import map_axes_over
+from focalnet_jax.placement import map_axes_over
 
 PyTree = Any
 

@@ -10,9 +10,9 @@ import optax
 from jax.sharding import Mesh
 
 from focalnet_jax.models import FocalNet
+from focalnet_jax.tasks.augment import Mixing, RandomErasing
+from focalnet_jax.tasks.losses import cross_entropy
 from focalnet_jax.train import sharding
-from focalnet_jax.train.augment import Mixing, RandomErasing
-from focalnet_jax.train.losses import cross_entropy
 from focalnet_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]

@@ -8,7 +8,7 @@ import struct
 import pytest
 from array_record.python import array_record_module
 
-from focalnet_jax.data.tfrecord import masked_crc32c
+from focalnet_jax.data.prepare.tfrecord import masked_crc32c
 
 
 def frame(payload):

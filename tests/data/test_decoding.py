@@ -9,7 +9,7 @@ import simplejpeg
 from sklearn.datasets import load_sample_images
 
 from focalnet_jax.data import BadRecordError
-from focalnet_jax.data.decoding import decode
+from focalnet_jax.data.images.decoding import decode
 
 
 @pytest.fixture(scope="module")

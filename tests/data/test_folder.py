@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from focalnet_jax.data.folder import ImageFolder
+from focalnet_jax.data.sources.folder import ImageFolder
 from focalnet_jax.errors import SetupError
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from focalnet_jax.data import TrainTransform, open_source, train_batches
-from focalnet_jax.data.decoding import decode
-from focalnet_jax.data.idx import read_idx
-from focalnet_jax.data.prepare import main
+from focalnet_jax.data.images.decoding import decode
+from focalnet_jax.data.prepare.__main__ import main
+from focalnet_jax.data.prepare.idx import read_idx
 from focalnet_jax.errors import SetupError
 
 

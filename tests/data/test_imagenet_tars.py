@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from focalnet_jax.data import EvalTransform, eval_batches, open_source
-from focalnet_jax.data.imagenet import wordnet_ids
+from focalnet_jax.data.sources.imagenet import wordnet_ids
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
 TRAIN = {"n01440764": 3, "n02123045": 2, "n15075141": 2}  # classes 0, 281 and 999

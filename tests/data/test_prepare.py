@@ -16,9 +16,10 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from focalnet_jax.data import open_source, writing
-from focalnet_jax.data.prepare import main
-from focalnet_jax.data.shards import CHECKSUMS, check_shards, write_shard
+from focalnet_jax.data import open_source
+from focalnet_jax.data.prepare import writing
+from focalnet_jax.data.prepare.__main__ import main
+from focalnet_jax.data.sources.shards import CHECKSUMS, check_shards, write_shard
 from focalnet_jax.errors import SetupError
 
 
@@ -94,7 +95,8 @@ def test_a_folder_without_splits_is_train(folder, tmp_path):
 def test_another_process_prepares_and_reads_without_tensorflow(tmp_path, command):
     program = (
         "import sys\n"
-        "from focalnet_jax.data import open_source, prepare\n"
+        "from focalnet_jax.data import open_source\n"
+        "from focalnet_jax.data.prepare import __main__ as prepare\n"
         "prepare.main(sys.argv[2:])\n"
         "source = open_source('pets', split='train', data_dir=sys.argv[1])\n"
         "print(sum(len(r['image']) for r in source.records), 'tensorflow' in sys.modules)"
@@ -186,7 +188,7 @@ def test_an_original_must_have_all_files_and_records(as_tfrecord, tmp_path):
 def test_a_killed_run_goes_on(folder, tmp_path, command, capsys):
     program = (
         "import os, signal, sys\n"
-        "from focalnet_jax.data import prepare, writing\n"
+        "from focalnet_jax.data.prepare import __main__ as prepare, writing\n"
         "write_shard, paths = writing.write_shard, []\n"
         "def killed(path, payloads):\n"
         "    paths.append(path)\n"

@@ -6,8 +6,10 @@ import pytest
 from scipy import stats
 from sklearn.datasets import load_sample_images
 
-from focalnet_jax.data import RandAugment, exact_images, fast_images
-from focalnet_jax.data.randaugment import (
+from focalnet_jax.data import RandAugment
+from focalnet_jax.data.images import exact as exact_images
+from focalnet_jax.data.images import fast as fast_images
+from focalnet_jax.data.images.randaugment import (
     INCREASING_OPERATIONS,
     OPERATIONS,
     Operation,

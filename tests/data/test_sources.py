@@ -11,9 +11,11 @@ import pytest
 import sklearn.datasets
 import tensorflow_datasets as tfds
 
-from focalnet_jax.data import EvalTransform, eval_batches, imagenet, open_source, prepare
-from focalnet_jax.data.digits import TEST_INDICES
-from focalnet_jax.data.sources import check_label
+from focalnet_jax.data import EvalTransform, eval_batches, open_source
+from focalnet_jax.data.prepare import __main__ as prepare
+from focalnet_jax.data.sources import imagenet
+from focalnet_jax.data.sources.digits import TEST_INDICES
+from focalnet_jax.data.sources.opening import check_label
 from focalnet_jax.errors import SetupError
 
 

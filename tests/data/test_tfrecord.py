@@ -2,7 +2,7 @@
 
 import pytest
 
-from focalnet_jax.data.tfrecord import read_tfrecord
+from focalnet_jax.data.prepare.tfrecord import read_tfrecord
 from focalnet_jax.errors import SetupError
 
 PAYLOADS = [b"focal", b"", bytes(range(256)) * 8]

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from focalnet_jax.data import EvalTransform, Preprocessing, RandAugment, TrainTransform
-from focalnet_jax.data.randaugment import Operation
+from focalnet_jax.data.images.randaugment import Operation
 
 
 def encode(pixels):
@@ -265,7 +265,7 @@ def test_color_jitter_equals_torchvisions_at_equal_draws(torch, monkeypatch):
 
 def test_color_jitter_draws_as_stated(monkeypatch):
     """Each factor uniform in [0.6, 1.4], each order as often."""
-    from focalnet_jax.data import exact_images
+    from focalnet_jax.data.images import exact as exact_images
 
     drawn = []
     for name in ("brightness", "contrast", "color"):

@@ -18,8 +18,7 @@ import scipy.stats
 from jax.sharding import AxisType, Mesh
 
 from focalnet_jax.errors import SetupError
-from focalnet_jax.train import check_config, default_config, sharding
-from focalnet_jax.train.augment import (
+from focalnet_jax.tasks.augment import (
     Box,
     Mix,
     Mixing,
@@ -29,8 +28,9 @@ from focalnet_jax.train.augment import (
     mix_images,
     mix_targets,
 )
+from focalnet_jax.tasks.losses import cross_entropy
+from focalnet_jax.train import check_config, default_config, sharding
 from focalnet_jax.train.config import erasing_of, mixing_of
-from focalnet_jax.train.losses import cross_entropy
 from focalnet_jax.train.state import TrainState
 from focalnet_jax.train.step import make_train_step
 

@@ -18,11 +18,11 @@ from running import read_metrics, without_speeds
 
 import focalnet_jax
 from focalnet_jax.errors import SetupError
-from focalnet_jax.saved_params import newest_params_path
+from focalnet_jax.tasks.losses import cross_entropy
 from focalnet_jax.train import check_config, evaluate, loop, step, train
 from focalnet_jax.train.feed import DeviceFeed
-from focalnet_jax.train.losses import cross_entropy
-from focalnet_jax.train.preemption import Preemption
+from focalnet_jax.train.run.preemption import Preemption
+from focalnet_jax.weights.params import newest_params_path
 
 
 def stored_arrays(workdir, step):

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from focalnet_jax import chips
 from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config, train
-from focalnet_jax.train.metrics import MetricsWriter
-from focalnet_jax.train.summary import curves
+from focalnet_jax.train.run.metrics import MetricsWriter
+from focalnet_jax.train.run.summary import curves
 
 
 def test_metrics_are_cut_back_to_the_restored_step(tmp_path):

@@ -10,8 +10,8 @@ import pytest
 
 from focalnet_jax import create_model
 from focalnet_jax.errors import SetupError
+from focalnet_jax.tasks.losses import cross_entropy
 from focalnet_jax.train import check_config
-from focalnet_jax.train.losses import cross_entropy
 from focalnet_jax.train.optimizer import make_optimizer, make_schedule, rate_factors
 from focalnet_jax.train.schedule import warmup_cosine
 

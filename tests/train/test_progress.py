@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from focalnet_jax.train import progress as module
-from focalnet_jax.train.progress import Progress
+from focalnet_jax.train.run import progress as module
+from focalnet_jax.train.run.progress import Progress
 
 
 @pytest.fixture

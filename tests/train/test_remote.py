@@ -13,10 +13,10 @@ import focalnet_jax
 from focalnet_jax.data import BadRecordError, open_source
 from focalnet_jax.data.prepare import prepare_folder
 from focalnet_jax.errors import SetupError
-from focalnet_jax.saved_params import newest_params_path
 from focalnet_jax.train import check_config, evaluate, train
-from focalnet_jax.train.metrics import MetricsWriter
-from focalnet_jax.train.profile import Profile
+from focalnet_jax.train.run.metrics import MetricsWriter
+from focalnet_jax.train.run.profile import Profile
+from focalnet_jax.weights.params import newest_params_path
 
 
 @pytest.fixture

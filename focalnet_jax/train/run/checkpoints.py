@@ -23,8 +23,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from focalnet_jax.errors import SetupError
 from focalnet_jax.paths import is_remote
-from focalnet_jax.saved_params import CHECKPOINTS, named_leaves, stored_shapes
 from focalnet_jax.train.state import TrainState
+from focalnet_jax.weights.params import CHECKPOINTS, named_leaves, stored_shapes
 
 PyTree = Any
 

@@ -1,13 +1,13 @@
 """Operations on images by PIL: what timm's transforms compute, to the last bit.
 
-Images are PIL's, in RGB. `fast_images` has the same functions on numpy arrays.
+Images are PIL's, in RGB. `fast` has the same functions on numpy arrays.
 """
 
 import numpy as np
 import PIL.Image
 from PIL import ImageEnhance, ImageOps
 
-from focalnet_jax.data.decoding import decode
+from focalnet_jax.data.images.decoding import decode
 
 Image = PIL.Image.Image
 Fill = tuple[int, int, int]

@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 
 from focalnet_jax.data import Preprocessing, Source
 from focalnet_jax.errors import SetupError
-from focalnet_jax.model_description import ModelDescription, write_json
 from focalnet_jax.train.config import model_overrides
+from focalnet_jax.weights.description import ModelDescription, write_json
 
 _PACKAGES = (
     "focalnet_jax",

@@ -2,7 +2,7 @@
 
 A policy is spelt as in timm, `rand-m9-mstd0.5-inc1` in the recipe. Drawing and doing are
 apart: `RandAugment.draw` says which operations an image gets and by how much, and
-`apply_operations` does them, by `exact_images` or `fast_images`.
+`apply_operations` does them, by `exact` or `fast`.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Operation(NamedTuple):
 
     Attributes:
       name: as in timm.
-      argument: how much of it, in the unit of `exact_images`; None where it has none.
+      argument: how much of it, in the unit of `exact`; None where it has none.
       interpolation: of a geometric operation, else None.
     """
 
@@ -127,7 +127,7 @@ def apply_operations(
     Args:
       image: of the type that `images` works on.
       operations: from `RandAugment.draw`.
-      images: `exact_images` or `fast_images`.
+      images: `exact` or `fast`.
       fill: RGB levels where geometry leaves the image.
     """
     for name, argument, interpolation in operations:
@@ -158,7 +158,7 @@ class _Kind(NamedTuple):
       argument: from the magnitude, as a share of the full one, to the argument.
       is_geometric: takes `fill` and `interpolation`.
       matrix: for affine maps, from the argument and the image's width and height to what
-        `exact_images.affine` takes.
+        `exact.affine` takes.
       levels: for operations on levels, from the argument to a function of a level.
     """
 

@@ -35,22 +35,27 @@ import PIL.Image
 import tensorflow_datasets as tfds
 import tqdm
 
-from focalnet_jax.data.builders import (
+from focalnet_jax.data.prepare.idx import SPLITS, read_split
+from focalnet_jax.data.prepare.tfrecord import read_tfrecord
+from focalnet_jax.data.prepare.writing import ShardFile, write_data_set
+from focalnet_jax.data.sources.builders import (
     default_data_dir,
     folder_hint,
     open_builder,
     path_on_disk,
 )
-from focalnet_jax.data.folder import (
+from focalnet_jax.data.sources.folder import (
     ImageFolder,
     class_directories,
     has_splits,
     some,
 )
-from focalnet_jax.data.idx import SPLITS, read_split
-from focalnet_jax.data.shards import CHECKSUMS, check_shards, read_checksums, sha256
-from focalnet_jax.data.tfrecord import read_tfrecord
-from focalnet_jax.data.writing import ShardFile, write_data_set
+from focalnet_jax.data.sources.shards import (
+    CHECKSUMS,
+    check_shards,
+    read_checksums,
+    sha256,
+)
 from focalnet_jax.errors import SetupError
 
 # Of a file, in bytes. TFDS aims at 64 MiB to 1 GiB.

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import PIL.Image
 
-from focalnet_jax.data.transforms import EvalTransform
+from focalnet_jax.data.images.transforms import EvalTransform
 
 # Of pixels in [0, 1]; red, green and blue over ImageNet.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

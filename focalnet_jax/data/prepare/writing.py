@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import tqdm
 
-from focalnet_jax.data.shards import (
+from focalnet_jax.data.sources.shards import (
     read_checksums,
     sha256,
     write_checksums,

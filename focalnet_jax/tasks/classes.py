@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from focalnet_jax.data import BadRecordError, Source, check_label
 from focalnet_jax.errors import SetupError
-from focalnet_jax.model_description import find_description
+from focalnet_jax.weights.description import find_description
 
 
 def check_labels_fit(config: ConfigDict, source: Source) -> None:

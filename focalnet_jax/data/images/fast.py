@@ -1,6 +1,6 @@
 """Operations on images by OpenCV and fast_image_resize: near to PIL's, and quicker.
 
-The functions are those of `exact_images`, on `uint8 [h, w, 3]`. Operations by level are
+The functions are those of `exact`, on `uint8 [h, w, 3]`. Operations by level are
 PIL's to the last bit or within a level; geometry differs where the cubic kernel (here
 a = -0.75, in PIL -0.5) and the border do.
 """
@@ -12,7 +12,7 @@ import cv2
 import cykooz_resizer
 import numpy as np
 
-from focalnet_jax.data.decoding import decode
+from focalnet_jax.data.images.decoding import decode
 
 Image = np.ndarray
 Fill = tuple[int, int, int]

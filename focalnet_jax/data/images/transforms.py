@@ -13,13 +13,13 @@ from types import ModuleType
 import numpy as np
 import PIL.Image
 
-from focalnet_jax.data.decoding import decode
-from focalnet_jax.data.exact_images import INTERPOLATIONS
-from focalnet_jax.data.randaugment import RandAugment, apply_operations
+from focalnet_jax.data.images.decoding import decode
+from focalnet_jax.data.images.exact import INTERPOLATIONS
+from focalnet_jax.data.images.randaugment import RandAugment, apply_operations
 from focalnet_jax.errors import SetupError
 
 # Which pixels a training transform makes: PIL's own, or some near them sooner.
-PIXELS = {"exact": "exact_images", "fast": "fast_images"}
+PIXELS = ("exact", "fast")
 
 # What "random" chooses from, as in timm.
 RANDOM_INTERPOLATIONS = ("bilinear", "bicubic")
@@ -32,7 +32,7 @@ def image_operations(pixels: str) -> ModuleType:
       SetupError: its libraries are not installed.
     """
     try:
-        return importlib.import_module(f"focalnet_jax.data.{PIXELS[pixels]}")
+        return importlib.import_module(f"focalnet_jax.data.images.{pixels}")
     except ImportError as error:
         raise SetupError(
             f"data.pixels={pixels!r} needs packages that are not there ({error}):\n"

@@ -18,7 +18,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from focalnet_jax.errors import SetupError
 from focalnet_jax.paths import is_remote, write_whole
-from focalnet_jax.train.summary import write_summary
+from focalnet_jax.train.run.summary import write_summary
 
 _METRICS = "metrics.jsonl"
 _UPLOAD_SECONDS = 30

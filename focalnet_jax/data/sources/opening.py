@@ -11,12 +11,12 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from focalnet_jax.data import digits  # registers the embedded data set
 from focalnet_jax.data.bad_records import BadRecordError
-from focalnet_jax.data.builders import open_builder
-from focalnet_jax.data.folder import ImageFolder, class_directories, has_splits
-from focalnet_jax.data.imagenet import SUBSETS, classes_of_folder, wordnet_ids
-from focalnet_jax.data.shards import check_shards
+from focalnet_jax.data.sources import digits  # registers the embedded data set
+from focalnet_jax.data.sources.builders import open_builder
+from focalnet_jax.data.sources.folder import ImageFolder, class_directories, has_splits
+from focalnet_jax.data.sources.imagenet import SUBSETS, classes_of_folder, wordnet_ids
+from focalnet_jax.data.sources.shards import check_shards
 from focalnet_jax.errors import SetupError, did_you_mean
 from focalnet_jax.paths import is_remote
 
