@@ -1,17 +1,60 @@
 """Errors for people: what was given, what is allowed, what was probably meant."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+# This stands on both sides of an argument's name in a message, and in nothing else.
+_MARK = "\x00"
 
 
 class SetupError(Exception):
-    """Something that whoever started the program can mend; shown without a trace."""
+    """Something that whoever started the program can mend; shown without a trace.
+
+    A message may name arguments of the function that raises it, by `argument`. Whoever
+    calls that function may have other names for them, and shows the message with these:
+    the trainer calls `classes` of `open_source` `data.classes`.
+    """
+
+    def __str__(self) -> str:
+        return self.spelt(str)
+
+    def spelt(self, spell: Callable[[str], str]) -> str:
+        """The message, in which `spell` says how each argument is called."""
+        pattern = f"{_MARK}(.*?){_MARK}"
+        return re.sub(pattern, lambda match: spell(match[1]), super().__str__())
+
+
+def argument(name: str) -> str:
+    """The name of an argument for a message: whoever catches the error may rename it."""
+    return f"{_MARK}{name}{_MARK}"
+
+
+@contextlib.contextmanager
+def arguments_spelt(spell: Callable[[str], str]) -> Iterator[None]:
+    """Errors that are raised inside call arguments as `spell` does."""
+    try:
+        yield
+    except SetupError as error:
+        raise type(error)(error.spelt(spell)) from error
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str | None:
+    """The most similar of the `allowed` spellings, if one is similar at all."""
+    near = difflib.get_close_matches(str(given), sorted(allowed), n=1, cutoff=0.5)
+    return near[0] if near else None
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the nearest of `allowed`, else the whole choice."""
     allowed = sorted(allowed)
-    near = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]!r}?"
+    if near := nearest(given, allowed):
+        return f"; did you mean {near!r}?"
     return f"; there are {', '.join(allowed)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, else its class."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next(filter(None, lines), type(error).__name__)

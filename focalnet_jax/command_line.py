@@ -1,0 +1,55 @@
+"""What the command lines of this package have in common."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from focalnet_jax.errors import SetupError
+
+
+def parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser that shows `description` as it is, and takes no abbreviations."""
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def whole(text: str) -> int:
+    """A whole number from 0, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def option(name: str) -> str:
+    """How a command line spells an argument: `--data-dir` for `data_dir`."""
+    return "--" + name.replace("_", "-")
+
+
+def run(main: Callable[[], Any], *, interrupted: str = "interrupted") -> None:
+    """Runs a program and ends it: with what `main` returns, or with one line of error.
+
+    Args:
+      main: returns None or True for success, False for failure.
+      interrupted: what to say after Ctrl-C.
+    """
+    try:
+        result = main()
+    except KeyboardInterrupt:
+        sys.exit(interrupted)
+    except SetupError as error:
+        sys.exit(f"error: {error.spelt(option)}")
+    except OSError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(0 if result in (None, True) else 1)
