@@ -1,13 +1,14 @@
 """FocalNets as Flax Linen modules."""
 
 from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone, FocalNetEncoder
-from focalnet_jax.models.size import count_multiply_adds, count_params
+from focalnet_jax.models.size import abstract_params, count_multiply_adds, count_params
 from focalnet_jax.models.variants import create_backbone, create_model, list_models
 
 __all__ = [
     "FocalNet",
     "FocalNetBackbone",
     "FocalNetEncoder",
+    "abstract_params",
     "count_multiply_adds",
     "count_params",
     "create_backbone",

@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,17 @@ Model = FocalNet | FocalNetBackbone
 
 def count_params(model: Model) -> int:
     """The number of scalars in the model's parameters; nothing is computed for it."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)))
+
+
+def abstract_params(model: Model) -> dict[str, Any]:
+    """The shapes and dtypes of the model's parameters; nothing is computed for it.
+
+    Returns:
+      A nested dict of `jax.ShapeDtypeStruct`, shaped as the parameters.
+    """
     side = model.encoder.smallest_image()
-    return sum(leaf.size for leaf in jax.tree.leaves(_abstract_params(model, side, side)))
+    return _abstract_params(model, side, side)
 
 
 def count_multiply_adds(model: Model, image_size: int | tuple[int, int]) -> int:

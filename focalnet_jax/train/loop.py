@@ -252,7 +252,9 @@ def _start(
     ]
     try:
         params = load_params(
-            init_from, program.abstract_state.params, with_head=not config.reset_head
+            init_from,
+            program.abstract_state.params,
+            new=("head/",) if config.reset_head else (),
         )
     except SetupError as error:
         if not differences:
