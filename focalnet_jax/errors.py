@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 # This stands on both sides of an argument's name in a message, and in nothing else.
 _MARK = "\x00"
@@ -24,6 +24,32 @@ class SetupError(Exception):
         """The message, in which `spell` says how each argument is called."""
         pattern = f"{_MARK}(.*?){_MARK}"
         return re.sub(pattern, lambda match: spell(match[1]), super().__str__())
+
+
+class OptionError(ValueError):
+    """An option of a function has a value that is not allowed.
+
+    Attributes:
+      option: the name of the option, such as `depths`.
+      problem: the rest of the sentence that begins with the name, such as
+        `=3 is not a tuple` or ` has 2 entries`. Whoever calls the option by another
+        name puts that name before it.
+    """
+
+    def __init__(self, option: str, problem: str):
+        super().__init__(option, problem)
+        self.option = option
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.option}{self.problem}"
+
+
+def check_choice(option: str, given: object, allowed: Iterable[str]) -> None:
+    """Raises OptionError, with the nearest spelling, unless `given` is in `allowed`."""
+    if given not in [*allowed]:  # a list finds what has no hash, too
+        hint = did_you_mean(given, allowed)
+        raise OptionError(option, f"={given!r} is unknown{hint}")
 
 
 def argument(name: str) -> str:
@@ -52,6 +78,12 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     if near := nearest(given, allowed):
         return f"; did you mean {near!r}?"
     return f"; there are {', '.join(allowed)}"
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first three of many names, and how many more there are."""
+    shown = ", ".join(repr(name) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3:,} more"
 
 
 def first_line(error: BaseException) -> str:
