@@ -1,15 +1,19 @@
-"""How far our FocalNets are from timm's and transformers', on random weights.
+"""How far our FocalNets are from those of timm and transformers, with random weights.
 
     pip install '.[test]'
     python benchmarks/parity.py
     python benchmarks/parity.py --variants=focalnet_tiny_srf --size=224 --full
 
-Each variant, cut to one block a stage and a quarter of its channels (`--full`: as it is),
-against each peer that can be it. Relative errors, the greatest |ours - theirs| over the
-greatest |theirs|: in float64 the worst layer and the worst gradient to a parameter; in
-float32 the logits; in bfloat16 the logits of ours and of theirs, both against theirs in
-float64. Last whether weights that go from the peer to Flax and back are the same to the
-bit.
+Each variant is compared with each peer that can express it. Without --full it is cut to
+one block a stage and a quarter of its channels. The columns are relative errors, the
+greatest |ours - theirs| over the greatest |theirs|:
+
+f64 layer       in float64, the worst layer
+f64 grad        in float64, the worst gradient to a parameter
+f32             our logits in float32, against theirs in float64
+bf16 ours       our logits in bfloat16, against theirs in float64
+bf16 theirs     their logits in bfloat16, against theirs in float64
+round trip      whether weights that go from the peer to Flax and back stay bit-equal
 """
 
 import argparse
@@ -31,13 +35,16 @@ COLUMNS = ("f64 layer", "f64 grad", "f32", "bf16 ours", "bf16 theirs", "round tr
 
 
 def main():
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", default="*", help="a shell-style pattern")
-    parser.add_argument("--size", type=int, default=64, help="of the images, in pixels")
-    parser.add_argument("--full", action="store_true", help="all blocks and channels")
+    parser.add_argument("--size", type=int, default=64, help="side of images in pixels")
+    parser.add_argument("--full", action="store_true", help="keep blocks and channels")
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    logging.getLogger("focalnet_jax").setLevel(logging.ERROR)  # precisions are meant
+    logging.getLogger("focalnet_jax").setLevel(
+        logging.ERROR
+    )  # Other precisions are meant.
     print(f"{'variant':22}{'peer':14}" + "".join(f"{c:>13}" for c in COLUMNS))
     for seed, name in enumerate(list_models(args.variants)):
         variant = VARIANTS[name]
@@ -54,6 +61,8 @@ def main():
 
 
 def measure(name, kind, size, cut, seed):
+    """Measures one variant against one peer; returns the cells of a row."""
+
     def make(dtype):
         return create_model(name, num_classes=10, dtype=dtype, param_dtype=dtype, **cut)
 
@@ -79,7 +88,7 @@ def measure(name, kind, size, cut, seed):
     given = to_torch(gradients, model, dialect=kind)
     gradient = max(error(given[k], p.grad.numpy()) for k, p in peer.named_parameters())
 
-    # Weights and images that half precision holds exactly.
+    # Weights and images are rounded once, so that bfloat16 holds them exactly.
     peer.bfloat16().double()
     state_dict = {k: v.numpy().copy() for k, v in peer.state_dict().items()}
     images = torch.tensor(images).bfloat16().double().numpy()
@@ -96,7 +105,7 @@ def measure(name, kind, size, cut, seed):
 
 
 def randomise(peer, seed):
-    """Weights of a size that matters, none of them near its usual start."""
+    """Draws weights that all matter for the result, biases and norms too."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in peer.parameters():
         fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
@@ -105,6 +114,7 @@ def randomise(peer, seed):
 
 
 def error(ours, theirs):
+    """The relative error of two arrays."""
     return difference("", np.asarray(ours), np.asarray(theirs)).relative_error
 
 

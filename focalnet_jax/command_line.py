@@ -9,7 +9,7 @@ from focalnet_jax.errors import SetupError
 
 
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """A parser that shows `description` as it is, and takes no abbreviations."""
+    """Makes a parser that prints `description` unchanged and allows no abbreviations."""
     return argparse.ArgumentParser(
         prog=prog,
         description=description,
@@ -19,30 +19,32 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
 
 
 def whole(text: str) -> int:
-    """A whole number from 0, for argparse."""
+    """Reads a whole number from 0; a `type` for argparse."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
     return int(text)
 
 
 def positive(text: str) -> int:
-    """A whole number from 1, for argparse."""
+    """Reads a whole number from 1; a `type` for argparse."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
 
 
 def option(name: str) -> str:
-    """How a command line spells an argument: `--data-dir` for `data_dir`."""
+    """Spells the name of an argument as an option: `--data-dir` for `data_dir`."""
     return "--" + name.replace("_", "-")
 
 
 def run(main: Callable[[], Any], *, interrupted: str = "interrupted") -> None:
-    """Runs a program and ends it: with what `main` returns, or with one line of error.
+    """Calls `main` and ends the program with its exit status.
+
+    A `SetupError` or an `OSError` ends the program with one message and no trace.
 
     Args:
-      main: returns None or True for success, False for failure.
-      interrupted: what to say after Ctrl-C.
+      main: returns None or True for success, and False for failure.
+      interrupted: the message after Ctrl-C.
     """
     try:
         result = main()

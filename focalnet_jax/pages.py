@@ -1,4 +1,4 @@
-"""Pages to look at, each one file that needs no network."""
+"""HTML pages. Each is a single file and needs no network to be looked at."""
 
 import html
 import io
@@ -18,7 +18,7 @@ summary { cursor: pointer; margin: 1em 0 }
 
 
 def page(title: str, body: str) -> str:
-    """An HTML page around `body`, which is HTML."""
+    """Makes a whole HTML page of `body`, which is HTML; `title` is plain text."""
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>{_STYLE}</style>
@@ -29,7 +29,7 @@ def page(title: str, body: str) -> str:
 
 
 def svg(figure: matplotlib.figure.Figure) -> str:
-    """A figure as an SVG element."""
+    """Draws a figure as an SVG element for an HTML page."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()

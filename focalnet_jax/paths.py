@@ -1,22 +1,24 @@
-"""Paths, of disks and of buckets; and what is written there whole or not at all."""
+"""Paths on disks and in buckets, and files that are written whole or not at all."""
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether it is the address of a bucket, such as `gs://bucket/run`."""
+    """Whether the path is the address of a bucket, such as `gs://bucket/run`."""
     return "://" in os.fspath(path)
 
 
 def absolute_path(path: epath.PathLike) -> epath.Path:
-    """An absolute path, with `~` expanded; addresses of buckets stay as they are."""
+    """Makes a path absolute and expands `~`; the address of a bucket stays as it is."""
     if is_remote(path):
         return epath.Path(path)
     return epath.Path(path).expanduser().resolve()
@@ -24,9 +26,10 @@ def absolute_path(path: epath.PathLike) -> epath.Path:
 
 @contextlib.contextmanager
 def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path to write to, a file or a directory, that becomes `path` on success.
+    """Gives a temporary path to write to, which is renamed to `path` on success.
 
-    What was at `path` stays until then, and stays for good after an error.
+    The caller writes a file or a directory. What was at `path` stays there until the
+    renaming, and it stays for good if the caller fails.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -51,12 +54,18 @@ def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_whole(path: epath.Path, text: str) -> None:
-    """Writes a small file of which a reader sees the old content or the new.
+    """Writes a small file such that a reader sees either the old text or the new one.
 
-    In a bucket that is so, and nothing can be renamed; elsewhere it is written aside.
+    A bucket replaces files in one step by itself, and it cannot rename. On a disk the
+    text is written to a temporary file, which is then renamed.
     """
     if is_remote(path):
         path.write_text(text)
         return
     with written_aside(pathlib.Path(path)) as aside:
         aside.write_text(text)
+
+
+def write_json(path: epath.Path, content: Any) -> None:
+    """Writes `content` as indented JSON, whole or not at all."""
+    write_whole(path, json.dumps(content, indent=2) + "\n")

@@ -1,26 +1,32 @@
-"""From an image to what a model takes, outside of a training run."""
+"""How an image is prepared for a model, outside of a training run.
+
+The numbers need numpy alone. PIL is loaded when the first image is prepared.
+"""
 
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import PIL.Image
 
-from focalnet_jax.data.images.transforms import EvalTransform
+if TYPE_CHECKING:
+    import PIL.Image
 
-# Of pixels in [0, 1]; red, green and blue over ImageNet.
+# Mean and standard deviation of ImageNet's red, green and blue, for pixels in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """The evaluation transform and normalisation that a model was trained for.
+    """The evaluation transform and the normalisation that a model was trained for.
 
     Attributes:
-      image_size: side of the result, in pixels.
-      mean, std: of pixels in [0, 1], by channel.
+      image_size: side of the prepared image, in pixels.
+      mean: mean of the pixels in [0, 1], by channel.
+      std: standard deviation of the pixels in [0, 1], by channel.
       interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`.
       crop: share of the resized shorter side that is kept.
     """
@@ -32,13 +38,24 @@ class Preprocessing:
     crop: float = 0.875
 
     def __call__(
-        self, image: str | os.PathLike | bytes | PIL.Image.Image | np.ndarray
+        self, image: "str | os.PathLike | bytes | PIL.Image.Image | np.ndarray"
     ) -> np.ndarray:
-        """Makes an image float32 `[size, size, 3]`.
+        """Prepares one image.
 
         Args:
-          image: a path, an encoded or a PIL image, or `uint8 [h, w, 3]`.
+          image: the path of an image file, the bytes of one, a PIL image, or a
+            `uint8 [height, width, 3]` array.
+
+        Returns:
+          `float32 [image_size, image_size, 3]`.
+
+        Raises:
+          BadRecordError: the bytes are no whole image.
         """
+        import PIL.Image
+
+        from focalnet_jax.data.images.transforms import EvalTransform
+
         if isinstance(image, np.ndarray):
             image = PIL.Image.fromarray(image)
         if isinstance(image, (str, os.PathLike)):
@@ -49,6 +66,24 @@ class Preprocessing:
         return self.normalize(transform(image))
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
-        """Makes `uint8 [..., 3]` float32, `(x / 255 - mean) / std` by channel."""
+        """Makes `uint8 [..., 3]` float32: `(pixels / 255 - mean) / std` by channel."""
         mean, std = np.float32(self.mean), np.float32(self.std)
         return (np.float32(pixels) / np.float32(255) - mean) / std
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers by name, for a JSON file."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Preprocessing":
+        """Makes a `Preprocessing` of what `to_json` gave.
+
+        Args:
+          content: may have other entries, which are ignored.
+
+        Raises:
+          KeyError: an entry is missing.
+          TypeError: `content` is no mapping, or mean or std is no list.
+        """
+        values = {field.name: content[field.name] for field in dataclasses.fields(cls)}
+        return cls(**values | {name: tuple(values[name]) for name in ("mean", "std")})

@@ -1,4 +1,4 @@
-"""Trained models, from wherever their parameters lie."""
+"""Trained models, loaded from wherever their parameters are stored."""
 
 import logging
 import os
@@ -7,21 +7,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from focalnet_jax.convert.fit import Changes, fit
-from focalnet_jax.convert.reading import read_model
-from focalnet_jax.data import Preprocessing
-from focalnet_jax.weights.description import Model
+from focalnet_jax.convert.fit import fit_to_model
+from focalnet_jax.models.size import Model
+from focalnet_jax.preprocessing import Preprocessing
 
 _log = logging.getLogger("focalnet_jax")
 
 
 class Pretrained(NamedTuple):
-    """A model with its parameters.
+    """A model with its parameters and its preprocessing.
 
     Attributes:
-      model: a `FocalNet`, or a `FocalNetBackbone`.
-      params: for `model.apply({"params": params}, images)`, on the default device.
-      preprocessing: makes an image file or PIL image `[size, size, 3]` for the model.
+      model: a `FocalNet` or a `FocalNetBackbone`.
+      params: the parameters for `model.apply({"params": params}, images)`. They are on
+        the default device.
+      preprocessing: a function that makes `float32 [size, size, 3]` of an image file or
+        a PIL image, as the model needs it.
     """
 
     model: Model
@@ -36,20 +37,24 @@ def load_model(source: str | os.PathLike, **overrides) -> Pretrained:
         logits, _ = model.apply({"params": params}, preprocessing("seven.png")[None])
 
     Args:
-      source: a run's workdir or a checkpoint in it; a directory or file that
+      source: the workdir of a run or a checkpoint in it; a directory or file that
         `python -m focalnet_jax.convert` wrote; a file of PyTorch weights; `hf:OWNER/NAME`
         or `hf:OWNER/NAME@REVISION` on the Hugging Face Hub; or the name of an official
-        release. The last two are downloaded once.
+        release. Weights from the Hub and from a release are downloaded once.
       **overrides: options of the model to change, such as `dtype="bfloat16"`, or
-        `normalize_modulator=True` where weights can't say. For another head, other
-        kernel sizes or more levels convert first.
+        `normalize_modulator=True`, which weights cannot show. To change the head, the
+        kernel sizes or the number of focal levels, convert the weights first.
 
     Raises:
-      SetupError: nothing there, unreadable, or not fit for the model.
+      SetupError: there is nothing at `source`, it cannot be read, or it does not fit the
+        model.
     """
-    reading = read_model(source, options=overrides)
-    fitted = fit(reading.source, reading.model, Changes())
-    for note in reading.notes + fitted.notes + fitted.dtype_notes:
+    # This loads what reads files, which `import focalnet_jax` alone must not load.
+    from focalnet_jax.convert.weights_and_model import read_weights_and_model
+
+    found = read_weights_and_model(source, options=overrides)
+    fitted = fit_to_model(found.weights, found.model)
+    for note in found.notes + fitted.notes + fitted.dtype_notes:
         _log.warning(note)
     params = jax.tree.map(jnp.array, fitted.params)
-    return Pretrained(reading.model, params, reading.description.preprocessing)
+    return Pretrained(found.model, params, found.description.preprocessing)

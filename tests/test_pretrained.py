@@ -10,10 +10,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from focalnet_jax import create_model, load_model, releases
+from focalnet_jax import create_model, load_model
 from focalnet_jax.convert import to_torch
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
+from focalnet_jax.preprocessing import Preprocessing
+from focalnet_jax.weights import releases
 
 SMALL = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 3))
 
@@ -213,7 +215,6 @@ def test_directories_need_a_description(tmp_path):
 
 
 def test_normalisation_equals_that_of_training():
-    from focalnet_jax.data import Preprocessing
     from focalnet_jax.train.step import normalize
 
     pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)

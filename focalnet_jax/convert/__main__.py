@@ -6,36 +6,45 @@
     python -m focalnet_jax.convert focalnet_large_lrf_384.pth start \\
         --head=reset --num-classes=10
 
-SRC: a file (.safetensors, .pth, .pt, .bin), a run's workdir, a converted directory,
-hf:OWNER/NAME, or the name of an official release. DST: a directory, for
-`main.py --config.init_from=DST` and `focalnet_jax.load_model(DST)`, or a file that the
-dialect's implementation loads strictly; microsoft's .pth has its weights under "model".
-A .safetensors file carries model and preprocessing along, for `load_model`.
+SRC is a file (.safetensors, .pth, .pt, .bin), the workdir of a run, a converted
+directory, hf:OWNER/NAME, or the name of an official release.
+
+DST is a directory for `main.py --config.init_from=DST` and for
+`focalnet_jax.load_model(DST)`, or a file that the dialect's implementation loads
+strictly. A .pth file for microsoft has its weights under "model". A .safetensors file
+also holds the model's description and its preprocessing, which `load_model` reads.
 """
 
 import argparse
-import ast
 import json
 import logging
 import os
 import pathlib
 import re
-import sys
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
+from focalnet_jax import command_line
 from focalnet_jax.convert.conversion import to_torch
 from focalnet_jax.convert.dialects import DIALECTS
-from focalnet_jax.convert.fit import HEADS, Changes, fit, is_exact
-from focalnet_jax.convert.reading import DESCRIPTION, Reading, read_model
+from focalnet_jax.convert.fit import HEADS, Changes, FittedParams, fit_to_model
+from focalnet_jax.convert.model_arguments import (
+    add_model_arguments,
+    model_options,
+    print_notes,
+    read_and_print,
+)
+from focalnet_jax.convert.precision import is_exact
 from focalnet_jax.convert.weight_files import SUFFIXES, write_weights
+from focalnet_jax.convert.weights_and_model import DESCRIPTION, WeightsAndModel
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import count_params
+from focalnet_jax.models.size import Model
 from focalnet_jax.paths import absolute_path, written_aside
-from focalnet_jax.weights.description import BACKBONE_OPTIONS, HEAD_OPTIONS, Model
+from focalnet_jax.trees import named_leaves
+from focalnet_jax.weights.description import BACKBONE_OPTIONS, HEAD_OPTIONS
 from focalnet_jax.weights.params import save_params
 
 
@@ -43,150 +52,57 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command line.
 
     Raises:
-      SetupError: with what is wrong, before anything is written at DST.
+      SetupError: something is wrong, and nothing was written at DST.
     """
     args = parse(argv)
     destination = pathlib.Path(absolute_path(args.destination))
     _check_destination(destination, overwrite=args.overwrite)
-    reading = read_model(
-        args.source,
-        name=args.model,
-        options=_options(args),
-        image_size=args.image_size,
-        wrapper=args.wrapper,
-        prefix=args.prefix,
-        ignore=args.ignore,
-    )
-    print_reading(reading)
-    model, description = reading.model, reading.description
+    found = read_and_print(args.source, args, _options(args))
     changes = Changes(
-        args.head, args.resize_kernels, args.add_levels, args.allow_nan, args.seed
+        head=args.head,
+        resize_kernels=args.resize_kernels,
+        add_levels=args.add_levels,
+        allow_nan=args.allow_nan,
+        seed=args.seed,
     )
     to_file = destination.suffix in SUFFIXES
-    fitted = fit(reading.source, model, changes, keep_dtypes=to_file)
-    for note in fitted.notes + fitted.dtype_notes:
-        print(f"note: {note}")
+    fitted = fit_to_model(found.weights, found.model, changes, keep_dtypes=to_file)
+    print_notes(fitted.notes + fitted.dtype_notes)
     if to_file:
-        dialect = args.dialect or _usual_dialect(reading)
-        tensors = to_torch(
-            fitted.params, model, dialect=dialect, dtype=_dtypes(fitted.params, reading)
-        )
-        for note in _what_a_file_lacks(model):
-            print(f"note: {note}")
-        write_weights(
-            destination,
-            tensors,
-            wrapper=DIALECTS[dialect].wrapper,
-            metadata={DESCRIPTION: json.dumps(description.to_json())},
-        )
-        print(f"wrote {destination}: {len(tensors):,} tensors, named as {dialect}")
-        return
-    with written_aside(destination) as aside:
-        aside.mkdir()
-        save_params(aside / "params", fitted.params)
-        description.write(aside)
-    print(f"wrote {destination}: {count_params(model):,} parameters, and model.json")
-
-
-def print_reading(reading: Reading) -> None:
-    """Says what was read, and as which model."""
-    source, description = reading.source, reading.description
-    dialect = source.dialect.name if source.dialect else "Flax"
-    print(f"read {source.origin}: {len(source.parameters):,} tensors, named as {dialect}")
-    overrides = "".join(
-        f", {option}={value}"
-        for option, value in description.overrides.items()
-        if option not in ("dtype", "param_dtype")
-    )
-    print(f"model: {description.name}{overrides}")
-    for note in reading.notes:
-        print(f"note: {note}")
+        _write_file(destination, found, fitted, args.dialect or _usual_dialect(found))
+    else:
+        _write_directory(destination, found, fitted)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m focalnet_jax.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """Parses the command line."""
+    parser = command_line.parser("python -m focalnet_jax.convert", __doc__)
     add = parser.add_argument
     add("source", metavar="SRC")
     add("destination", metavar="DST")
     add(
         "--dialect",
         choices=list(DIALECTS),
-        help="of a file to write; by default SRC's own, or microsoft for a run's",
+        help="the dialect of a file to write; by default SRC's, or microsoft for a run",
     )
-    add("--num-classes", type=whole, metavar="N", help="classes of the model's head")
+    add(
+        "--num-classes",
+        type=command_line.whole,
+        metavar="N",
+        help="number of classes of the model's head",
+    )
     add("--head", choices=HEADS, help="a new head, or the 1K part of a 22K head")
     add("--resize-kernels", action="store_true", help="zero-pad or crop them, centred")
-    add("--add-levels", action="store_true", help="add focal levels, gates at zero")
+    add("--add-levels", action="store_true", help="add focal levels with zero gates")
     add("--allow-nan", action="store_true", help="take NaN and infinity as they are")
-    add("--seed", type=int, default=0, metavar="N", help="of parameters that start anew")
+    add("--seed", type=int, default=0, metavar="N", help="the seed of new parameters")
     add("--overwrite", action="store_true", help="replace DST")
     add_model_arguments(parser)
     return parser.parse_args(argv)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say what is read, and as which model."""
-    add = parser.add_argument
-    add("--model", metavar="NAME", help="the variant; by default as the weights look")
-    add(
-        "--set",
-        metavar="OPTION=VALUE",
-        action="append",
-        default=[],
-        help="an option of the model, such as normalize_modulator=True; repeatable",
-    )
-    add(
-        "--image-size",
-        type=positive,
-        metavar="N",
-        help="side in pixels that the model is for",
-    )
-    add("--prefix", help="take only the names below it, such as backbone")
-    add("--wrapper", help="the entry of SRC that holds the weights, such as teacher")
-    add(
-        "--ignore",
-        metavar="PATTERN",
-        action="append",
-        default=[],
-        help="leave out names that match, shell-style; repeatable",
-    )
-
-
-def whole(text: str) -> int:
-    """A whole number from 0, for argparse."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """A whole number from 1, for argparse."""
-    if not whole(text):
-        raise argparse.ArgumentTypeError("it must be 1 at least")
-    return int(text)
-
-
-def parse_options(assignments: list[str]) -> dict[str, Any]:
-    """The model's options from the values of `--set`."""
-    options = {}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise SetupError(f"--set={assignment} is not of the form OPTION=VALUE")
-        try:
-            options[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[name] = value  # a word, such as bfloat16
-    return options
-
-
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    options = parse_options(args.set)
+    options = model_options(args.set)
     if args.num_classes is not None:
         options["num_classes"] = args.num_classes
     if args.head == "in22k_to_in1k":
@@ -199,23 +115,51 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _usual_dialect(reading: Reading) -> str:
-    """That of the source, or from which it was converted."""
-    if BACKBONE_OPTIONS & reading.description.overrides.keys():
-        return "microsoft"  # no other has a place for a backbone's norms
-    if reading.source.dialect:
-        return reading.source.dialect.name
-    return (reading.description.source or {}).get("dialect", "microsoft")
+def _write_file(
+    path: pathlib.Path, found: WeightsAndModel, fitted: FittedParams, dialect: str
+) -> None:
+    dtypes = _original_dtypes(fitted.params, found)
+    tensors = to_torch(fitted.params, found.model, dialect=dialect, dtype=dtypes)
+    print_notes(_options_a_file_lacks(found.model))
+    write_weights(
+        path,
+        tensors,
+        wrapper=DIALECTS[dialect].wrapper,
+        metadata={DESCRIPTION: json.dumps(found.description.to_json())},
+    )
+    print(f"wrote {path}: {len(tensors):,} tensors, named as {dialect}")
 
 
-def _dtypes(params: dict[str, Any], reading: Reading) -> dict[str, np.dtype]:
-    """What was widened on the way in has its own precision on the way out.
+def _write_directory(
+    path: pathlib.Path, found: WeightsAndModel, fitted: FittedParams
+) -> None:
+    with written_aside(path) as aside:
+        aside.mkdir()
+        save_params(aside / "params", fitted.params)
+        found.description.write(aside)
+    count = count_params(found.model)
+    print(f"wrote {path}: {count:,} parameters, and model.json")
 
-    That is, if nothing is lost by it: trained parameters stay as they are.
+
+def _usual_dialect(found: WeightsAndModel) -> str:
+    """The dialect of the source, or of the file that the source was converted from."""
+    if BACKBONE_OPTIONS & found.description.overrides.keys():
+        return "microsoft"  # No other dialect has names for the norms of a backbone.
+    if found.weights.dialect:
+        return found.weights.dialect.name
+    return (found.description.source or {}).get("dialect", "microsoft")
+
+
+def _original_dtypes(
+    params: dict[str, Any], found: WeightsAndModel
+) -> dict[str, np.dtype]:
+    """The dtypes that converted parameters had before they were widened, by Flax path.
+
+    Parameters that would lose digits are left out, such as those trained since.
     """
-    recorded = (reading.description.source or {}).get("dtype", {})
+    recorded = (found.description.source or {}).get("dtype", {})
     dtypes = {}
-    for path, array in traverse_util.flatten_dict(params, sep="/").items():
+    for path, array in named_leaves(params).items():
         name = recorded if isinstance(recorded, str) else recorded.get(path)
         narrow = jnp.dtype(name) if name else array.dtype
         if is_exact(narrow, array.dtype):
@@ -226,8 +170,8 @@ def _dtypes(params: dict[str, Any], reading: Reading) -> dict[str, np.dtype]:
     return dtypes
 
 
-def _what_a_file_lacks(model: Model) -> list[str]:
-    """Says which of the model's options whoever loads a file has to set."""
+def _options_a_file_lacks(model: Model) -> tuple[str, ...]:
+    """Says which options a program that loads the file has to set."""
     unseen = [
         f"{option}=True"
         for option in ("normalize_modulator", "use_postln")
@@ -236,8 +180,9 @@ def _what_a_file_lacks(model: Model) -> list[str]:
     if model.encoder.use_conv_embed:
         unseen.append(f"stem_padding={model.encoder.stem_padding}")
     if not unseen:
-        return []
-    return [f"weights do not show {', '.join(unseen)}: set that where the file is loaded"]
+        return ()
+    listed = ", ".join(unseen)
+    return (f"weights do not show {listed}: set that where the file is loaded",)
 
 
 def _check_destination(path: pathlib.Path, *, overwrite: bool) -> None:
@@ -262,10 +207,5 @@ def _check_destination(path: pathlib.Path, *, overwrite: bool) -> None:
 
 
 if __name__ == "__main__":
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax says much
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    except (SetupError, OSError) as error:
-        sys.exit(f"error: {error}")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs many lines.
+    command_line.run(main)

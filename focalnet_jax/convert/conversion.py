@@ -1,4 +1,4 @@
-"""PyTorch weights to Flax parameters and back."""
+"""PyTorch weights to Flax parameters, and Flax parameters to PyTorch weights."""
 
 import logging
 import os
@@ -8,15 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
-from focalnet_jax.convert.dialects import DIALECTS
-from focalnet_jax.convert.fit import Changes, abstract_params, cast, fit
+from focalnet_jax.convert.dialects import dialect_named
+from focalnet_jax.convert.fit import Changes, fit_to_model
 from focalnet_jax.convert.infer import nearest_variant, unseen_options, visible_settings
-from focalnet_jax.convert.names import understand
+from focalnet_jax.convert.names import match_names
+from focalnet_jax.convert.precision import cast
 from focalnet_jax.convert.weight_files import read_weights
-from focalnet_jax.errors import SetupError, did_you_mean
-from focalnet_jax.weights.description import Model
+from focalnet_jax.errors import SetupError, argument
+from focalnet_jax.models import abstract_params
+from focalnet_jax.models.size import Model
+from focalnet_jax.trees import named_leaves
 
 _log = logging.getLogger("focalnet_jax.convert")
 
@@ -37,40 +39,48 @@ def from_torch(
     allow_nan: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Makes Flax parameters of PyTorch weights: all of them, each in its place.
+    """Makes Flax parameters of PyTorch weights.
+
+    Every tensor must have its place in the model, and every parameter its tensor.
 
     Args:
       source: a file (`.safetensors`, `.pth`, `.pt` or `.bin`), or a state dict of torch
         tensors or numpy arrays.
-      model: from `create_model` or `create_backbone`.
-      dialect: `"microsoft"`, `"timm"` or `"transformers"`; None recognises it.
-      wrapper: the entry of the file that holds the weights; None finds `state_dict`,
-        `model` or `teacher`.
-      prefix: of the names to take, such as `"backbone."` in a detector; None takes all
-        names and sees through the usual prefixes.
+      model: the result of `create_model` or `create_backbone`.
+      dialect: whose names the weights have: `"microsoft"`, `"timm"` or
+        `"transformers"`. With None the dialect is recognised.
+      wrapper: the entry of the file that holds the weights. With None the entries
+        `state_dict`, `model` and `teacher` are tried.
+      prefix: take only the names with this prefix, such as `"backbone."` in a detector.
+        With None all names are taken, and the usual prefixes are removed.
       ignore: shell-style patterns of names to leave out.
-      head: `"reset"` for a new head of the model's size (for a backbone, new norms),
-        `"in22k_to_in1k"` for the ImageNet-1K part of a released 22K head.
-      resize_kernels: zero-pad or crop depthwise kernels around their centre.
-      add_levels: add focal levels, their gates zero, their kernels new.
+      head: `"reset"` makes a new head of the model's size, and new norms for a backbone.
+        `"in22k_to_in1k"` keeps the ImageNet-1K part of a released ImageNet-22K head.
+      resize_kernels: zero-pad or crop the depthwise kernels around their centre.
+      add_levels: add focal levels. Their gates are zero and their kernels are new.
       allow_nan: take NaN and infinity as they are.
-      seed: of what is new.
+      seed: the seed of new parameters.
 
     Returns:
-      The tree for `model.apply({"params": ...}, images)`: new arrays of the model's
-      `param_dtype` (float64 needs `jax_enable_x64`) that share no memory with the
-      source. What a reader should know (other precisions, parts left out) is logged as
-      a warning.
+      The nested dict for `model.apply({"params": ...}, images)`. Its arrays have the
+      model's `param_dtype` (float64 needs `jax_enable_x64`) and share no memory with the
+      source. A change of precision and parts that are left out are logged as warnings.
 
     Raises:
-      SetupError: an unreadable file, another architecture, or names and shapes that
-        don't fit, in one message that lists them all.
+      SetupError: the file cannot be read, the weights are of another architecture, or
+        names and shapes do not fit. One message lists all names and shapes that don't.
     """
     weights = read_weights(source, wrapper=wrapper)
-    named = understand(weights, dialect=dialect, prefix=prefix, ignore=ignore)
-    changes = Changes(head, resize_kernels, add_levels, allow_nan, seed)
-    fitted = fit(named, model, changes)
-    _say(fitted.notes + fitted.dtype_notes)
+    matched = match_names(weights, dialect=dialect, prefix=prefix, ignore=ignore)
+    changes = Changes(
+        head=head,
+        resize_kernels=resize_kernels,
+        add_levels=add_levels,
+        allow_nan=allow_nan,
+        seed=seed,
+    )
+    fitted = fit_to_model(matched, model, changes)
+    _warn(fitted.notes + fitted.dtype_notes)
     return jax.tree.map(jnp.array, fitted.params)
 
 
@@ -81,41 +91,39 @@ def to_torch(
     dialect: str,
     dtype: Any | Mapping[str, Any] = None,
 ) -> dict[str, np.ndarray]:
-    """Makes a PyTorch state dict of Flax parameters, or of a tree shaped like them.
+    """Makes a PyTorch state dict of Flax parameters.
 
-    Gradients and moments of an optimiser become what they would be in PyTorch.
+    A tree of gradients or of an optimiser's moments has the same shapes, and becomes
+    what it would be in PyTorch.
 
     Args:
       params: the model's parameters, `variables["params"]`.
-      model: that they belong to.
-      dialect: `"microsoft"`, `"timm"` or `"transformers"`.
-      dtype: of the result, for all or by Flax path; None keeps that of `params`.
+      model: the model of these parameters.
+      dialect: whose names the result has: `"microsoft"`, `"timm"` or `"transformers"`.
+      dtype: the dtype of the result, either one for all tensors or a mapping from Flax
+        paths. None keeps the dtypes of `params`.
 
     Returns:
-      Contiguous numpy arrays by name, complete for a strict `load_state_dict` once
-      `torch.from_numpy` has made tensors of them. (bfloat16 is that of ml_dtypes, which
-      `torch.from_numpy` doesn't know.)
+      Contiguous numpy arrays by name. After `torch.from_numpy` they are complete for a
+      strict `load_state_dict`. (`torch.from_numpy` does not know the bfloat16 of
+      ml_dtypes.)
 
     Raises:
-      SetupError: an unknown dialect, one that can't express the model, a tree that is not
-        the model's, or values too large for `dtype`.
+      SetupError: the dialect is unknown or cannot express the model, the tree is not that
+        of the model, or values are too large for `dtype`.
     """
-    if dialect not in DIALECTS:
-        raise SetupError(
-            f"no dialect is named {dialect!r}{did_you_mean(dialect, DIALECTS)}"
-        )
-    table = DIALECTS[dialect]
-    flat = traverse_util.flatten_dict(params, sep="/")
-    _check_tree(flat, model)
+    table = dialect_named(dialect)
+    named = named_leaves(params)
+    _check_tree(named, model)
     table.check_can_be(model.encoder)
-    dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(flat, dtype)
+    dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(named, dtype)
     state_dict = {}
-    for path, array in flat.items():
+    for path, array in named.items():
         key = table.key_of(path, use_postln=model.encoder.use_postln)
         if key is None:
             raise SetupError(
                 f"{dialect}'s FocalNet has no place for {path}; backbones for dense "
-                'prediction are written with dialect="microsoft"'
+                f'prediction are written with {argument("dialect")}="microsoft"'
             )
         array = table.to_torch(path, np.asarray(array))
         state_dict[key] = cast(key, array, dtypes.get(path))
@@ -132,43 +140,46 @@ def infer_model(
 ) -> tuple[str, dict[str, Any]]:
     """Finds the model that PyTorch weights belong to.
 
-    Options that leave no trace in weights are the nearest variant's: whether the
-    modulator is normalised, the stem's padding and, but in timm's names, whether norms
-    come after the branches. A logged warning says so.
+    Some options leave no trace in weights: whether the modulator is normalised, the
+    padding of the stem and, except in timm's names, whether norms come after the
+    branches. For these the nearest variant's values are taken, and a warning is logged.
 
     Args:
       source, dialect, wrapper, prefix, ignore: as for `from_torch`.
 
     Returns:
-      A name and overrides for `create_model`; if `out_stages` is among the overrides,
-      for `create_backbone`.
+      A name and overrides for `create_model`, or for `create_backbone` if `out_stages`
+      is among the overrides.
 
     Raises:
-      SetupError: an unreadable file, another architecture, or too little to tell.
+      SetupError: the file cannot be read, the weights are of another architecture, or
+        too few tensors are there to tell.
     """
     weights = read_weights(source, wrapper=wrapper)
-    named = understand(weights, dialect=dialect, prefix=prefix, ignore=ignore)
-    settings = visible_settings(named.shapes, use_postln=named.use_postln)
+    matched = match_names(weights, dialect=dialect, prefix=prefix, ignore=ignore)
+    settings = visible_settings(matched.shapes, use_postln=matched.use_postln)
     name, overrides = nearest_variant(settings)
-    _say([unseen_options(name, settings, overrides)])
+    _warn([unseen_options(name, settings, overrides)])
     return name, overrides
 
 
-def _say(notes: Sequence[str]) -> None:
+def _warn(notes: Sequence[str]) -> None:
     for note in filter(None, notes):
         _log.warning(note)
 
 
-def _check_tree(flat: Mapping[str, Any], model: Model) -> None:
-    expected = {path: leaf.shape for path, leaf in abstract_params(model).items()}
-    given = {path: np.shape(array) for path, array in flat.items()}
-    if any(path.startswith("params/") for path in given):
-        raise SetupError('the tree has its parameters below "params": pass what is there')
+def _check_tree(named: Mapping[str, Any], model: Model) -> None:
+    expected = {n: leaf.shape for n, leaf in named_leaves(abstract_params(model)).items()}
+    given = {name: np.shape(array) for name, array in named.items()}
+    if any(name.startswith("params/") for name in given):
+        raise SetupError(
+            'the parameters lie below "params": pass variables["params"], not variables'
+        )
     problems = [
-        f"{path}: {given.get(path, 'nothing')} given, {expected.get(path, 'nothing')} in "
+        f"{name}: {given.get(name, 'nothing')} given, {expected.get(name, 'nothing')} in "
         "the model"
-        for path in sorted(expected.keys() | given.keys())
-        if given.get(path) != expected.get(path)
+        for name in sorted(expected.keys() | given.keys())
+        if given.get(name) != expected.get(name)
     ]
     if problems:
         lines = "\n  ".join(problems)

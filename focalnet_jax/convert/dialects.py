@@ -1,9 +1,9 @@
 """The names and layouts of FocalNet's parameters in PyTorch implementations.
 
 A dialect is a table from the paths of the Flax modules to the names of the PyTorch
-modules. It is read both ways, so what goes in comes out again. Beside the names, the
-dialects differ in layout: PyTorch has output channels first, and some write a dense layer
-as a 1x1 convolution.
+modules. The same table is used in both directions, so the names always come back as they
+were. The layouts differ too: PyTorch has the output channels first, and some
+implementations write a dense layer as a 1x1 convolution.
 
     dense          Flax [in, out]            PyTorch [out, in], or [out, in, 1, 1]
     convolution    Flax [h, w, in, out]      PyTorch [out, in, h, w]
@@ -16,11 +16,11 @@ import re
 
 import numpy as np
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, did_you_mean
 from focalnet_jax.models import FocalNetEncoder
 
-# Fields in the tables: {s} a stage, {next} the stage after it, {b} a block, {l} a level,
-# {post} "_post" in a net with norms after the branches, else nothing.
+# Fields in the tables: {s} is a stage, {next} the stage after it, {b} a block and {l} a
+# level. {post} is "_post" in a net with norms after the branches, and empty in others.
 _BLOCK = "layers_{s}/blocks_{b}"
 _INTEGER_FIELDS = ("s", "next", "b", "l")
 _CONVOLUTIONS = re.compile(
@@ -33,14 +33,16 @@ class Dialect:
     """How one implementation names and lays out the parameters.
 
     Attributes:
-      name: of the implementation.
-      block: the name of a block.
-      in_block: modules in a block, from Flax path to PyTorch name, templates.
-      outside: the other modules.
-      pointwise: last names of the dense modules that are 1x1 convolutions there.
-      inner_prefix: what the names of a net without its head lack.
-      wrapper: the entry of a `.pth` file that its own loader reads.
-      patch_size, focal_factor, stem_padding: the only ones it knows; None for any.
+      name: the name of the implementation.
+      block: the template of a block's PyTorch name.
+      in_block: templates of the modules in a block: Flax path to PyTorch name.
+      outside: templates of the other modules: Flax path to PyTorch name.
+      pointwise: the dense modules that are 1x1 convolutions in this implementation, by
+        the last part of their Flax path.
+      inner_prefix: a prefix that the names of a net without its head lack.
+      wrapper: the entry of a `.pth` file in which the implementation's loader looks.
+      patch_size, focal_factor, stem_padding: the only value that the implementation
+        knows; None if it knows any.
     """
 
     name: str
@@ -56,11 +58,11 @@ class Dialect:
 
     @property
     def anchor(self) -> str:
-        """The name of the stem's weight, which tells the dialects apart."""
+        """The name of the stem's weight, by which a dialect is recognised."""
         return self.outside["patch_embed/proj"] + ".weight"
 
     def key_of(self, path: str, *, use_postln: bool) -> str | None:
-        """The PyTorch name of the parameter at a Flax path; None if it has no place."""
+        """The PyTorch name of the parameter at a Flax path; None if there is none."""
         for pattern, _, _, template in self._rows:
             if match := pattern.fullmatch(path):
                 fields = {k: v for k, v in match.groupdict().items() if v is not None}
@@ -72,7 +74,7 @@ class Dialect:
         return None
 
     def path_of(self, key: str) -> str | None:
-        """The Flax path of a PyTorch name; None for a name that this table lacks."""
+        """The Flax path of a PyTorch name; None if this dialect lacks the name."""
         for _, pattern, flax, _ in self._rows:
             if match := pattern.fullmatch(key):
                 fields = match.groupdict()
@@ -89,7 +91,7 @@ class Dialect:
         return None
 
     def check_can_be(self, encoder: FocalNetEncoder) -> None:
-        """Raises SetupError for a net that the implementation can't be."""
+        """Raises SetupError if the implementation cannot express the model."""
         for option in ("patch_size", "focal_factor", "stem_padding"):
             known, value = getattr(self, option), getattr(encoder, option)
             if option == "stem_padding" and not encoder.use_conv_embed:
@@ -97,18 +99,18 @@ class Dialect:
             if known not in (None, value):
                 raise SetupError(
                     f"{self.name}'s FocalNet always has {option}={known}; the model has "
-                    f"{value}: microsoft's can be any (--dialect=microsoft)"
+                    f"{value}. The dialect microsoft can express every model"
                 )
 
     def to_torch(self, path: str, array: np.ndarray) -> np.ndarray:
-        """Lays out a Flax array as PyTorch has it; a view."""
+        """Makes a view of a Flax array in the layout of PyTorch."""
         if not path.endswith("/kernel"):
             return array
         array = np.moveaxis(array, (-1, -2), (0, 1))
         return array[..., None, None] if self._is_pointwise(path) else array
 
     def from_torch(self, path: str, array: np.ndarray) -> np.ndarray | None:
-        """Lays out a PyTorch array as Flax has it, a view; None for another layout."""
+        """Makes a view of a PyTorch array in Flax's layout; None if it has another."""
         if not path.endswith("/kernel"):
             return array if array.ndim == 1 else None
         if self._is_pointwise(path):
@@ -123,7 +125,10 @@ class Dialect:
 
     @functools.cached_property
     def _rows(self) -> list[tuple[re.Pattern, re.Pattern, str, str]]:
-        """Both templates of each module, first as patterns for its parameters."""
+        """Two patterns for the parameters of each module, and its two templates.
+
+        The order is Flax pattern, PyTorch pattern, Flax template, PyTorch template.
+        """
         in_block = {
             f"{_BLOCK}/{flax}": f"{self.block}.{torch}"
             for flax, torch in self.in_block.items()
@@ -144,13 +149,13 @@ def _compile(template: str, *, separator: str, leaves: str) -> re.Pattern:
     for field in _INTEGER_FIELDS:
         pattern = pattern.replace(f"{{{field}}}", rf"(?P<{field}>\d+)")
     pattern = pattern.replace("{post}", "(?:_post)?")
-    if "gamma" not in template:  # else it is a parameter, not a module
+    if "gamma" not in template:  # A gamma is itself a parameter, all others are modules.
         pattern += rf"{separator}(?P<leaf>{leaves})"
     return re.compile(pattern)
 
 
-# microsoft/FocalNet: `classification/focalnet.py`, and its backbones for detection and
-# segmentation, which have a norm for each stage in place of the classifier's.
+# microsoft/FocalNet: `classification/focalnet.py`, and the backbones for detection and
+# segmentation, which have a norm for each stage instead of the classifier's norm.
 MICROSOFT = Dialect(
     name="microsoft",
     block="layers.{s}.blocks.{b}",
@@ -180,8 +185,8 @@ MICROSOFT = Dialect(
     wrapper="model",
 )
 
-# huggingface/pytorch-image-models: `timm/models/focalnet.py`. The downsampling stands at
-# the start of the stage it leads to.
+# huggingface/pytorch-image-models: `timm/models/focalnet.py`. There a downsampling is the
+# first module of the later stage; here it is the last module of the earlier stage.
 TIMM = Dialect(
     name="timm",
     block="layers.{s}.blocks.{b}",
@@ -212,7 +217,7 @@ TIMM = Dialect(
     stem_padding=2,
 )
 
-# huggingface/transformers: `FocalNetForImageClassification`; `FocalNetModel` lacks the
+# huggingface/transformers: `FocalNetForImageClassification`. `FocalNetModel` lacks the
 # inner prefix and the classifier.
 TRANSFORMERS = Dialect(
     name="transformers",
@@ -245,3 +250,10 @@ TRANSFORMERS = Dialect(
 )
 
 DIALECTS = {dialect.name: dialect for dialect in (MICROSOFT, TIMM, TRANSFORMERS)}
+
+
+def dialect_named(name: str) -> Dialect:
+    """The dialect of this name; raises SetupError if there is none."""
+    if name not in DIALECTS:
+        raise SetupError(f"no dialect is named {name!r}{did_you_mean(name, DIALECTS)}")
+    return DIALECTS[name]

@@ -1,4 +1,4 @@
-"""Which model weights belong to, from their shapes."""
+"""The model that weights belong to, found from the shapes of the weights."""
 
 import itertools
 import re
@@ -9,20 +9,20 @@ from focalnet_jax.models.variants import ENCODER_OPTIONS, VARIANTS
 
 Shapes = dict[str, tuple[int, ...]]
 
-# Options that leave no trace in the weights and change what is computed.
+# These options change what is computed and leave no trace in the weights.
 _UNSEEN = ("normalize_modulator", "use_postln", "stem_padding")
-_DISPUTED = ("focalnet_large_fl4", "focalnet_xlarge_fl4")  # see `create_model`
+_DISPUTED = ("focalnet_large_fl4", "focalnet_xlarge_fl4")  # See `create_model`.
 
 
 def visible_settings(shapes: Shapes, *, use_postln: bool | None = None) -> dict[str, Any]:
     """The options of `create_model` or `create_backbone` that the weights show.
 
     Args:
-      shapes: of the parameters in Flax's layout, by Flax path.
-      use_postln: if the source's names show it.
+      shapes: the parameters' shapes in Flax's layout, by Flax path.
+      use_postln: whether norms come after the branches, if the names show it.
 
     Raises:
-      SetupError: too little is there to tell.
+      SetupError: a parameter that is needed to tell is missing.
     """
 
     def shape_of(path):
@@ -73,7 +73,11 @@ def visible_settings(shapes: Shapes, *, use_postln: bool | None = None) -> dict[
 
 
 def _mlp_ratio(mlps: list[tuple[int, int]]) -> float:
-    """A ratio that gives each width its hidden width, which is rounded down."""
+    """Finds a ratio such that `int(width * ratio)` is the hidden width in every stage.
+
+    Args:
+      mlps: width and hidden width of each stage.
+    """
     width, hidden_dim = max(mlps)
     ratios = hidden_dim / width, (hidden_dim + 0.5) / width
     fitting = (r for r in ratios if all(int(w * r) == hidden for w, hidden in mlps))
@@ -81,9 +85,9 @@ def _mlp_ratio(mlps: list[tuple[int, int]]) -> float:
 
 
 def head_settings(shapes: Shapes) -> dict[str, Any]:
-    """What the weights show of what comes after the encoder.
+    """The options that the weights show of what comes after the encoder.
 
-    A classifier's `num_classes`, or `out_stages` and `out_norm` of a backbone.
+    They are `num_classes` for a classifier, `out_stages` and `out_norm` for a backbone.
     """
     if any(re.match(r"(norm|head)/", path) for path in shapes):
         head = shapes.get("head/bias")
@@ -94,7 +98,7 @@ def head_settings(shapes: Shapes) -> dict[str, Any]:
 
 
 def nearest_variant(settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The variant with the fewest differences, and what overrides it."""
+    """The variant with the fewest differences from `settings`, and these differences."""
     defaults = {name: field.default for name, field in ENCODER_OPTIONS.items()}
     head = dict(num_classes=1000, out_norm=True)
 
@@ -103,7 +107,7 @@ def nearest_variant(settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         if "out_stages" in settings:
             variant["out_stages"] = tuple(range(len(settings["depths"])))
         differences = {k: v for k, v in settings.items() if variant[k] != v}
-        if "out_stages" in settings:  # says that it is a backbone
+        if "out_stages" in settings:  # This override says that it is a backbone.
             differences["out_stages"] = settings["out_stages"]
         return differences
 
@@ -112,12 +116,15 @@ def nearest_variant(settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def unseen_options(name: str, settings: dict[str, Any], overrides: dict[str, Any]) -> str:
-    """Says what the weights can't show, and what is taken for it.
+    """Says which options the weights cannot show, and which values are taken for them.
 
     Args:
-      name: the variant.
-      settings: from `visible_settings`.
-      overrides: what was chosen beside the name, and needs no saying.
+      name: the name of the variant.
+      settings: the result of `visible_settings`.
+      overrides: options that were chosen explicitly, which are not mentioned.
+
+    Returns:
+      A sentence, which is empty if there are no such options.
     """
     defaults = {option: ENCODER_OPTIONS[option].default for option in _UNSEEN}
     taken = {
@@ -126,7 +133,7 @@ def unseen_options(name: str, settings: dict[str, Any], overrides: dict[str, Any
         if option not in settings and option not in overrides
     }
     if not settings.get("use_conv_embed"):
-        taken.pop("stem_padding", None)  # there is none
+        taken.pop("stem_padding", None)  # Patches that do not overlap have no padding.
     if not taken:
         return ""
     values = ", ".join(f"{option}={value}" for option, value in taken.items())

@@ -1,4 +1,4 @@
-"""From a state dict of any dialect to parameters by their Flax paths."""
+"""The tensors of a state dict matched with the parameters of a FocalNet."""
 
 import dataclasses
 import fnmatch
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from focalnet_jax.convert.dialects import DIALECTS, Dialect
+from focalnet_jax.convert.dialects import DIALECTS, Dialect, dialect_named
 from focalnet_jax.convert.weight_files import Weights
-from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.errors import SetupError, argument
 
-# What wrappers, trainers and larger models put before the names of a FocalNet; DINO's
-# backbone is `backbone.0`, a compiled module `_orig_mod`.
+# Wrappers, trainers and larger models put these before the names of a FocalNet. The
+# backbone of DINO is `backbone.0`, and a compiled module is `_orig_mod`.
 _KNOWN_PREFIXES = frozenset(
     {"module", "visual", "vision", "encoder", "backbone", "0", "model", "_orig_mod"}
 )
@@ -19,13 +19,13 @@ _KNOWN_PREFIXES = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One parameter of a source.
+    """One parameter of the weights.
 
     Attributes:
-      key: its name there.
-      tensor: its values as they are there.
-      array: the same in Flax's layout, a view.
-      dialect_key: its name without prefixes.
+      key: the tensor's name in the weights.
+      tensor: the tensor as it is in the weights.
+      array: a view of the tensor in Flax's layout.
+      dialect_key: the tensor's name without prefixes, as its dialect has it.
     """
 
     key: str
@@ -35,16 +35,17 @@ class Parameter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """Weights whose names are understood.
+class MatchedWeights:
+    """Weights whose tensors are known to be parameters of a FocalNet.
 
     Attributes:
-      origin: for messages.
-      dialect: None for parameters that have Flax paths already.
-      parameters: by Flax path.
-      problems: names that have no meaning or one meaning twice, a line each.
-      notes: what a reader should know.
-      sha256, metadata: as for `Weights`.
+      origin: the name of the file or directory, for messages.
+      dialect: the dialect of the names; None if the names are Flax paths.
+      parameters: the parameters by Flax path.
+      problems: a line for each tensor that is no parameter, or a parameter for the second
+        time.
+      notes: sentences for the user about what was left out.
+      sha256, metadata: as in `Weights`.
     """
 
     origin: str
@@ -57,12 +58,12 @@ class Source:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """In Flax's layout, by Flax path."""
+        """The shapes in Flax's layout, by Flax path."""
         return {path: p.array.shape for path, p in self.parameters.items()}
 
     @property
     def use_postln(self) -> bool | None:
-        """Whether norms come after the branches; None where the names don't say."""
+        """Whether norms come after the branches; None if the names do not show it."""
         path = "layers_0/blocks_0/norm1/scale"
         if self.dialect is None or path not in self.parameters:
             return None
@@ -70,51 +71,38 @@ class Source:
         return None if before == after else self.parameters[path].dialect_key == after
 
 
-def understand(
+def match_names(
     weights: Weights,
     *,
     dialect: str | None = None,
     prefix: str | None = None,
     ignore: Sequence[str] = (),
-) -> Source:
-    """Recognises the dialect and sorts tensors by their Flax paths.
+) -> MatchedWeights:
+    """Recognises the dialect and finds the Flax path of each tensor.
 
     Args:
       weights: tensors by name.
       dialect: one of `DIALECTS`; None recognises it.
-      prefix: takes only the names that begin so; None takes all, and finds the prefix
-        if it is a usual one such as `module.`.
+      prefix: take only the names that begin so. With None all names are taken, and a
+        usual prefix such as `module.` is removed.
       ignore: shell-style patterns of names to leave out.
 
     Raises:
-      SetupError: not a FocalNet, or several of them.
+      SetupError: the weights hold no FocalNet, or several of them.
     """
-    if dialect is not None and dialect not in DIALECTS:
-        raise SetupError(
-            f"no dialect is named {dialect!r}{did_you_mean(dialect, DIALECTS)}"
-        )
-    tensors = {
-        key: tensor
-        for key, tensor in weights.tensors.items()
-        if not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignore)
-    }
-    candidates = [DIALECTS[dialect]] if dialect else list(DIALECTS.values())
-    notes = weights.notes
+    known = list(DIALECTS.values())
+    candidates = known if dialect is None else [dialect_named(dialect)]
     if prefix is not None:
         prefix = prefix.removesuffix(".") + "."
-        inside = {k: v for k, v in tensors.items() if k.startswith(prefix)}
-        if len(inside) < len(tensors):
-            count = len(tensors) - len(inside)
-            notes += (f"{count:,} tensors outside of {prefix!r} are left out",)
-        tensors = inside
+    tensors, notes = _select(weights, prefix, ignore)
     chosen, lead = _find_stem(weights.origin, tensors, candidates, prefix)
 
-    parameters, problems, strangers = {}, [], []
+    parameters, problems, unmatched = {}, [], []
     for key, tensor in tensors.items():
         dialect_key = _dialect_key(key, lead, chosen)
         path = dialect_key and chosen.path_of(dialect_key)
         if path is None:
-            strangers.append(key)
+            unmatched.append(key)
             continue
         array = chosen.from_torch(path, tensor)
         if array is None:
@@ -125,7 +113,7 @@ def understand(
             parameters[path] = Parameter(key, tensor, array, dialect_key)
     if not any("/modulation/" in path for path in parameters):
         raise _no_focalnet(weights.origin, tensors, prefix)
-    for key in strangers:
+    for key in unmatched:
         twin = parameters.get(chosen.path_of(_strip_known(key)))
         shape = list(tensors[key].shape)
         if twin:
@@ -133,7 +121,7 @@ def understand(
             problems.append(f"{key} {shape} and {other} are the same parameter")
         else:
             problems.append(f"{key} {shape} is no parameter of a FocalNet")
-    return Source(
+    return MatchedWeights(
         weights.origin,
         chosen,
         parameters,
@@ -144,13 +132,36 @@ def understand(
     )
 
 
+def is_ignored(name: str, ignore: Sequence[str]) -> bool:
+    """Whether a name matches one of the shell-style patterns."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)
+
+
+def _select(
+    weights: Weights, prefix: str | None, ignore: Sequence[str]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Takes the tensors that are asked for, and adds a note about the others."""
+    tensors = {k: v for k, v in weights.tensors.items() if not is_ignored(k, ignore)}
+    if prefix is None:
+        return tensors, weights.notes
+    inside = {k: v for k, v in tensors.items() if k.startswith(prefix)}
+    notes = weights.notes
+    if count := len(tensors) - len(inside):
+        notes += (f"{count:,} tensors outside of {prefix!r} are left out",)
+    return inside, notes
+
+
 def _find_stem(
     origin: str,
     tensors: dict[str, np.ndarray],
     dialects: list[Dialect],
     prefix: str | None,
 ) -> tuple[Dialect, str]:
-    """The dialect, and what stands before the names in its table (or their end)."""
+    """Finds the dialect, and what precedes its names in `tensors`.
+
+    A net without its head lacks the dialect's inner prefix, so that the names in
+    `tensors` may be shorter than those of the dialect.
+    """
     found = {}
     for dialect in dialects:
         anchor = dialect.anchor.removeprefix(dialect.inner_prefix)
@@ -165,29 +176,29 @@ def _find_stem(
     if len({_strip_known(outer) for _, _, outer in found.values()}) > 1:
         raise SetupError(
             f"{origin} holds several nets, with the stems {', '.join(found)}: say which "
-            "by the prefix of its names"
+            f"by {argument('prefix')}, the prefix of its names"
         )
-    # Of one stem under two prefixes the second is reported as a double match.
+    # If one stem has two prefixes, the second is reported as a double match later.
     dialect, lead, outer = min(found.values(), key=lambda stem: len(stem[1]))
     if prefix is None and _strip_known(outer):
         raise SetupError(
             f"{origin} has a FocalNet below the unknown prefix {outer!r}: if that is the "
-            "net you mean, give the prefix"
+            f"net you mean, give it as {argument('prefix')}"
         )
     return dialect, lead
 
 
 def _dialect_key(key: str, lead: str, dialect: Dialect) -> str | None:
-    """The name in the dialect's table; None for one that doesn't begin as the stem's."""
+    """The name as the dialect has it; None if it lacks the prefix of the stem's name."""
     outer = lead.removesuffix(dialect.inner_prefix)
     if not key.startswith(outer):
         return None
-    # A net without its head lacks the inner prefix.
     inner = dialect.inner_prefix if lead == outer else ""
     return inner + key.removeprefix(outer)
 
 
 def _strip_known(key: str) -> str:
+    """Removes the known prefixes of a name."""
     first, dot, rest = key.partition(".")
     return _strip_known(rest) if dot and first in _KNOWN_PREFIXES else key
 

@@ -1,7 +1,7 @@
-"""Files of tensors: safetensors, read and written without torch, and PyTorch's own.
+"""Files of tensors: safetensors, which need no torch, and PyTorch's own files.
 
-PyTorch's are pickles, which can run code when they are loaded. Here they are read with
-`torch.load(weights_only=True)` and in no other way.
+PyTorch's files are pickles, which can run code when they are loaded. They are always read
+with `torch.load(weights_only=True)`, which refuses such code.
 """
 
 import dataclasses
@@ -11,34 +11,35 @@ import pathlib
 import re
 import warnings
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-import safetensors.numpy
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, first_line
 from focalnet_jax.paths import written_aside
 
 _SAFETENSORS = (".safetensors",)
 _PICKLES = (".pth", ".pt", ".bin")
 SUFFIXES = (*_SAFETENSORS, *_PICKLES)
 
-# Under these names, in this order, checkpoints hold their weights.
+# Entries of checkpoints that hold weights, in the order in which they are tried.
 _WRAPPERS = ("state_dict", "model", "teacher")
-_DEPTH = 8  # of wrappers; a pickle may hold itself
+# The greatest number of wrappers in one another. A pickle may contain itself.
+_DEPTH = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Named tensors, as a file or a program holds them.
+    """Tensors by name, just as a file or a state dict holds them.
 
     Attributes:
-      origin: for messages: the file's name.
-      tensors: numpy arrays by name, as they were: nothing is renamed or widened.
-      sha256: of the file; None for tensors that came from no file.
-      metadata: texts that a safetensors file carries beside them.
-      notes: what a reader should know about how they were read.
+      origin: the name of the file, for messages.
+      tensors: numpy arrays by name. No name and no precision is changed.
+      sha256: the hash of the file; None if the tensors are not from a file.
+      metadata: texts that a safetensors file holds beside its tensors.
+      notes: sentences for the user about which tensors were read.
     """
 
     origin: str
@@ -54,14 +55,14 @@ def read_weights(
     """Reads tensors from a file, or takes those of a state dict.
 
     Args:
-      source: a file that ends as `SUFFIXES` say, or a mapping from names to torch tensors
-        or numpy arrays, perhaps below a wrapper such as `state_dict`.
-      wrapper: which entry holds the weights; None finds `state_dict`, `model` or
-        `teacher`.
+      source: a file with one of the endings `SUFFIXES`, or a mapping from names to torch
+        tensors or numpy arrays, which may lie below a wrapper such as `state_dict`.
+      wrapper: the entry that holds the weights. With None the entries `state_dict`,
+        `model` and `teacher` are tried.
 
     Raises:
-      SetupError: no such file, another kind of file, a damaged one, or a pickle that
-        asks for more than tensors.
+      SetupError: there is no such file, it is of another kind or damaged, or it is a
+        pickle that holds more than tensors.
     """
     if isinstance(source, Mapping):
         origin, content, sha256, metadata = "the state dict", source, None, {}
@@ -93,8 +94,8 @@ def _check_readable(path: pathlib.Path) -> None:
         raise SetupError(f"{path} is empty")
     with path.open("rb") as file:
         start = file.read(9)
-    # A safetensors file begins with the length of its JSON header, in eight bytes, which
-    # may look like the start of anything.
+    # A safetensors file begins with the length of its JSON header in eight bytes, and
+    # these may look like the start of a pickle. The ninth byte decides.
     is_safetensors = start[8:] == b"{"
     if is_safetensors and path.suffix in _PICKLES:
         raise SetupError(f"{path} is a safetensors file: rename it to .safetensors")
@@ -106,22 +107,25 @@ def _check_readable(path: pathlib.Path) -> None:
 def _read_safetensors(
     path: pathlib.Path,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    # Types that numpy lacks, such as float8, end in an AttributeError.
+    import safetensors
+
+    # For a dtype that numpy lacks, such as float8, safetensors raises an AttributeError.
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return file.get_tensors(), file.metadata() or {}
     except (safetensors.SafetensorError, AttributeError, ValueError, OSError) as error:
         raise SetupError(
-            f"{path} is damaged, or no safetensors file: {_first_line(error)}"
+            f"{path} is damaged, or no safetensors file: {first_line(error)}"
         ) from error
 
 
 def _read_pickle(path: pathlib.Path) -> Any:
     torch = _import_torch(f"to read {path}")
     try:
-        with warnings.catch_warnings(action="ignore"):  # about protocols of pickle
+        # torch warns of old versions of the pickle protocol.
+        with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle and zip have no common class of errors
+    except Exception as error:  # torch, pickle and zip have no common class of errors.
         if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise SetupError(
                 f"{path} is refused: it holds {wanted[1]}, which is not a tensor, and to "
@@ -133,19 +137,12 @@ def _read_pickle(path: pathlib.Path) -> Any:
                 f"{path} is refused: it is a pickle of more than tensors, and to load it "
                 "could run code; or it is damaged"
             ) from error
-        raise SetupError(
-            f"{path} is damaged, or no PyTorch file: {_first_line(error)}"
-        ) from error
+        # pickle raises a KeyError for an instruction that it does not know.
+        reason = "no pickle" if isinstance(error, KeyError) else first_line(error)
+        raise SetupError(f"{path} is damaged, or no PyTorch file: {reason}") from error
 
 
-def _first_line(error: Exception) -> str:
-    if isinstance(error, KeyError):  # the bytes of an unknown instruction
-        return "no pickle"
-    lines = str(error).strip().splitlines()
-    return lines[0].split(". ")[0] if lines else type(error).__name__
-
-
-def _import_torch(purpose: str):
+def _import_torch(purpose: str) -> ModuleType:
     try:
         import torch
     except ImportError as error:
@@ -158,6 +155,7 @@ def _import_torch(purpose: str):
 def _unwrap(
     origin: str, content: Any, wrapper: str | None
 ) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """Finds the mapping that holds the tensors; adds a note if there are others."""
     notes = ()
     for _ in range(_DEPTH):
         if not isinstance(content, Mapping):
@@ -209,14 +207,14 @@ def _to_numpy(origin: str, name: str, tensor: Any) -> np.ndarray:
     torch = _import_torch("for torch tensors")
     try:
         tensor = tensor.detach().cpu()
-        if tensor.dtype == torch.bfloat16:  # numpy's comes from ml_dtypes
+        if tensor.dtype == torch.bfloat16:  # torch does not know that of ml_dtypes.
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
     except (RuntimeError, TypeError) as error:
-        # Sparse, quantised, float8, without data ...
+        # The tensor may be sparse, quantised, float8 or without data.
         raise SetupError(
             f"{origin} holds {name!r} as {tensor.dtype}, {tensor.layout}, on "
-            f"{tensor.device}, which is no plain array: {_first_line(error)}"
+            f"{tensor.device}, which is no plain array: {first_line(error)}"
         ) from error
 
 
@@ -227,20 +225,22 @@ def write_weights(
     wrapper: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes tensors as the file's ending says: aside first, then renamed.
+    """Writes a file of tensors, whole or not at all.
 
     Args:
-      path: ends as `SUFFIXES` say.
+      path: the file, whose ending is one of `SUFFIXES` and decides on its kind.
       tensors: contiguous arrays by name.
-      wrapper: the entry of a PyTorch file under which its readers look for them.
-      metadata: texts that a safetensors file carries beside them.
+      wrapper: the entry of a PyTorch file that is to hold the tensors.
+      metadata: texts that a safetensors file is to hold beside the tensors.
 
     Raises:
       SetupError: torch is needed and not installed.
     """
     with written_aside(path) as aside:
         if path.suffix in _SAFETENSORS:
-            # transformers reads only files that say so.
+            import safetensors.numpy
+
+            # transformers reads no file without this entry.
             metadata = {"format": "pt", **(metadata or {})}
             aside.write_bytes(safetensors.numpy.save(dict(tensors), metadata))
         else:
@@ -250,7 +250,7 @@ def write_weights(
                 torch.save({wrapper: content} if wrapper else content, file)
 
 
-def _to_tensor(torch, array: np.ndarray):
+def _to_tensor(torch: ModuleType, array: np.ndarray) -> Any:
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

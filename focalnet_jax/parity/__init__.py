@@ -1,1 +1,1 @@
-"""JAX beside PyTorch, layer by layer; `python -m focalnet_jax.parity --help`."""
+"""JAX compared with PyTorch, layer by layer; `python -m focalnet_jax.parity --help`."""

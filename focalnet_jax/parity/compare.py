@@ -1,23 +1,24 @@
-"""How far two computations of the same thing are apart."""
+"""How far the outputs of two nets are apart."""
 
 import dataclasses
 
 import numpy as np
 
-# What rounding explains, relative to the greatest value of a layer. In float32 the sums
-# of a FocalNet-T reach 2e-6, and a GELU approximated by tanh makes 1e-4.
+# The greatest relative errors that rounding explains. In float32 a FocalNet-T has errors
+# of 2e-6, and a wrong GELU, the one approximated by tanh, gives 1e-4.
 TOLERANCES = {"float32": 2e-5, "float64": 1e-10}
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Of one layer's output.
+    """How far two outputs of one layer are apart.
 
     Attributes:
-      name: of the layer.
-      max_error, mean_error: of |ours - theirs|.
-      relative_error: the greatest error over the greatest |theirs|.
-      cosine: between both as vectors.
+      name: the name of the layer.
+      max_error: the greatest |ours - theirs|.
+      mean_error: the mean |ours - theirs|.
+      relative_error: the greatest |ours - theirs| over the greatest |theirs|.
+      cosine: the cosine of the angle between both outputs as vectors.
     """
 
     name: str
@@ -28,7 +29,7 @@ class Difference:
 
 
 class _Sums:
-    """What is needed for a `Difference`, over any number of batches."""
+    """The sums that make a `Difference`, over any number of batches."""
 
     def __init__(self):
         self.count = 0
@@ -40,7 +41,7 @@ class _Sums:
         error = np.abs(ours - theirs)
         self.count += error.size
         self.errors += error.sum()
-        # numpy's maximum hands NaN on, Python's does not.
+        # numpy's maximum of NaN and a number is NaN; Python's may be the number.
         self.greatest_error = np.maximum(self.greatest_error, error.max())
         self.greatest = np.maximum(self.greatest, np.abs(theirs).max())
         self.products += np.vdot(ours, theirs)
@@ -60,7 +61,7 @@ class _Sums:
 
 
 def difference(name: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
-    """Compares two arrays of one shape, in float64."""
+    """Compares two arrays of the same shape, in float64."""
     _check_shapes(name, ours, theirs)
     sums = _Sums()
     sums.add(ours, theirs)
@@ -77,9 +78,10 @@ class Verdict:
     """Whether two nets are the same up to rounding.
 
     Attributes:
-      differences: by layer, in the order of the computation; the logits come last.
-      top1_agreement: share of images whose class is the same.
-      tolerance: on the relative error of each layer.
+      differences: one for each layer, in the order of the computation. The logits come
+        last.
+      top1_agreement: share of images for which both nets give the same class.
+      tolerance: the greatest allowed relative error of a layer.
     """
 
     differences: list[Difference]
@@ -88,12 +90,13 @@ class Verdict:
 
     @property
     def passes(self) -> bool:
-        """Whether every layer is within the tolerance; NaN never is."""
+        """Whether every layer is within the tolerance and all classes are the same."""
         return self.first_beyond is None and self.top1_agreement == 1
 
     @property
     def first_beyond(self) -> Difference | None:
-        """The first layer beyond the tolerance."""
+        """The first layer beyond the tolerance, if there is one."""
+        # NaN is beyond every tolerance, but no comparison with it is true.
         beyond = (d for d in self.differences if not d.relative_error <= self.tolerance)
         return next(beyond, None)
 
@@ -113,7 +116,7 @@ class Comparison:
     """Compares two nets layer by layer over batches of images.
 
     Args:
-      tolerance: on the relative error of each layer.
+      tolerance: the greatest allowed relative error of a layer.
     """
 
     def __init__(self, tolerance: float):
@@ -122,7 +125,15 @@ class Comparison:
         self._agreements: list[np.ndarray] = []
 
     def add(self, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
-        """Adds a batch: each layer that `theirs` names, `logits` among them."""
+        """Adds the outputs for a batch.
+
+        Args:
+          ours: outputs by layer.
+          theirs: outputs by layer, `logits` among them. Only these layers are compared.
+
+        Raises:
+          ValueError: two outputs of a layer have different shapes.
+        """
         for name in theirs:
             _check_shapes(name, ours[name], theirs[name])
             self._sums.setdefault(name, _Sums()).add(ours[name], theirs[name])
@@ -130,6 +141,7 @@ class Comparison:
         self._agreements.append(agrees)
 
     def verdict(self) -> Verdict:
+        """The verdict on all batches so far."""
         return Verdict(
             [sums.difference(name) for name, sums in self._sums.items()],
             float(np.concatenate(self._agreements).mean()),
@@ -138,7 +150,7 @@ class Comparison:
 
 
 def table(differences: list[Difference]) -> str:
-    """A line a layer, in columns."""
+    """Makes a text table with a row for each layer."""
     width = max(len(d.name) for d in differences)
     lines = [f"{'layer':{width}}  max error  mean error  relative  cosine"]
     lines += [

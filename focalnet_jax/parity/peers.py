@@ -1,7 +1,7 @@
-"""FocalNet as timm and transformers have it, with our options and our names.
+"""Peers: the FocalNets of timm and of transformers, with our options and our names.
 
-Both are written independently of this package. What they return is brought to
-`[batch, height, width, channels]` and called as in our models' outputs.
+Both were written independently of this package. Their outputs are brought to
+`[batch, height, width, channels]`, and they are named as the outputs of our models.
 """
 
 import importlib.util
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from focalnet_jax.convert.dialects import DIALECTS
-from focalnet_jax.convert.names import Source
-from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.convert.names import MatchedWeights
+from focalnet_jax.errors import SetupError, did_you_mean, first_line
 from focalnet_jax.models import FocalNet
 
 
@@ -21,10 +21,10 @@ def build_peer(kind: str, model: FocalNet) -> torch.nn.Module:
 
     Args:
       kind: `"timm"` or `"transformers"`.
-      model: from `create_model`.
+      model: the result of `create_model`.
 
     Raises:
-      SetupError: the peer isn't installed, or can't be such a net.
+      SetupError: the peer is not installed, or cannot express the model.
     """
     if kind not in _PEERS:
         raise SetupError(f"no peer is named {kind!r}{did_you_mean(kind, _PEERS)}")
@@ -34,13 +34,15 @@ def build_peer(kind: str, model: FocalNet) -> torch.nn.Module:
     build, _ = _PEERS[kind]
     try:
         return build(model).eval()
-    except (ImportError, RuntimeError) as error:  # of a torchvision for another torch
-        reason = str(error).splitlines()[0]
-        raise SetupError(f"{kind} is installed but can't be used: {reason}") from error
+    except (ImportError, RuntimeError) as error:
+        # For instance, torchvision may be built for another version of torch.
+        raise SetupError(
+            f"{kind} is installed but can't be used: {first_line(error)}"
+        ) from error
 
 
 def load_peer(peer: torch.nn.Module, state_dict: dict[str, np.ndarray]) -> None:
-    """Gives a peer all of its weights, in its own precision."""
+    """Loads all of a peer's weights, in the peer's own precision."""
     dtype = next(peer.parameters()).dtype
     numpy_dtype = {torch.float64: np.float64}.get(dtype, np.float32)
     tensors = {
@@ -51,30 +53,32 @@ def load_peer(peer: torch.nn.Module, state_dict: dict[str, np.ndarray]) -> None:
 
 
 def own_state_dict(
-    peer: torch.nn.Module, kind: str, source: Source, *, use_postln: bool
+    peer: torch.nn.Module, kind: str, weights: MatchedWeights, *, use_postln: bool
 ) -> dict[str, np.ndarray]:
-    """A source's tensors under a peer's names, without a way through Flax.
+    """The tensors of weights under a peer's names, without a conversion to Flax.
 
-    Where the source has the peer's dialect they are its own names; else they are
-    renamed, and a dense layer becomes a 1x1 convolution or the other way round. Nothing
-    is transposed, so a mistake in the layouts of the conversion can't cancel out.
+    Weights in the peer's dialect keep their names. Others are renamed, and a dense layer
+    becomes a 1x1 convolution or the reverse. Nothing is transposed. So a mistake in the
+    layouts of the conversion to Flax cannot be undone by the same mistake here.
     """
     shapes = {name: tensor.shape for name, tensor in peer.state_dict().items()}
     state_dict = {}
-    for path, parameter in source.parameters.items():
+    for path, parameter in weights.parameters.items():
         name = parameter.dialect_key
-        if source.dialect.name != kind:
+        if weights.dialect.name != kind:
             name = DIALECTS[kind].key_of(path, use_postln=use_postln)
         state_dict[name] = parameter.tensor.reshape(shapes[name])
     return state_dict
 
 
-def run_peer(peer: torch.nn.Module, kind: str, images: np.ndarray) -> dict:
-    """Applies a peer to `[b, h, w, 3]` images and names what each layer returns.
+def run_peer(
+    peer: torch.nn.Module, kind: str, images: np.ndarray
+) -> dict[str, torch.Tensor]:
+    """Applies a peer to `[b, h, w, channels]` images and names the layers' outputs.
 
     Returns:
-      `stem`, `stage{s}/block{b}`, `stage{s}/downsample`, `pre_logits` and `logits` in
-      the order of the computation, torch tensors, channels last.
+      `stem`, `stage{s}/block{b}`, `stage{s}/downsample`, `pre_logits` and `logits`, in
+      the order of the computation, as torch tensors with channels last.
     """
     outputs: dict[str, torch.Tensor] = {}
     _, watched = _PEERS[kind]
@@ -97,18 +101,23 @@ def run_peer(peer: torch.nn.Module, kind: str, images: np.ndarray) -> dict:
 
 
 def _channels_last(args: tuple, output: Any) -> torch.Tensor:
-    """Brings a layer's result to `[b, h, w, c]`, pooled ones to `[b, c]`.
+    """Brings an output to `[b, h, w, c]`, or to `[b, c]` after pooling.
 
-    transformers passes maps as `[b, h * w, c]` beside their height and width.
+    timm has maps `[b, c, h, w]`. transformers has maps `[b, h * w, c]`, and passes their
+    height and width separately.
+
+    Args:
+      args: the arguments of the layer.
+      output: what the layer returned.
     """
-    if isinstance(output, tuple):  # a stem or a downsampling: map and size
+    if isinstance(output, tuple):  # A stem or downsampling returns map and size.
         output, (height, width) = output
         return output.unflatten(1, (height, width))
     if output.ndim == 4:
         return output.permute(0, 2, 3, 1)
-    if output.ndim == 3 and output.shape[-1] == 1:  # the pooler
+    if output.ndim == 3 and output.shape[-1] == 1:  # This is the pooler.
         return output[..., 0]
-    if output.ndim == 3:  # a block, called with its map and the map's size
+    if output.ndim == 3:  # A block gets map and size as arguments.
         return output.unflatten(1, tuple(args[1]))
     return output
 

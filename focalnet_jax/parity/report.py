@@ -1,4 +1,4 @@
-"""The comparison as a page to look at."""
+"""An HTML page that shows how two nets compare."""
 
 import html
 import pathlib
@@ -13,13 +13,13 @@ from focalnet_jax.paths import write_whole
 def write_report(
     path: pathlib.Path, verdict: Verdict, *, title: str, setting: str
 ) -> None:
-    """Writes an HTML page: verdict, error through depth, table. It needs no network.
+    """Writes an HTML page with the verdict, a plot of the errors over depth and a table.
 
     Args:
-      path: of the page.
-      verdict: what to show.
-      title: of the page.
-      setting: a line on how it was measured.
+      path: where the page is written.
+      verdict: the verdict to show.
+      title: the title of the page.
+      setting: a line about how the errors were measured.
     """
     rows = "\n".join(
         f"<tr><td>{html.escape(d.name)}</td><td>{d.max_error:.2e}</td>"
@@ -39,9 +39,10 @@ over the greatest |PyTorch|.</p>
 
 
 def picture(verdict: Verdict) -> str:
-    """The relative error of each layer over depth, an SVG element."""
+    """Plots the relative error of each layer over depth, as an SVG element."""
     names = [d.name for d in verdict.differences]
-    # Equal to the last bit is no point on a logarithmic axis: it stands at the bottom.
+    # A logarithmic axis has no place for zero, so an error of zero is drawn at its lower
+    # end.
     errors = [d.relative_error for d in verdict.differences]
     lowest = min([e for e in errors if e > 0] + [verdict.tolerance]) / 3
     figure = matplotlib.figure.Figure(figsize=(9, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""`model.json`: what is needed to use the parameters that lie beside it."""
+"""`model.json`, which says how to use the parameters beside it."""
 
 import dataclasses
 import json
@@ -6,18 +6,18 @@ from typing import Any
 
 from etils import epath
 
-from focalnet_jax.data import Preprocessing
 from focalnet_jax.errors import SetupError
-from focalnet_jax.models import FocalNet, FocalNetBackbone, create_backbone, create_model
+from focalnet_jax.models import create_backbone, create_model
+from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
-from focalnet_jax.paths import write_whole
+from focalnet_jax.paths import write_json
+from focalnet_jax.preprocessing import Preprocessing
 
-Model = FocalNet | FocalNetBackbone
 _FILE = "model.json"
 BACKBONE_OPTIONS = frozenset({"out_stages", "out_norm"})
 HEAD_OPTIONS = BACKBONE_OPTIONS | {"num_classes"}
 
-# May change between runs: the parameters mean the same with any of their values.
+# These may change between runs, because the parameters mean the same with any value.
 _FREE_OPTIONS = (
     "dtype",
     "param_dtype",
@@ -34,13 +34,14 @@ class ModelDescription:
     """The content of a `model.json`.
 
     Attributes:
-      name: of the variant.
-      overrides: further arguments of `create_model`; with `out_stages` among them, of
-        `create_backbone`.
-      preprocessing: what the model was trained for.
-      classes: their names, if known.
+      name: the name of the variant.
+      overrides: further arguments of `create_model`. If `out_stages` or `out_norm` is
+        among them, they are arguments of `create_backbone`.
+      preprocessing: how images are prepared for the model.
+      classes: the names of the classes, if they are known.
       source: where converted parameters come from: `file`, `sha256`, `dialect` and
-        `dtype`, by parameter if they are several.
+        `dtype`. If the parameters have several dtypes, `dtype` has one for each.
+      task: the task that the model was trained for.
     """
 
     name: str
@@ -48,20 +49,23 @@ class ModelDescription:
     preprocessing: Preprocessing
     classes: list[str] | None = None
     source: dict[str, Any] | None = None
+    task: str = "classification"
 
     def create(self, **overrides) -> Model:
         """Makes the model, with some options changed."""
-        return create(self.name, self.overrides | overrides)
+        return create_classifier_or_backbone(self.name, self.overrides | overrides)
 
     def write(self, directory: epath.Path) -> None:
+        """Writes `model.json` into a directory."""
         write_json(directory / _FILE, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """The content of `model.json`."""
         content = {
+            "task": self.task,
             "name": self.name,
             "overrides": self.overrides,
-            **dataclasses.asdict(self.preprocessing),
+            **self.preprocessing.to_json(),
             "classes": self.classes,
         }
         if self.source is not None:
@@ -69,64 +73,56 @@ class ModelDescription:
         return content
 
 
-def create(name: str, overrides: dict[str, Any]) -> Model:
-    """Makes a classifier, or a backbone if `overrides` say which stages it returns."""
+def create_classifier_or_backbone(name: str, overrides: dict[str, Any]) -> Model:
+    """Makes a backbone if `overrides` has an option of backbones, else a classifier."""
     is_backbone = BACKBONE_OPTIONS & overrides.keys()
     return (create_backbone if is_backbone else create_model)(name, **overrides)
 
 
-def default_preprocessing(name: str, *, image_size: int | None = None) -> Preprocessing:
-    """What the released weights of a variant are for.
+def default_preprocessing(name: str) -> Preprocessing:
+    """The preprocessing that the released weights of a variant are for.
 
-    The official evaluation: bicubic, 256 / 224 of the crop. The image size is by default
-    the one in the names of the releases.
+    It is the official evaluation, which resizes bicubically and keeps 224 / 256 of the
+    shorter side. The image size is the one in the names of the releases.
     """
     is_384 = name.startswith(("focalnet_large", "focalnet_xlarge"))
-    return Preprocessing(image_size=image_size or (384 if is_384 else 224))
+    return Preprocessing(image_size=384 if is_384 else 224)
 
 
 def find_description(path: epath.Path) -> ModelDescription | None:
-    """Reads the `model.json` that belongs to parameters; None where there is none.
+    """Reads the `model.json` that belongs to parameters; None if there is none.
 
     Args:
-      path: a workdir, its `checkpoints`, a checkpoint in there, or a directory of
-        converted parameters.
+      path: a workdir, its `checkpoints` directory, a checkpoint in that, or a directory
+        of converted parameters.
+
+    Raises:
+      SetupError: the file describes no model.
     """
-    for place in (path, path.parent, path.parent.parent):
-        if (place / _FILE).exists():
-            return _read(place / _FILE)
+    for directory in (path, path.parent, path.parent.parent):
+        file = directory / _FILE
+        if file.exists():
+            return parse_description(file.read_text(), origin=str(file))
     return None
-
-
-def _read(path: epath.Path) -> ModelDescription:
-    return parse_description(path.read_text(), origin=str(path))
 
 
 def parse_description(text: str, *, origin: str) -> ModelDescription:
     """Reads the text of a `model.json`.
 
     Raises:
-      SetupError: naming `origin`, if it describes no model.
+      SetupError: the text describes no model; the message names `origin`.
     """
     try:
         content = json.loads(text)
-        preprocessing = Preprocessing(
-            image_size=content.pop("image_size"),
-            mean=tuple(content.pop("mean")),
-            std=tuple(content.pop("std")),
-            interpolation=content.pop("interpolation"),
-            crop=content.pop("crop"),
+        preprocessing = Preprocessing.from_json(content)
+        others = content.keys() - preprocessing.to_json().keys()
+        description = ModelDescription(
+            preprocessing=preprocessing, **{key: content[key] for key in others}
         )
-        description = ModelDescription(preprocessing=preprocessing, **content)
         description.create()
         return description
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SetupError(f"{origin} is no description of a model: {error!r}") from error
-
-
-def write_json(path: epath.Path, content: Any) -> None:
-    """Writes it indented, whole or not at all."""
-    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def check_same_model(directory: epath.Path, model: Model) -> None:
@@ -137,14 +133,17 @@ def check_same_model(directory: epath.Path, model: Model) -> None:
 
 
 def model_differences(directory: epath.Path, model: Model) -> list[str]:
-    """How `model` differs from that of the parameters in `directory`.
+    """Says how `model` differs from the model of the parameters in `directory`.
 
-    Some options leave no trace in the parameters, and a wrong one computes something
-    else without a word. Where no `model.json` says otherwise, there is no difference.
+    Some options leave no trace in the parameters, so that a wrong value computes
+    something else without any error. Without a `model.json` no difference can be seen.
 
     Args:
       directory: as for `find_description`.
       model: the model that is to take the parameters.
+
+    Returns:
+      A line for each option that differs.
     """
     description = find_description(directory)
     if description is None:

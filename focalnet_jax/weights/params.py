@@ -1,34 +1,35 @@
-"""Parameters on disk: Orbax directories, of a run or of a converter.
+"""Parameters on disk, in directories that Orbax writes.
 
-WORKDIR/checkpoints/STEP/params     what `main.py` writes
-WORKDIR/checkpoints/STEP/ema        with `ema_decay`: their average over the steps
-DIRECTORY/params                    what `python -m focalnet_jax.convert` writes
+WORKDIR/checkpoints/STEP/params     written by `main.py`
+WORKDIR/checkpoints/STEP/ema        their average over the steps, with `ema_decay`
+DIRECTORY/params                    written by `python -m focalnet_jax.convert`
+
+Orbax takes long to import, so the functions that need it import it themselves.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, argument, first_line
 from focalnet_jax.paths import is_remote
+from focalnet_jax.trees import PyTree, named_leaves, nested
 
-PyTree = Any
 CHECKPOINTS = "checkpoints"
-# Orbax's, of a checkpoint that is whole, where none can be written aside and renamed.
+# A bucket cannot rename directories. There Orbax writes this file into a checkpoint when
+# the checkpoint is whole.
 _MARKER = "commit_success.txt"
 
 
 def newest_params_path(path: epath.Path) -> epath.Path | None:
-    """Where the newest parameters below `path` lie; None if there are none.
+    """The path of the newest parameters at or below `path`; None if there are none.
 
     Args:
       path: a workdir, its `checkpoints` directory, a single checkpoint, a directory of
-        converted parameters; or a checkpoint's `params` or `ema` itself.
+        converted parameters, or the `params` or `ema` of a checkpoint.
     """
     if path.name in ("params", "ema") and path.parent.name.isdigit() and path.is_dir():
         return path if _is_whole(path.parent) else None
@@ -50,7 +51,7 @@ def _is_whole(directory: epath.Path) -> bool:
 
 
 def check_holds_params(path: epath.Path) -> epath.Path:
-    """As `newest_params_path`, but raises SetupError where there are none."""
+    """Works as `newest_params_path`, but raises SetupError if there are none."""
     found = newest_params_path(path)
     if found is None:
         if path.is_file():
@@ -65,105 +66,121 @@ def check_holds_params(path: epath.Path) -> epath.Path:
 
 
 def load_params(
-    path: epath.Path, abstract_params: PyTree, *, with_head: bool = True
+    path: epath.Path,
+    abstract_params: PyTree,
+    *,
+    new: Sequence[str] = (),
+    may_be_new: Sequence[str] = ("head/",),
 ) -> PyTree:
-    """Reads parameters and checks that they fit.
+    """Reads parameters and checks that they fit a model.
 
     Args:
-      path: from `newest_params_path` or `check_holds_params`.
-      abstract_params: expected shapes and dtypes, with shardings.
-      with_head: whether to read the head's, too.
+      path: the result of `newest_params_path` or `check_holds_params`.
+      abstract_params: a nested dict of the expected shapes and dtypes, with shardings.
+      new: prefixes of names, such as `"head/"`. Parameters whose names begin so are
+        neither read nor checked, and the result lacks them.
+      may_be_new: prefixes that the caller could add to `new`. If all problems lie there,
+        the error says how to start these parameters anew.
 
     Raises:
-      SetupError: a parameter too many, too few or of another shape; they are damaged.
+      SetupError: parameters are missing, have another shape, are not in the model or are
+        damaged.
     """
-    with _damage_told(path):
-        stored = stored_shapes(path)
-    if not with_head:
-        stored = {n: s for n, s in stored.items() if not n.startswith("head/")}
-        abstract_params = {n: p for n, p in abstract_params.items() if n != "head"}
-    _check_fit(path, stored, _shapes(abstract_params))
-    with _damage_told(path), ocp.PyTreeCheckpointer() as checkpointer:
+    import orbax.checkpoint as ocp
+
+    with _damage_reported(path):
+        stored = _without(stored_shapes(path), new)
+    expected = _without(named_leaves(abstract_params), new)
+    _check_fit(path, stored, _shapes(expected), may_be_new)
+    wanted = nested(expected)
+    with _damage_reported(path), ocp.PyTreeCheckpointer() as checkpointer:
         return checkpointer.restore(
             path,
             ocp.args.PyTreeRestore(
-                abstract_params,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_params),
+                wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
                 partial_restore=True,
             ),
         )
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
-    """Reads parameters as they are stored: `{"head/bias": [1000], ...}`.
+    """Reads parameters by name, with the shapes and dtypes that are stored.
 
     Raises:
-      SetupError: they are damaged.
+      SetupError: the parameters are damaged.
     """
+    import orbax.checkpoint as ocp
+
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def abstract(leaf):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
 
-    with _damage_told(path), ocp.StandardCheckpointer() as checkpointer:
+    with _damage_reported(path), ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(path, jax.tree.map(abstract, _metadata(path)))
     return {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
 
 
-@contextlib.contextmanager
-def _damage_told(path: epath.Path) -> Iterator[None]:
-    try:
-        yield
-    except jax.errors.JaxRuntimeError:
-        raise  # of other processes, or for want of memory
-    except Exception as error:  # Orbax and its store raise all kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SetupError(f"{path} is damaged: {reason[:200]}") from error
-
-
 def save_params(path: epath.Path, params: PyTree) -> None:
-    """Writes parameters, whole, as a run's checkpoints hold them."""
+    """Writes parameters in the form in which the checkpoints of a run hold them."""
+    import orbax.checkpoint as ocp
+
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path, params)
 
 
 def stored_shapes(path: epath.Path) -> dict[str, tuple[int, ...]]:
-    """By name, the shapes of the arrays that lie at `path`."""
-    return _shapes(_metadata(path))
-
-
-def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by their path, as in `layers_0/blocks_0/norm1/scale`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in leaves
-    }
+    """The shapes of the arrays that are stored at `path`, by name."""
+    return _shapes(named_leaves(_metadata(path)))
 
 
 def _metadata(path: epath.Path) -> PyTree:
+    import orbax.checkpoint as ocp
+
     return ocp.StandardCheckpointHandler().metadata(path)
 
 
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}
+@contextlib.contextmanager
+def _damage_reported(path: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        raise  # Another process failed or the memory is full: no file is at fault.
+    except Exception as error:  # Orbax and its store have no common class of errors.
+        raise SetupError(f"{path} is damaged: {first_line(error)[:200]}") from error
 
 
-def _check_fit(path: epath.Path, stored: Mapping, expected: Mapping) -> None:
-    problems = [
-        f"{name} {shape} is not in the model"
+def _shapes(named: Mapping[str, PyTree]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in named.items()}
+
+
+def _without(named: Mapping[str, PyTree], prefixes: Sequence[str]) -> dict[str, PyTree]:
+    return {n: leaf for n, leaf in named.items() if not n.startswith(tuple(prefixes))}
+
+
+def _check_fit(
+    path: epath.Path,
+    stored: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    may_be_new: Sequence[str],
+) -> None:
+    problems = {
+        name: f"{name} {shape} is not in the model"
         for name, shape in stored.items()
         if name not in expected
-    ]
+    }
     for name, shape in expected.items():
         if name not in stored:
-            problems.append(f"{name} {shape} is not stored")
+            problems[name] = f"{name} {shape} is not stored"
         elif stored[name] != shape:
-            problems.append(f"{name} is stored as {stored[name]}, the model has {shape}")
+            problems[name] = f"{name} is stored as {stored[name]}, the model has {shape}"
     if problems:
-        lines = "\n  ".join(sorted(problems))
+        lines = "\n  ".join(sorted(problems.values()))
         hint = ""
-        if all(problem.startswith("head/") for problem in problems):
-            hint = "\nFor another head: --config.reset_head=True starts it anew; more in "
-            hint += "python -m focalnet_jax.convert --help"
+        if all(name.startswith(tuple(may_be_new)) for name in problems):
+            hint = (
+                f"\nFor another head, {argument('reset_head')}=True starts it anew; "
+                "python -m focalnet_jax.convert --help shows what else can be changed"
+            )
         raise SetupError(f"{path} does not fit the model:\n  {lines}{hint}")

@@ -1,4 +1,4 @@
-"""Weights that others have published: their names, and how to get them."""
+"""Weights that others have published: their names, and how they are downloaded."""
 
 import http.client
 import os
@@ -18,7 +18,7 @@ _HUGGING_FACE = "https://huggingface.co"
 _HUB_NAME = re.compile(r"hf:\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
-# The files at `_GITHUB`, and the models that they are of.
+# The files at `_GITHUB`, and the variant of each.
 RELEASES = {
     "focalnet_tiny_srf": "focalnet_tiny_srf",
     "focalnet_tiny_lrf": "focalnet_tiny_lrf",
@@ -33,12 +33,17 @@ RELEASES = {
 }
 
 
+def is_published(source: str) -> bool:
+    """Whether `source` names weights that `download` gets: a release, or `hf:...`."""
+    return source.startswith("hf:") or source.removesuffix(".pth") in RELEASES
+
+
 def unknown_name(source: str) -> str:
-    """What to say of a name that is no file, no directory and no release."""
+    """The message for a name that is no file, no directory and no release."""
     message = f"no file, directory or release is named {source!r}"
     stem = source.removesuffix(".pth")
-    for release, model in RELEASES.items():
-        if stem == model:
+    for release, variant in RELEASES.items():
+        if stem == variant:
             return f"{message}; the release of that model is {release!r}"
     if "_iso" in stem or "_huge" in stem:
         return f"{message}; the official isotropic and huge weights are offline"
@@ -47,25 +52,21 @@ def unknown_name(source: str) -> str:
     return message + did_you_mean(source, RELEASES)
 
 
-def is_remote(source: str) -> bool:
-    """Whether `fetch` would download it: `hf:OWNER/NAME`, or a release of that name."""
-    return source.startswith("hf:") or source.removesuffix(".pth") in RELEASES
-
-
-def fetch(source: str) -> pathlib.Path:
-    """Downloads published weights, once, to `~/.cache/focalnet_jax`.
+def download(source: str) -> pathlib.Path:
+    """Downloads published weights to `~/.cache/focalnet_jax`, once.
 
     Args:
-      source: `hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION` for a repository on the Hugging
-        Face Hub (`HF_ENDPOINT` and `HF_TOKEN` are heeded), or one of `RELEASES`.
+      source: one of `RELEASES`, or `hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION` for a
+        repository on the Hugging Face Hub. The environment variables `HF_ENDPOINT` and
+        `HF_TOKEN` are respected.
 
     Raises:
-      SetupError: no network, or no such weights.
+      SetupError: there is no network, or there are no such weights.
     """
     cache = cache_directory()
     if not source.startswith("hf:"):
         file = source.removesuffix(".pth") + ".pth"
-        return download(f"{_GITHUB}/{file}", cache / "microsoft" / file)
+        return download_file(f"{_GITHUB}/{file}", cache / "microsoft" / file)
 
     if not _HUB_NAME.fullmatch(source) or ".." in source:
         raise SetupError(
@@ -77,7 +78,7 @@ def fetch(source: str) -> pathlib.Path:
     for file in HUB_FILES:
         url = f"{endpoint}/{name}/resolve/{revision}/{file}"
         try:
-            return download(url, cache / "hf" / name / revision / file)
+            return download_file(url, cache / "hf" / name / revision / file)
         except _NotThereError:
             continue
     raise SetupError(
@@ -87,20 +88,20 @@ def fetch(source: str) -> pathlib.Path:
 
 
 def cache_directory() -> pathlib.Path:
-    """Where downloads are kept."""
+    """The directory in which downloads are kept."""
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(home) / "focalnet_jax"
 
 
 class _NotThereError(SetupError):
-    """The server knows no such address."""
+    """The server has nothing at this address."""
 
 
-def download(url: str, path: pathlib.Path) -> pathlib.Path:
-    """Downloads aside, then renames; what is there already is not asked for again.
+def download_file(url: str, path: pathlib.Path) -> pathlib.Path:
+    """Downloads one file, whole or not at all, unless it is at `path` already.
 
     Raises:
-      SetupError: no network, or no answer of the promised length.
+      SetupError: there is no network, or the answer is not a file of the promised length.
     """
     if path.exists():
         return path
@@ -108,7 +109,7 @@ def download(url: str, path: pathlib.Path) -> pathlib.Path:
     try:
         request = urllib.request.Request(url)
         if token and "/resolve/" in url:
-            # Not sent on to the store that the Hub redirects to.
+            # The Hub redirects to a store, which must not get the token.
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         with (
             urllib.request.urlopen(request, timeout=60) as response,

@@ -1,13 +1,14 @@
-"""The shapes of full-size variants, traced once."""
+"""The shapes of full-size variants, each traced once."""
 
 import functools
 
 import pytest
 
 from focalnet_jax import create_model, list_models
-from focalnet_jax.convert.fit import abstract_params
+from focalnet_jax.models import abstract_params
+from focalnet_jax.trees import named_leaves
 
-# Together they have each option on and off; the extended run has all.
+# Together these have each option on and off. The extended run has all variants.
 DEFAULT = (
     "focalnet_tiny_srf",
     "focalnet_base_lrf",
@@ -20,7 +21,8 @@ DEFAULT = (
 @functools.cache
 def shapes_of(name):
     model = create_model(name)
-    return {path: leaf.shape for path, leaf in abstract_params(model).items()}
+    leaves = named_leaves(abstract_params(model))
+    return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 @pytest.fixture(
@@ -30,5 +32,5 @@ def shapes_of(name):
     ]
 )
 def variant(request):
-    """A variant's name and the shapes of its parameters, by path."""
+    """The name of a variant and the shapes of its parameters by path."""
     return request.param, shapes_of(request.param)

@@ -11,8 +11,9 @@ import pytest
 from focalnet_jax import create_backbone, create_model
 from focalnet_jax.convert import from_torch, infer_model, to_torch
 from focalnet_jax.convert.dialects import DIALECTS
-from focalnet_jax.convert.fit import abstract_params
 from focalnet_jax.errors import SetupError
+from focalnet_jax.models import abstract_params
+from focalnet_jax.trees import named_leaves
 
 SMALL = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 5))
 
@@ -211,9 +212,13 @@ def test_every_misfit_is_listed_at_once(params):
 @pytest.mark.parametrize(
     ("weights", "model", "cause"),
     [
-        (dict(focal_levels=(2, 2)), dict(focal_levels=(3, 3)), "add_levels=True"),
+        (dict(focal_levels=(2, 2)), dict(focal_levels=(3, 3)), "add_levels adds"),
         (dict(focal_levels=(3, 3)), dict(focal_levels=(2, 2)), "LRF for SRF"),
-        (dict(focal_windows=(3, 3)), dict(focal_windows=(9, 9)), "resize_kernels=True"),
+        (
+            dict(focal_windows=(3, 3)),
+            dict(focal_windows=(9, 9)),
+            "resize_kernels zero-pads",
+        ),
         ({}, dict(use_layerscale=True), "use_layerscale is False there, True in"),
         (dict(num_classes=21_842), dict(num_classes=1000), 'head="in22k_to_in1k"'),
         (dict(num_classes=7), {}, 'head="reset"'),
@@ -226,10 +231,15 @@ def test_causes_are_named(weights, model, cause):
         from_torch(zeros(small(**weights)), small(**model))
 
 
+def shapes_of(model):
+    leaves = named_leaves(abstract_params(model))
+    return {path: leaf.shape for path, leaf in leaves.items()}
+
+
 def zeros(model, dialect="microsoft", shapes=None):
     """A state dict of the model's shapes that takes no memory."""
     table, use_postln = DIALECTS[dialect], model.encoder.use_postln
-    shapes = shapes or {path: leaf.shape for path, leaf in abstract_params(model).items()}
+    shapes = shapes or shapes_of(model)
     return {
         table.key_of(path, use_postln=use_postln): np.broadcast_to(
             np.float32(0), table.to_torch(path, np.broadcast_to(0, shape)).shape
@@ -458,10 +468,9 @@ def test_what_differs_from_a_variant_is_inferred(caplog):
 @pytest.mark.parametrize(("embed_dim", "mlp_ratio"), [(96, 3.3), (352, 15 / 352), (8, 4)])
 def test_inferred_ratios_give_the_same_widths(embed_dim, mlp_ratio):
     model = small(embed_dim=embed_dim, mlp_ratio=mlp_ratio)
-    shapes = {path: leaf.shape for path, leaf in abstract_params(model).items()}
+    shapes = shapes_of(model)
     name, overrides = infer_model(zeros(model, shapes=shapes))
-    inferred = abstract_params(create_model(name, **overrides))
-    assert {path: leaf.shape for path, leaf in inferred.items()} == shapes
+    assert shapes_of(create_model(name, **overrides)) == shapes
 
 
 def test_what_is_disputed_is_said(caplog):

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from focalnet_jax import create_backbone, create_model
 from focalnet_jax.convert.dialects import DIALECTS
-from focalnet_jax.convert.fit import abstract_params
+from focalnet_jax.models import abstract_params
+from focalnet_jax.trees import named_leaves
 
 EVERYTHING = dict(
     depths=(2, 1, 1),
@@ -31,7 +31,9 @@ def test_names_are_one_to_one(variant):
 
 def test_only_microsoft_names_the_norms_of_a_backbone():
     model = create_backbone("focalnet_tiny_srf")
-    paths = [path for path in abstract_params(model) if path.startswith("norm")]
+    paths = [
+        path for path in named_leaves(abstract_params(model)) if path.startswith("norm")
+    ]
     assert sorted(paths)[0] == "norm0/bias"
     for path in paths:
         key = DIALECTS["microsoft"].key_of(path, use_postln=False)
@@ -43,7 +45,7 @@ def test_only_microsoft_names_the_norms_of_a_backbone():
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda d: d.name)
 def test_layouts_are_inverse(dialect, random_params):
     params = random_params(create_model("focalnet_huge_fl3", **EVERYTHING))
-    for path, array in traverse_util.flatten_dict(params, sep="/").items():
+    for path, array in named_leaves(params).items():
         back = dialect.from_torch(path, dialect.to_torch(path, array))
         np.testing.assert_array_equal(back, array)
 
@@ -54,7 +56,7 @@ def test_names_and_shapes_are_the_peers(name, kind, peers):
     model = create_model(name, **EVERYTHING)
     expected = {k: tuple(v.shape) for k, v in state_dict(peers, kind, model).items()}
     given = {}
-    for path, leaf in abstract_params(model).items():
+    for path, leaf in named_leaves(abstract_params(model)).items():
         key = DIALECTS[kind].key_of(path, use_postln=model.encoder.use_postln)
         given[key] = DIALECTS[kind].to_torch(path, np.zeros(leaf.shape)).shape
     assert given == expected

@@ -8,7 +8,7 @@ import pytest
 from focalnet_jax import create_model
 from focalnet_jax.models import focalnet
 from focalnet_jax.ops import focal_modulation
-from focalnet_jax.parity.__main__ import compare_layers
+from focalnet_jax.parity.layers import compare_layers
 
 
 def tanh_gelu(monkeypatch):

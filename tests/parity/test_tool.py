@@ -72,7 +72,7 @@ def test_both_sides_agree(dialect, options, peer, weights, peers, capsys):
     ]
     assert "\nPASS: " in printed
     assert "top-1 agreement 100.0%" in printed
-    assert "both with normalize_modulator=False, use_postln=False: whether" in printed
+    assert "both have normalize_modulator=False, use_postln=False; only" in printed
     page = pathlib.Path("page.html").read_text()
     assert "PASS" in page
     assert "stage1/block1" in page

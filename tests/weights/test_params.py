@@ -1,0 +1,82 @@
+"""Parameters on disk, and what is said if they do not fit."""
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from focalnet_jax.errors import SetupError
+from focalnet_jax.weights.params import load_params, read_arrays, save_params
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Parameters of an encoder, a norm and a head."""
+    params = {
+        "layers_0": {"kernel": np.ones((2, 3), np.float32)},
+        "norm": {"scale": np.full(3, 2, np.float32)},
+        "head": {"kernel": np.zeros((3, 5), np.float32), "bias": np.zeros(5, np.float32)},
+    }
+    path = epath.Path(tmp_path) / "params"
+    save_params(path, params)
+    return path
+
+
+def abstract(**shapes):
+    """A tree of `{name: {"kernel": shape}}`, on one device."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return {
+        module: {
+            name: jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding)
+            for name, shape in leaves.items()
+        }
+        for module, leaves in shapes.items()
+    }
+
+
+LAYER = {"kernel": (2, 3)}
+NORM = {"scale": (3,)}
+HEAD = {"kernel": (3, 5), "bias": (5,)}
+
+
+def test_parameters_are_read_as_they_were_written(path):
+    params = load_params(path, abstract(layers_0=LAYER, norm=NORM, head=HEAD))
+    arrays = read_arrays(path)
+    assert arrays.keys() == {"layers_0/kernel", "norm/scale", "head/kernel", "head/bias"}
+    np.testing.assert_array_equal(params["norm"]["scale"], arrays["norm/scale"])
+
+
+def test_new_parameters_are_neither_read_nor_checked(path):
+    other_head = {"kernel": (3, 7)}
+    params = load_params(
+        path, abstract(layers_0=LAYER, norm=NORM, head=other_head), new=("head/",)
+    )
+    assert params.keys() == {"layers_0", "norm"}
+    params = load_params(path, abstract(layers_0=LAYER), new=("head/", "norm/"))
+    assert params.keys() == {"layers_0"}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "problem", "may_be_new", "is_hinted"),
+    [
+        (dict(head={"kernel": (3, 7)}), r"head/bias \(5,\) is not in", ["head/"], True),
+        (
+            dict(norm=NORM | {"bias": (3,)}),
+            r"norm/bias \(3,\) is not st",
+            ["head/"],
+            False,
+        ),
+        (dict(norm={"scale": (4,)}), r"has \(4,\)", ["head/"], False),
+        (dict(norm={"scale": (4,)}), r"has \(4,\)", ["head/", "norm/"], True),
+        (dict(head={"kernel": (3, 7)}), "head/kernel is stored as", [], False),
+    ],
+)
+def test_misfits_are_listed_with_a_hint_if_they_may_be_new(
+    path, shapes, problem, may_be_new, is_hinted
+):
+    expected = abstract(**dict(layers_0=LAYER, norm=NORM, head=HEAD) | shapes)
+    with pytest.raises(SetupError, match=problem) as error:
+        load_params(path, expected, may_be_new=may_be_new)
+    assert ("reset_head=True" in str(error.value)) is is_hinted
+    spelt = error.value.spelt(lambda name: f"--config.{name}")
+    assert ("--config.reset_head=True" in spelt) is is_hinted
