@@ -1,6 +1,6 @@
 """Input: data sets, read and transformed by Grain into batches of numpy arrays."""
 
-from focalnet_jax.data.bad_records import BadRecordError, BadRecords
+from focalnet_jax.data.bad_records import BadRecordError, BadRecords, WrongRecordError
 from focalnet_jax.data.images.exact import INTERPOLATIONS
 from focalnet_jax.data.images.randaugment import RandAugment
 from focalnet_jax.data.images.transforms import (
@@ -9,24 +9,22 @@ from focalnet_jax.data.images.transforms import (
     TrainTransform,
     image_operations,
 )
+from focalnet_jax.data.labels import Labels
 from focalnet_jax.data.pipeline import Batch, eval_batches, train_batches
-from focalnet_jax.data.sources.opening import Source, check_label, open_source
-from focalnet_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from focalnet_jax.data.sources.opening import Source, open_source
 
 __all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
     "INTERPOLATIONS",
     "PIXELS",
     "BadRecordError",
     "BadRecords",
     "Batch",
     "EvalTransform",
-    "Preprocessing",
+    "Labels",
     "RandAugment",
     "Source",
     "TrainTransform",
-    "check_label",
+    "WrongRecordError",
     "eval_batches",
     "image_operations",
     "open_source",

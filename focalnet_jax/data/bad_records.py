@@ -1,20 +1,24 @@
-"""Records that no image can be made of: named, counted, skipped or fatal."""
+"""Records that can't be used: they are named and counted, skipped or fatal."""
 
 from collections.abc import Callable, Iterator
 
 from absl import logging
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, argument
 
 
 class BadRecordError(ValueError):
-    """A record that can't be read, or whose bytes are no whole image."""
+    """A record that can't be read, or whose bytes are damaged: it may be skipped."""
+
+
+class WrongRecordError(ValueError):
+    """A record that can be read, and that the task can't take: it is never skipped."""
 
 
 class BadRecords:
-    """The bad records that were met in a source, by index: which, why and how many.
+    """The bad records that were met in a source, and what is wrong with each.
 
-    Counts begin anew when a run is started again.
+    They are counted from the start of the program, not of the run.
 
     Args:
       describe: names a record by its index.
@@ -43,9 +47,13 @@ class BadRecords:
         self._faults[index] = fault
         text = f"{self._describe(index)} is unusable: {fault}"
         if len(self) > self.allowed:
-            raise SetupError(
-                f"{text}\nThat makes {len(self)}, and data.max_bad_records="
-                f"{self.allowed} are allowed. Mend the record, or raise that number to "
-                "have as many skipped"
-            )
+            raise too_many(text, count=len(self), allowed=self.allowed)
         logging.warning("%s; skipped (%d of at most %d)", text, len(self), self.allowed)
+
+
+def too_many(text: str, *, count: int, allowed: int) -> SetupError:
+    """The error of one bad record more than `allowed`, which `text` is about."""
+    return SetupError(
+        f"{text}\nThat makes {count}, and {argument('max_bad_records')}={allowed} are "
+        "allowed. Mend the record, or raise that number to have as many skipped"
+    )

@@ -10,64 +10,81 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
-from focalnet_jax.data.bad_records import BadRecordError, BadRecords
-from focalnet_jax.data.images.transforms import EvalTransform, TrainTransform
-from focalnet_jax.data.sources.opening import Source, check_label
-from focalnet_jax.errors import SetupError
+from focalnet_jax.data.bad_records import (
+    BadRecordError,
+    BadRecords,
+    WrongRecordError,
+    too_many,
+)
+from focalnet_jax.errors import SetupError, argument
 
 Batch = dict[str, np.ndarray]
+# Arrays by name, of one row.
+Example = dict[str, Any]
 
-# Without end; Grain's own endless repetition overflows with batches of one row.
+# The sequence of epochs has no end; Grain's own endless repetition overflows with
+# batches of one row.
 _EPOCHS = 1 << 31
+
+
+class Source(Protocol):
+    """Records that can be read in any order."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Any:
+        """Returns a record; raises BadRecordError for one that can't be read."""
+
+    def describe(self, index: int) -> str:
+        """Names a record for messages."""
 
 
 def train_batches(
     source: Source,
-    transform: TrainTransform,
+    make_example: Callable[[Any, np.random.Generator], Example],
     *,
     batch_size: int,
     seed: int,
     first_step: int = 0,
     rows: Sequence[int] | None = None,
-    num_classes: int | None = None,
     bad_records: BadRecords | None = None,
     threads: int = 2,
     workers: int = 0,
 ) -> Iterator[Batch]:
     """Endless shuffled batches, from that of `first_step` on.
 
-    Step k holds the examples k * B to (k + 1) * B - 1 of an endless sequence of epochs,
-    each all records in an order of its own. So batches run across epoch boundaries, and
-    no example is dropped. Threads and workers change nothing but speed.
+    Step k holds the examples k * B to (k + 1) * B - 1 of an endless sequence of epochs.
+    An epoch is all records, in an order of its own. So batches run across the ends of
+    epochs, and no example is dropped. Threads and workers change nothing but speed.
 
     Args:
       source: the records.
-      transform: gets a random generator that depends on `seed` and the example's
-        position in the sequence alone.
+      make_example: makes a row's arrays of a record. Its random generator depends on
+        `seed` and the example's position in the sequence alone. It is pickled for
+        workers.
       batch_size: global number of rows, B.
-      seed: of order and augmentation.
+      seed: of the order and of the random generators.
       first_step: where to start.
       rows: those of each global batch to yield; None for all.
-      num_classes: labels from this number on are errors; None for any.
-      bad_records: notes records that can't be decoded, in whose place the nearest good
-        one after them in the source comes; None: the first one is an error.
-      threads: that decode, in this process or in each worker.
-      workers: processes that decode; 0 for none but this one.
+      bad_records: notes records that can't be read, in whose place the nearest good one
+        after them in the source comes; None makes the first one an error.
+      threads: that make examples, in this process or in each worker.
+      workers: processes that make examples; 0 for this process alone.
 
     Yields:
-      `image`, uint8 `[b, size, size, 3]`; `label`, int32 `[b]`; `id`, int64 `[b]`, the
-      index of the record in `source`; where b is the number of `rows`.
+      the arrays of `make_example`, `[b, ...]`, and `id`, int64 `[b]`, the index of the
+      record in `source`; b is the number of `rows`.
 
     Raises:
-      SetupError: a label outside of `[0, num_classes)` or one bad record too many, naming
-        the record; or a worker that has died.
+      SetupError: a record that `make_example` refuses, or one bad record too many, by its
+        name; or a worker that has died.
     """
     if bad_records is None:
         bad_records = BadRecords(source.describe)
@@ -76,7 +93,7 @@ def train_batches(
         .seed(seed)
         .shuffle()
         .repeat(_EPOCHS)
-        .random_map(_LoadForTraining(source, transform, num_classes, bad_records.allowed))
+        .random_map(_ForTraining(source, make_example, bad_records.allowed))
     )
     batches = _batch(examples, batch_size, rows)[first_step:]
     return _iterate(batches, bad_records, threads=threads, workers=workers)
@@ -84,28 +101,24 @@ def train_batches(
 
 def eval_batches(
     source: Source,
-    transform: EvalTransform,
+    make_example: Callable[[Any], Example],
     *,
     batch_size: int,
     rows: Sequence[int] | None = None,
-    num_classes: int | None = None,
     bad_records: BadRecords | None = None,
     threads: int = 2,
     workers: int = 0,
 ) -> Iterator[Batch]:
     """Every record once, in order, in batches of one size.
 
-    Args, yields and raises: as `train_batches`, and also `mask`, bool `[b]`, which is
-    False in the rows that fill up the last batch and in those of bad records; these are
-    blank. Sources with label sets give `labels`, bool `[b, classes]`, in place of
-    `label`.
+    Args, yields and raises: as `train_batches`, and also `mask`, bool `[b]`. It is False
+    in the rows that fill up the last batch and in those of bad records, which
+    `make_example` makes of None.
     """
     if bad_records is None:
         bad_records = BadRecords(source.describe)
     padded = -(-len(source) // batch_size) * batch_size
-    examples = grain.MapDataset.range(padded).map(
-        _LoadForEvaluation(source, transform, num_classes)
-    )
+    examples = grain.MapDataset.range(padded).map(_ForEvaluation(source, make_example))
     batches = _batch(examples, batch_size, rows)
     return _iterate(batches, bad_records, threads=threads, workers=workers)
 
@@ -139,7 +152,7 @@ class _Rows(grain.transforms.DatasetSelectionMap):
 def _iterate(
     batches: grain.MapDataset, bad_records: BadRecords, *, threads: int, workers: int
 ) -> Iterator[Batch]:
-    # An element is a whole batch, so one in advance for each thread is enough.
+    # An element is a whole batch, so that each thread needs only one in advance.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     dataset = batches.to_iter_dataset(options)
     if workers:
@@ -155,7 +168,10 @@ def _iterate(
         if "terminated unexpectedly" not in str(error):
             raise
         reason, *_ = str(error).split(". ")
-        hint = "If memory ran out, a smaller data.workers or batch_size helps"
+        hint = (
+            f"If memory ran out, a smaller {argument('workers')} or "
+            f"{argument('batch_size')} helps"
+        )
         if "exit code -7" in reason:  # SIGBUS
             hint = "Shared memory is too small: look at `df /dev/shm` (docker --shm-size)"
         raise SetupError(
@@ -163,8 +179,8 @@ def _iterate(
             "command goes on from the newest checkpoint"
         ) from error
     finally:
-        # Grain's iterators are cycles that hold a batch, whose shared memory would last
-        # until the program's end.
+        # Grain's iterators are cycles of references that hold a batch. Without this, its
+        # shared memory would last until the program ends.
         gc.collect()
 
 
@@ -177,14 +193,15 @@ def _without_faults(
                 bad_records.add(index, fault)
             yield batch
     finally:
-        iterator.close()  # or the workers' shared memory would outlive it
+        iterator.close()  # Otherwise the workers' shared memory would outlive it.
 
 
 def _prepare_worker(worker: int, workers: int) -> None:
-    """Has a worker end when the program is killed, which Grain's would outlive.
+    """Ties a worker's life to that of the program.
 
-    And not by what reaches all processes of a terminal or of a job, Ctrl-C and the notice
-    to end: the program ends it, and may want a few batches more before.
+    Grain's workers would outlive a program that is killed. And they would end by what
+    reaches all processes of a terminal or of a job, such as Ctrl-C or SIGTERM, although
+    the program may want a few more batches before it ends them.
     """
     del worker, workers
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -197,8 +214,8 @@ def _prepare_worker(worker: int, workers: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-# Where a row of a batch says what was wrong with which record: enough for a path and a
-# reason, since arrays have rows of one size. No text: nothing was.
+# A row of a batch says here what was wrong with which record. Arrays have rows of one
+# size, so the text is long enough for a path and a reason; it is empty for a good record.
 _FAULT = np.dtype([("index", np.int64), ("text", "S232")])
 
 
@@ -209,63 +226,62 @@ def _faults_in(batch: Batch) -> Iterator[tuple[int, str]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _LoadForTraining(grain.transforms.RandomMap):
+class _ForTraining(grain.transforms.RandomMap):
     source: Source
-    transform: TrainTransform
-    num_classes: int | None
+    make_example: Callable[[Any, np.random.Generator], Example]
     allowed: int
 
-    def random_map(self, index: int, rng: np.random.Generator) -> Batch:
+    def random_map(self, index: int, rng: np.random.Generator) -> Example:
         fault = np.zeros((), _FAULT)
-        # Of so many different records one is good, or there are too many bad ones.
+        # One of so many different records is good, or there are too many bad ones.
         for attempt in range(min(self.allowed + 1, len(self.source))):
             good = (index + attempt) % len(self.source)
             try:
-                image, label = _read(self.source, good, self.transform, rng)
-                break
+                example = _make(self.source, good, self.make_example, rng)
+                return example | {"id": np.int64(good), "fault": fault}
             except BadRecordError as error:
-                # The first of a row of them is enough: each will have its own turn.
+                # Of several in a row, the first is noted: the others have a turn of
+                # their own.
                 if not attempt:
                     fault[()] = _fault(index, error)
-        else:
-            text = fault["text"].item().decode(errors="replace")
-            others = f", as are the {attempt} after it" if attempt else ""
-            raise SetupError(
-                f"{self.source.describe(index)} is unusable: {text}{others}\nThat makes "
-                f"{attempt + 1}, and data.max_bad_records={self.allowed} are allowed. "
-                "Mend the record, or raise that number to have as many skipped"
-            )
-        example = _example(self.source, good, image, label, self.num_classes)
-        return example | {"fault": fault}
+        text = fault["text"].item().decode(errors="replace")
+        others = f", as are the {attempt} after it" if attempt else ""
+        raise too_many(
+            f"{self.source.describe(index)} is unusable: {text}{others}",
+            count=attempt + 1,
+            allowed=self.allowed,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class _LoadForEvaluation(grain.transforms.Map):
+class _ForEvaluation(grain.transforms.Map):
     source: Source
-    transform: EvalTransform
-    num_classes: int | None
+    make_example: Callable[[Any], Example]
 
-    def map(self, index: int) -> Batch:
+    def map(self, index: int) -> Example:
         fault = np.zeros((), _FAULT)
-        size = self.transform.size
-        image, label = np.zeros((size, size, 3), np.uint8), None
+        example = None
         if index < len(self.source):
             try:
-                image, label = _read(self.source, index, self.transform)
+                example = _make(self.source, index, self.make_example)
             except BadRecordError as error:
                 fault[()] = _fault(index, error)
-        example = _example(self.source, index, image, label, self.num_classes)
-        return example | {"mask": np.bool_(label is not None), "fault": fault}
+        counts = example is not None
+        example = example if counts else self.make_example(None)
+        named = {"id": np.int64(index), "mask": np.bool_(counts), "fault": fault}
+        return example | named
 
 
-def _read(source: Source, index: int, transform, *rng) -> tuple[np.ndarray, Any]:
-    encoded, label = source.read(index)
+def _make(source: Source, index: int, make_example: Callable, *rng) -> Example:
+    record = source.read(index)
     try:
-        return transform(encoded, *rng), label
+        return make_example(record, *rng)
     except BadRecordError:
         raise
+    except WrongRecordError as error:
+        raise SetupError(f"{source.describe(index)} {error}") from error
     except Exception as error:
-        # Of a kind that can travel from a worker: others would be waited for in vain.
+        # A worker can send this class of errors; for others one would wait in vain.
         raise RuntimeError(
             f"{source.describe(index)}: {type(error).__name__}: {error}"
         ) from error
@@ -273,17 +289,3 @@ def _read(source: Source, index: int, transform, *rng) -> tuple[np.ndarray, Any]
 
 def _fault(index: int, error: BadRecordError) -> tuple[int, bytes]:
     return index, (str(error) or "unknown").encode()[: _FAULT["text"].itemsize]
-
-
-def _example(source: Source, index: int, image: np.ndarray, label, num_classes) -> Batch:
-    """A row of a batch; without a label, None, one that doesn't count."""
-    example = {"image": image, "id": np.int64(index)}
-    if source.has_label_sets:
-        labels = np.zeros(source.num_classes, bool)
-        for each in () if label is None else label:
-            check_label(source, index, each, num_classes=source.num_classes)
-            labels[each] = True
-        return example | {"labels": labels}
-    if label is not None:
-        check_label(source, index, label, num_classes=num_classes)
-    return example | {"label": np.int32(label or 0)}

@@ -19,15 +19,15 @@ class Classification:
     isn't empty, as in ImageNet-ReaL (Beyer et al., arXiv 2006.07159).
 
     Args:
-      predict_fn: from parameters and images to logits `[b, classes]`.
-      make_batches: starts anew over the split; batches hold `image`, `mask`, and `label`
-        or `labels`, bool `[b, k]` for the first k classes; all are global arrays.
+      predict: from variables and a batch to logits `[b, classes]`.
+      make_batches: starts anew over the split; batches hold `mask`, and `label` or
+        `labels`, bool `[b, k]` for the first k classes; all are global arrays.
       subset: the labels among which the answer is sought; None for all.
     """
 
     def __init__(
         self,
-        predict_fn: Callable[[Any, jax.Array], jax.Array],
+        predict: Callable[[Any, Batch], jax.Array],
         make_batches: Callable[[], Iterable[Batch]],
         *,
         subset: Sequence[int] | None = None,
@@ -35,8 +35,8 @@ class Classification:
         self._make_batches = make_batches
 
         @jax.jit
-        def count(params, batch):
-            logits = predict_fn(params, batch["image"])
+        def count(variables, batch):
+            logits = predict(variables, batch)
             logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
             if subset is not None:
                 is_in = np.isin(np.arange(logits.shape[-1]), subset)
@@ -49,7 +49,7 @@ class Classification:
 
     def run(
         self,
-        params: Any,
+        variables: Any,
         *,
         name: str = "test",
         before_batch: Callable[[], None] = lambda: None,
@@ -59,15 +59,16 @@ class Classification:
         Where nothing counts, there is only the count.
 
         Args:
-          params: to be evaluated.
+          variables: those of the model to be evaluated.
           name: that metrics' names begin with.
           before_batch: called before each batch; may raise to end the evaluation.
         """
         sums = []
         for batch in self._make_batches():
             before_batch()
-            sums.append(self._count(params, batch))
-            jax.block_until_ready(sums[-2:][0])  # one batch in advance, not the split
+            sums.append(self._count(variables, batch))
+            # One batch is sent in advance, not the whole split.
+            jax.block_until_ready(sums[-2:][0])
         totals = jax.tree.map(lambda *parts: sum(p.item() for p in parts), *sums)
         examples = totals.pop("examples")
         if examples:
@@ -91,7 +92,7 @@ def _sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, ja
 def _sums_of_sets(
     logits: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    # An answer beyond the classes that sets are of is in none.
+    # The model may have more classes than the sets know: an answer there is wrong.
     beyond = logits.shape[-1] - labels.shape[-1]
     labels = jnp.pad(labels, ((0, 0), (0, beyond))) & mask[:, None]
     is_right = jnp.take_along_axis(labels, logits.argmax(-1)[:, None], axis=-1)

@@ -1,29 +1,31 @@
-"""Whether a model, the data sets and the classes they count go together."""
+"""Whether a classifier, the data sets and the classes they count go together."""
 
 import contextlib
 from collections.abc import Sequence
 
 from etils import epath
-from ml_collections import ConfigDict
 
-from focalnet_jax.data import BadRecordError, Source, check_label
-from focalnet_jax.errors import SetupError
+from focalnet_jax.data import BadRecordError, Source, WrongRecordError
+from focalnet_jax.errors import SetupError, argument
 from focalnet_jax.weights.description import find_description
 
 
-def check_labels_fit(config: ConfigDict, source: Source) -> None:
-    """Raises SetupError if the model has too few classes, as far as one can see."""
-    if (source.num_classes or 0) > config.model.num_classes:
+def check_labels_fit(source: Source, num_classes: int) -> None:
+    """Raises SetupError if a model has too few classes, as far as one can see."""
+    if (source.num_classes or 0) > num_classes:
         raise SetupError(
-            f"model.num_classes={config.model.num_classes} is too few for "
-            f"{source.name}, which has {source.num_classes} classes"
+            f"{argument('num_classes')}={num_classes} is too few for {source.name}, "
+            f"which has {source.num_classes} classes"
         )
     # Some splits have no labels, and some data sets don't say how many classes they
-    # have: one record tells most of them. All are checked as they are read.
+    # have: one record shows it of most of them. All are checked as they are read.
     if not source.has_label_sets:
-        with contextlib.suppress(BadRecordError):  # it has its turn later
-            _, label = source.read(0)
-            check_label(source, 0, label, num_classes=config.model.num_classes)
+        with contextlib.suppress(BadRecordError):  # Its turn comes later.
+            record = source.read(0)
+            try:
+                source.labels(num_classes).read(record)
+            except WrongRecordError as error:
+                raise SetupError(f"{source.describe(0)} {error}") from error
 
 
 def check_trainable(train_source: Source, test_source: Source) -> None:
@@ -36,23 +38,22 @@ def check_trainable(train_source: Source, test_source: Source) -> None:
             f"{train_source.name} and {test_source.name} have other classes: "
             f"{_difference(ours, theirs, ('the former', 'the latter'))}. So their labels "
             "don't mean the same. If they are folders, name a file with all classes, one "
-            "in a line, in data.classes"
+            f"in a line, in {argument('classes')}"
         )
 
 
-def check_same_classes(directory: epath.Path, source: Source) -> None:
-    """Raises SetupError if the model in `directory` has learnt other classes."""
+def class_differences(directory: epath.Path, source: Source) -> list[str]:
+    """A line if the model in `directory` has learnt other classes than those here."""
     description = find_description(directory)
     theirs = description and description.classes
-    if theirs and source.class_names and tuple(theirs) != source.class_names:
-        raise SetupError(
-            f"the model in {directory} has learnt other classes than those of "
-            f"{source.name}: "
-            f"{_difference(theirs, source.class_names, ('the model', 'the data set'))}. "
-            "So labels don't mean the same. Of a folder, data.classes says which classes "
-            'its labels count; if they do mean the same, set "classes" to null in the '
-            "model's model.json"
-        )
+    if not theirs or not source.class_names or tuple(theirs) == source.class_names:
+        return []
+    difference = _difference(theirs, source.class_names, ("the model", "the data set"))
+    return [
+        f"classes: {difference}. So labels don't mean the same. The labels of an image "
+        f"folder count the classes that {argument('classes')} names; if they do mean the "
+        'same, set "classes" to null in the model\'s model.json'
+    ]
 
 
 def _difference(

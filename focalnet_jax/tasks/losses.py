@@ -9,7 +9,7 @@ import optax
 def cross_entropy(
     logits: jax.Array, targets: jax.Array, *, label_smoothing: float = 0.0
 ) -> jax.Array:
-    """Softmax cross entropy, the mean over the batch, in float32 or wider.
+    """Softmax cross entropy of each row, `[b]`, in float32 or wider.
 
     Args:
       logits: `[b, classes]`.
@@ -24,4 +24,4 @@ def cross_entropy(
     chex.assert_rank(logits, 2)
     chex.assert_equal_shape([logits, targets])
     targets = optax.smooth_labels(targets.astype(logits.dtype), label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets).mean()
+    return optax.softmax_cross_entropy(logits, targets)

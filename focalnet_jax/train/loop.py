@@ -2,115 +2,107 @@
 
 import contextlib
 import dataclasses
-import math
-import time
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from focalnet_jax.chips import (
-    chip_of,
-    count_chips,
-    model_flops_utilization,
-    peak_memory,
-)
-from focalnet_jax.data import Source, image_operations
-from focalnet_jax.errors import SetupError
-from focalnet_jax.models import FocalNet, count_multiply_adds, count_params
-from focalnet_jax.paths import absolute_path
-from focalnet_jax.tasks.classes import (
-    check_labels_fit,
-    check_same_classes,
-    check_trainable,
-)
-from focalnet_jax.train.config import steps_of_epochs, total_steps
+from focalnet_jax.data import BadRecords
+from focalnet_jax.errors import SetupError, argument, arguments_spelt
+from focalnet_jax.tasks.base import Splits, Task
+from focalnet_jax.train import sharding
+from focalnet_jax.train.cadence import Cadence
+from focalnet_jax.train.config import field_of, steps_of_epochs, total_steps
+from focalnet_jax.train.efficiency import Efficiency
 from focalnet_jax.train.evaluation import Evaluation
-from focalnet_jax.train.loading import (
-    bad_records_of,
-    count_bad_records,
-    open_split,
-    train_feed,
-)
+from focalnet_jax.train.feed import DeviceFeed
+from focalnet_jax.train.loading import bad_records_of, count_bad_records, train_feed
 from focalnet_jax.train.program import Program, make_program, mesh_of
-from focalnet_jax.train.run import workdir as files
 from focalnet_jax.train.run.checkpoints import Checkpoints
 from focalnet_jax.train.run.divergence import NonFiniteSteps
 from focalnet_jax.train.run.metrics import MetricsWriter
 from focalnet_jax.train.run.preemption import Preempted, Preemption
 from focalnet_jax.train.run.profile import Profile
 from focalnet_jax.train.run.progress import Progress
+from focalnet_jax.train.run.summary import pictures_of
+from focalnet_jax.train.run.workdir import check_shared, describe_run
+from focalnet_jax.train.start import find_start, start
 from focalnet_jax.train.state import TrainState
-from focalnet_jax.weights.description import check_same_model, model_differences
-from focalnet_jax.weights.params import (
-    check_holds_params,
-    load_params,
-    newest_params_path,
-)
+from focalnet_jax.train.step import Metrics
 
 
-def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """All that takes part in a run."""
+
+    config: ConfigDict
+    task: Task
+    workdir: epath.Path
+    total_steps: int
+    program: Program
+    evaluation: Evaluation
+    checkpoints: Checkpoints
+    progress: Progress
+    writer: MetricsWriter
+    profile: Profile
+    efficiency: Efficiency
+    bad_records: BadRecords
+    feed: DeviceFeed
+    preemption: Preemption
+    nonfinite: NonFiniteSteps
+
+
+def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, float]:
     """Trains, or goes on with what lies in `workdir`; returns the last metrics.
 
     Args:
-      config: from `check_config`.
+      config, task: from `check_config`.
       workdir: holds everything that the run writes.
 
     Raises:
       SetupError: anything that whoever started the run can mend.
     """
-    train_source, test_source = _open_data(config)
-    files.check_shared(workdir)
-    mesh = mesh_of(config)
-    profile = Profile(workdir, config.profile_steps)
-    init_from = None
-    if newest_params_path(workdir) is None and config.init_from:
-        init_from = check_holds_params(absolute_path(config.init_from))
-    steps = total_steps(config, len(train_source))
-    program = make_program(config, mesh, num_examples=len(train_source))
-    evaluation = Evaluation(config, program.model, test_source, mesh)
-
-    with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(
-            Checkpoints(
-                workdir,
-                keep=config.checkpoint.keep,
-                best_metric=config.checkpoint.best_metric,
-            )
+    with arguments_spelt(field_of(config)), contextlib.ExitStack() as stack:
+        # What can be wrong is looked for first, before anything is compiled or written.
+        splits = _open(config, task)
+        check_shared(workdir)
+        mesh = mesh_of(config)
+        profile = Profile(workdir, config.profile_steps)
+        init_from = find_start(config, workdir)
+        num_examples = len(splits.train.source)
+        steps = total_steps(config, num_examples)
+        program = make_program(config, task, mesh, num_examples=num_examples)
+        layout = sharding.Layout(
+            mesh, sharding.shardings_of(program.abstract_state.params)
         )
-        if checkpoints.newest_step is not None:
-            check_same_model(workdir, program.model)
-            check_same_classes(workdir, train_source)
-        state, origin = _start(config, workdir, program, checkpoints, init_from)
+        evaluation = Evaluation(config, task, splits.test, layout)
+        checkpoints = stack.enter_context(_checkpoints(config, task, workdir))
+        state, origin = start(
+            config,
+            task,
+            workdir,
+            program,
+            checkpoints,
+            init_from=init_from,
+            source=splits.train.source,
+        )
         first_step = int(state.step)
-
         progress = stack.enter_context(
             Progress(
-                first_step=first_step, total_steps=steps, batch_size=config.batch_size
+                first_step=first_step,
+                total_steps=steps,
+                batch_size=config.batch_size,
+                unit=task.unit,
             )
         )
-        progress.say(
-            f"{config.model.name}, {count_params(program.model):,} parameters; "
-            f"{len(train_source):,} images, {steps:,} steps of {config.batch_size}; "
-            f"{jax.device_count()} x {jax.devices()[0].device_kind}; {workdir}"
-        )
+        _introduce(config, task, workdir, state, splits, steps, progress)
         if first_step >= steps:
             progress.say(f"the run is finished: step {first_step:,} of {steps:,}")
-            return evaluation.run(state.params, state.ema_params, progress)
-        progress.say(origin)
-        if config.model.num_classes > (train_source.num_classes or math.inf):
-            progress.say(
-                f"the model has {config.model.num_classes:,} classes, of which "
-                f"{train_source.name} has {train_source.num_classes:,}"
-            )
-        warmup_steps = steps_of_epochs(config, config.warmup_epochs, len(train_source))
-        if warmup_steps > steps:
-            progress.say(f"the warmup of {warmup_steps:,} steps is longer than the run")
+            return evaluation.run(state, progress)
 
-        files.describe_run(workdir, config, train_source)
+        for remark in (origin, *splits.remarks, *_remarks(config, num_examples, steps)):
+            progress.say(remark)
+        describe_run(workdir, config, task.description(splits.train.source))
         writer = stack.enter_context(
             MetricsWriter(
                 workdir,
@@ -120,188 +112,162 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
             )
         )
         stack.enter_context(profile)
-        efficiency = _Efficiency(program.model, config.data.image_size)
-        bad_records = bad_records_of(config, train_source)
-        feed = stack.enter_context(
-            train_feed(
-                config,
-                train_source,
-                mesh,
-                first_step=first_step,
-                bad_records=bad_records,
-            )
+        bad_records = bad_records_of(config, splits.train.source)
+        feed = train_feed(
+            config,
+            task,
+            splits.train,
+            mesh,
+            first_step=first_step,
+            bad_records=bad_records,
         )
-        preemption = stack.enter_context(Preemption())
-        nonfinite = NonFiniteSteps(
-            config.max_nonfinite_steps,
-            say=progress.say,
-            describe_newest_checkpoint=checkpoints.describe_newest,
+        run = _Run(
+            config=config,
+            task=task,
+            workdir=workdir,
+            total_steps=steps,
+            program=program,
+            evaluation=evaluation,
+            checkpoints=checkpoints,
+            progress=progress,
+            writer=writer,
+            profile=profile,
+            efficiency=Efficiency(task),
+            bad_records=bad_records,
+            feed=stack.enter_context(feed),
+            preemption=stack.enter_context(Preemption()),
+            nonfinite=NonFiniteSteps(
+                config.max_nonfinite_steps,
+                say=progress.say,
+                describe_newest_checkpoint=checkpoints.describe_newest,
+            ),
         )
-        save_clock = _SaveClock(config.checkpoint.every_minutes)
-        measured = metrics = {}
-        for step in range(first_step + 1, steps + 1):
-            profile.start_at(step, busy_with=measured)
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                batch = feed.next(busy_with=measured)
-                state, measured = program.train_step(state, batch)
-            profile.end_at(step, busy_with=measured)
-            nonfinite.add(step, measured)
-            is_last = step == steps
-            ends_early = preemption.reached()
-            logs = is_last or step % config.log_every_steps == 0
-            evaluates = is_last or step % config.evaluate_every_steps == 0
-
-            # The order within a step is fixed: log, evaluate, write, save. So what
-            # stands in a checkpoint has its metrics on disk.
-            metrics = {}
-            if logs:
-                nonfinite.look_at_all()
-                metrics = {f"train/{name}": v.item() for name, v in measured.items()}
-                metrics["train/learning_rate"] = float(program.schedule(step - 1))
-                metrics |= progress.update(step, metrics["train/loss"], feed.waited)
-                metrics |= efficiency(metrics["train/images_per_second"])
-                metrics |= count_bad_records("train", bad_records)
-                if config.max_nonfinite_steps:
-                    metrics["train/nonfinite_steps"] = nonfinite.count
-            if evaluates and not ends_early:
-                try:
-                    metrics |= evaluation.run(
-                        state.params,
-                        state.ema_params,
-                        progress,
-                        before_batch=preemption.check,
-                    )
-                except Preempted:
-                    ends_early = True
-            if metrics:
-                writer.write(step, metrics)
-            if (
-                is_last
-                or ends_early
-                or step % config.checkpoint.every_steps == 0
-                or (logs and save_clock.is_due())
-                or (evaluates and checkpoints.is_best(metrics))
-            ):
-                nonfinite.look_at_all()
-                writer.flush()
-                checkpoints.save(state, metrics)
-                save_clock.restart()
-            if ends_early:
-                checkpoints.wait()
-                progress.say(
-                    f"told to end: saved step {step:,} of {steps:,}; the same command "
-                    "goes on from there"
-                )
-            if evaluates or ends_early:
-                writer.summarize(title=f"{config.model.name}: {workdir.name}")
-                progress.restart_clock(step, feed.waited)
-            if ends_early:
-                break
-            if step == first_step + 1:  # compilation is not part of the speed
-                jax.block_until_ready(state)
-                progress.restart_clock(step, feed.waited)
-        else:
-            checkpoints.wait()
-            progress.say(f"finished: step {steps:,} of {steps:,}")
-        return metrics
+        return _train_steps(run, state)
 
 
-def _open_data(config: ConfigDict) -> tuple[Source, Source]:
-    """To train and to test on: there, and such that one can."""
-    image_operations(config.data.pixels)  # are its libraries there?
-    train_source = open_split(config, config.data.train_split)
-    test_source = open_split(config, config.data.test_split)
-    check_trainable(train_source, test_source)
-    for source in (train_source, test_source):
-        check_labels_fit(config, source)
-    expected = config.data.num_train_examples
-    if expected is not None and expected != len(train_source):
-        raise SetupError(
-            f"data.num_train_examples={expected}, but {train_source.name} has "
-            f"{len(train_source)}: if that is right, set it so"
-        )
-    return train_source, test_source
+def _train_steps(run: _Run, state: TrainState) -> dict[str, float]:
+    """From a state to the end of the run: the metrics of the last step.
 
-
-def _start(
-    config: ConfigDict,
-    workdir: epath.Path,
-    program: Program,
-    checkpoints: Checkpoints,
-    init_from: epath.Path | None,
-) -> tuple[TrainState, str]:
-    """What a run starts from, and what to say of it. In this order:
-
-    1. the newest checkpoint in its workdir,
-    2. the parameters that `init_from` names, with a new optimiser,
-    3. new parameters.
+    The order within a step is fixed: train, log, evaluate, write, save. So what stands
+    in a checkpoint has its metrics on disk.
     """
-    if checkpoints.newest_step is not None:
-        changes = files.changed_fields(workdir, config)
-        state = checkpoints.restore(program.abstract_state)
-        origin = f"resuming after step {int(state.step):,}"
-        return state, origin + "".join(f"\n  with {change}" for change in changes)
-
-    state = program.init()
-    if init_from is None:
-        return state, "starting anew"
-    differences = [
-        difference
-        for difference in model_differences(init_from.parent, program.model)
-        if not difference.startswith("model.num_classes")  # the head's shapes tell
-    ]
-    try:
-        params = load_params(
-            init_from,
-            program.abstract_state.params,
-            new=("head/",) if config.reset_head else (),
-        )
-    except SetupError as error:
-        if not differences:
-            raise
-        lines = "\n  ".join(["set these fields as there:", *differences])
-        raise SetupError(f"{error}\n{lines}") from error
-    params = state.params | params
-    ema_params = jax.tree.map(jnp.copy, params) if config.ema_decay else None
-    state = dataclasses.replace(state, params=params, ema_params=ema_params)
-    origin = f"starting from {init_from}"
-    if config.reset_head:
-        origin += ", with a new head"
-    return state, origin + "".join(f"\n  but with {change}" for change in differences)
-
-
-class _Efficiency:
-    """How much of the chips a run uses, as far as they are known."""
-
-    def __init__(self, model: FocalNet, image_size: int):
-        self._chip = chip_of(jax.devices()[0])
-        self._multiply_adds = self._chip and count_multiply_adds(model, image_size)
-
-    def __call__(self, images_per_second: float) -> dict[str, float]:
-        """`train/mfu`, of the bfloat16 peak, and `train/device_memory` in bytes."""
-        metrics = {f"train/{name}": value for name, value in peak_memory().items()}
-        if self._chip:
-            metrics["train/mfu"] = model_flops_utilization(
-                self._multiply_adds,
-                images_per_second,
-                chips=count_chips(jax.devices()),
-                peak=self._chip.peak,
+    cadence = Cadence(run.config, total_steps=run.total_steps)
+    first = int(state.step) + 1
+    measured = metrics = {}
+    for step in range(first, run.total_steps + 1):
+        state, measured = _train_step(run, step, state, busy_with=measured)
+        ends_early = run.preemption.reached()
+        due = cadence.at(step)
+        metrics = _training_metrics(run, step, measured) if due.logs else {}
+        if due.evaluates and not ends_early:
+            try:
+                metrics |= run.evaluation.run(
+                    state, run.progress, before_batch=run.preemption.check
+                )
+            except Preempted:
+                ends_early = True
+        if metrics:
+            run.writer.write(step, metrics)
+        is_best = due.evaluates and run.checkpoints.is_best(metrics)
+        if due.saves or ends_early or is_best:
+            run.nonfinite.look_at_all()
+            run.writer.flush()
+            run.checkpoints.save(state, metrics)
+            cadence.restart_clock()
+        if due.is_last or ends_early:
+            run.checkpoints.wait()
+        if due.evaluates or ends_early:
+            _summarize(run)
+        if step == first:  # Compilation is not part of the speed.
+            jax.block_until_ready(state)
+        if due.evaluates or ends_early or step == first:
+            run.progress.restart_clock(step, run.feed.waited)
+        if ends_early:
+            run.progress.say(
+                f"told to end: saved step {step:,} of {run.total_steps:,}; the same "
+                "command goes on from there"
             )
-        return metrics
+            return metrics
+    run.progress.say(f"finished: step {run.total_steps:,} of {run.total_steps:,}")
+    return metrics
 
 
-class _SaveClock:
-    """Whether minutes have passed since it was started, on the first process's clock."""
+def _train_step(
+    run: _Run, step: int, state: TrainState, *, busy_with: Metrics
+) -> tuple[TrainState, Metrics]:
+    """One step, which the devices may still be computing when it returns."""
+    run.profile.start_at(step, busy_with=busy_with)
+    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+        batch = run.feed.next(busy_with=busy_with)
+        state, measured = run.program.train_step(state, batch)
+    run.profile.end_at(step, busy_with=measured)
+    run.nonfinite.add(step, measured)
+    return state, measured
 
-    def __init__(self, minutes: float | None):
-        self._minutes = minutes
-        self.restart()
 
-    def restart(self) -> None:
-        self._start = time.monotonic()
+def _training_metrics(run: _Run, step: int, measured: Metrics) -> dict[str, float]:
+    """What is logged of a step; waits for it."""
+    run.nonfinite.look_at_all()
+    metrics = {f"train/{name}": value.item() for name, value in measured.items()}
+    metrics["train/learning_rate"] = float(run.program.schedule(step - 1))
+    metrics |= run.progress.update(step, metrics["train/loss"], run.feed.waited)
+    speed = metrics[f"train/{run.task.unit}_per_second"]
+    metrics |= run.efficiency.metrics(speed)
+    metrics |= count_bad_records("train", run.bad_records)
+    if run.config.max_nonfinite_steps:
+        metrics["train/nonfinite_steps"] = run.nonfinite.count
+    return metrics
 
-    def is_due(self) -> bool:
-        if self._minutes is None:
-            return False
-        is_due = time.monotonic() - self._start >= 60 * self._minutes
-        return bool(multihost_utils.broadcast_one_to_all(np.bool_(is_due)))
+
+def _summarize(run: _Run) -> None:
+    run.writer.summarize(
+        title=f"{run.task.title}: {run.workdir.name}",
+        pictures=pictures_of(run.task.metrics, unit=run.task.unit),
+    )
+
+
+def _open(config: ConfigDict, task: Task) -> Splits:
+    splits = task.open(train=True)
+    expected = config.data.num_train_examples
+    if expected is not None and expected != len(splits.train.source):
+        raise SetupError(
+            f"{argument('num_train_examples')}={expected}, but "
+            f"{splits.train.source.name} has {len(splits.train.source)}: if that is "
+            "right, set it so"
+        )
+    return splits
+
+
+def _checkpoints(config: ConfigDict, task: Task, workdir: epath.Path) -> Checkpoints:
+    best = config.checkpoint.best_metric
+    metric = task.metrics[best.partition("/")[2]] if best else None
+    return Checkpoints(
+        workdir,
+        keep=config.checkpoint.keep,
+        best_metric=best,
+        higher_is_better=metric is None or metric.higher_is_better,
+    )
+
+
+def _introduce(
+    config: ConfigDict,
+    task: Task,
+    workdir: epath.Path,
+    state: TrainState,
+    splits: Splits,
+    steps: int,
+    progress: Progress,
+) -> None:
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    progress.say(
+        f"{task.title}, {count:,} parameters; {len(splits.train.source):,} {task.unit}, "
+        f"{steps:,} steps of {config.batch_size}; "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}; {workdir}"
+    )
+
+
+def _remarks(config: ConfigDict, num_examples: int, steps: int) -> list[str]:
+    warmup_steps = steps_of_epochs(config, config.warmup_epochs, num_examples)
+    if warmup_steps <= steps:
+        return []
+    return [f"the warmup of {warmup_steps:,} steps is longer than the run"]

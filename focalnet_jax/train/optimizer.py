@@ -1,20 +1,21 @@
 """AdamW as in the recipe: clipped gradients, a schedule, and a weight-decay mask.
 
-And what fine-tuning adds: rates that decay from the head down, parameters that stay as
-they are, factors for groups of parameters.
+Fine-tuning adds learning rates that decay from the head down, parameters that stay as
+they are, and factors for groups of parameters.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 from ml_collections import ConfigDict
 
-from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.errors import SetupError, nearest
 from focalnet_jax.train.config import steps_of_epochs, total_steps
 from focalnet_jax.train.schedule import warmup_cosine
-from focalnet_jax.weights.params import named_leaves
+from focalnet_jax.trees import map_named, named_leaves
 
 PyTree = Any
 
@@ -34,15 +35,20 @@ def make_schedule(config: ConfigDict, num_examples: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: ConfigDict, schedule: optax.Schedule
+    config: ConfigDict, schedule: optax.Schedule, *, depth_of: Callable[[str], int]
 ) -> optax.GradientTransformation:
     """AdamW with decoupled weight decay scaled by the learning rate, as torch's.
 
     Parameters that `config.frozen` names have no part in the gradient's norm, no
     moments and no updates.
 
+    Args:
+      config: from `check_config`.
+      schedule: the learning rate by step.
+      depth_of: how deep in the net a parameter stands, by its name.
+
     Raises:
-      SetupError: when it is initialised, a pattern that matches no parameter.
+      SetupError: when it is initialised, a pattern or a decay without any effect.
     """
     masks = {"nominal": decay_matrices, "none": decay_nothing}
     clip = optax.clip_by_global_norm(config.clip_norm)
@@ -69,7 +75,12 @@ def make_optimizer(
         optimizer = optax.partition(transforms, label)
 
     def apply_factors(updates, params):
-        factors = rate_factors(params, config.layer_decay, config.learning_rate_factors)
+        factors = rate_factors(
+            params,
+            config.layer_decay,
+            config.learning_rate_factors,
+            depth_of=depth_of,
+        )
         return jax.tree.map(lambda update, factor: factor * update, updates, factors)
 
     if config.layer_decay != 1 or config.learning_rate_factors:
@@ -78,12 +89,12 @@ def make_optimizer(
 
 
 def decay_matrices(params: PyTree) -> PyTree:
-    """What the recipe states: weights decay; biases, norms and layer scales don't."""
+    """Which parameters decay as the recipe states: not biases, norms and layer scales."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def decay_nothing(params: PyTree) -> PyTree:
-    """What the official code does: its list of exceptions matches every parameter.
+    """Which parameters decay in the official code, whose exceptions match all of them.
 
     `no_weight_decay_keywords()` returns `{''}` there, and `'' in name` is always true.
     """
@@ -91,36 +102,35 @@ def decay_nothing(params: PyTree) -> PyTree:
 
 
 def rate_factors(
-    params: PyTree, layer_decay: float, factors: tuple[tuple[str, float], ...]
+    params: PyTree,
+    layer_decay: float,
+    factors: tuple[tuple[str, float], ...],
+    *,
+    depth_of: Callable[[str], int],
 ) -> PyTree:
     """By what each parameter's learning rate is multiplied.
 
     Args:
-      params: of a FocalNet.
+      params: of a model.
       layer_decay: the rate of a block over that of the next one: Bao et al., arXiv
-        2106.08254, as in timm. Norm and head have the whole rate; a downsampling that of
-        the block before it; the stem that of a block before the first.
+        2106.08254, as in timm. The deepest parameters, such as the head, have the whole
+        rate.
       factors: patterns of names, and what comes on top for the parameters that they
         match; of several that match, all.
+      depth_of: how deep in the net a parameter stands, by its name.
+
+    Raises:
+      SetupError: a decay where all parameters are as deep, or a pattern that matches
+        nothing.
     """
-    names = [*named_leaves(params)]
-    blocks = sorted(
-        {tuple(map(int, found.groups())) for name in names if (found := _in_block(name))}
-    )
-
-    def depth(name: str) -> int:
-        """The number of blocks before a parameter takes part, itself included."""
-        if found := _in_block(name):
-            return 1 + blocks.index(tuple(map(int, found.groups())))
-        if found := re.match(r"layers_(\d+)/downsample/", name):
-            return sum(stage <= int(found[1]) for stage, _ in blocks)
-        return 0 if name.startswith("patch_embed/") else len(blocks) + 1
-
-    def factor(path, _) -> float:
-        name = _name(path)
-        return layer_decay ** (len(blocks) + 1 - depth(name))
-
-    result = jax.tree_util.tree_map_with_path(factor, params)
+    depths = {name: depth_of(name) for name in named_leaves(params)}
+    deepest = max(depths.values())
+    if layer_decay != 1 and min(depths.values()) == deepest:
+        raise SetupError(
+            f"layer_decay={layer_decay} has no effect: the model says of all its "
+            "parameters that they are equally deep in the net"
+        )
+    result = map_named(lambda name, _: layer_decay ** (deepest - depths[name]), params)
     for pattern, value in factors:
         chosen = matches(params, (pattern,), field="learning_rate_factors")
         result = jax.tree.map(
@@ -141,20 +151,11 @@ def matches(params: PyTree, patterns: tuple[str, ...], *, field: str) -> PyTree:
     for pattern in patterns:
         if not any(re.match(pattern, name) for name in names):
             parts = {"/".join(n.split("/")[:i]) for n in names for i in range(1, 4)}
-            hint = did_you_mean(pattern, parts)
-            hint = hint if "did you mean" in hint else ", such as 'layers_0/blocks_0/mlp'"
+            near = nearest(pattern, parts)
+            hint = f"; did you mean {near!r}?" if near else f", such as {names[0]!r}"
             raise SetupError(
                 f"{field}: no parameter's name begins with {pattern!r}{hint}"
             )
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(re.match(pattern, _name(path)) for pattern in patterns),
-        params,
+    return map_named(
+        lambda name, _: any(re.match(pattern, name) for pattern in patterns), params
     )
-
-
-def _in_block(name: str) -> re.Match | None:
-    return re.match(r"layers_(\d+)/blocks_(\d+)/", name)
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

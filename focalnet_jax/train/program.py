@@ -9,12 +9,11 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from focalnet_jax.models import FocalNet
+from focalnet_jax.tasks.base import Batch, Task
 from focalnet_jax.train import sharding
-from focalnet_jax.train.config import erasing_of, mixing_of, model_of
 from focalnet_jax.train.optimizer import make_optimizer, make_schedule
 from focalnet_jax.train.state import TrainState, initial_state
-from focalnet_jax.train.step import Batch, Metrics, make_train_step
+from focalnet_jax.train.step import Metrics, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +21,6 @@ class Program:
     """The functions of a run, compiled for a mesh when they are first called.
 
     Attributes:
-      model: with a head.
       schedule: the learning rate by step.
       init: makes the state before the first step, split from birth.
       abstract_state: its shapes and dtypes, with the place of each array.
@@ -30,7 +28,6 @@ class Program:
       train_step: one step; takes the state's memory for the next one.
     """
 
-    model: FocalNet
     schedule: optax.Schedule
     init: Callable[[], TrainState]
     abstract_state: TrainState
@@ -38,48 +35,37 @@ class Program:
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_program(config: ConfigDict, mesh: Mesh, *, num_examples: int) -> Program:
+def make_program(
+    config: ConfigDict, task: Task, mesh: Mesh, *, num_examples: int
+) -> Program:
     """The program that a config describes.
 
     Args:
-      config: from `check_config`.
+      config, task: from `check_config`.
       mesh: of devices that are here, or of those of a slice to compile for.
       num_examples: of an epoch.
     """
-    model = model_of(config)
     schedule = make_schedule(config, num_examples)
-    optimizer = make_optimizer(config, schedule)
-    image_size = config.data.image_size
+    optimizer = make_optimizer(config, schedule, depth_of=task.depth_of)
     init = functools.partial(
-        initial_state,
-        model,
-        optimizer,
-        image_size=image_size,
-        seed=config.seed,
-        ema=bool(config.ema_decay),
+        initial_state, task, optimizer, seed=config.seed, ema=bool(config.ema_decay)
     )
     abstract_state = sharding.abstract_with_shardings(jax.eval_shape(init), mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+    shardings = sharding.shardings_of(abstract_state)
     train_step = make_train_step(
-        model,
+        task,
         optimizer,
-        mean=config.data.mean,
-        std=config.data.std,
-        label_smoothing=config.label_smoothing,
         accumulate_steps=config.accumulate_steps,
         ema_decay=config.ema_decay,
         seed=config.seed,
-        mesh=mesh,
-        erasing=erasing_of(config),
-        mixing=mixing_of(config),
+        layout=sharding.Layout(mesh, shardings.params),
     )
     return Program(
-        model=model,
         schedule=schedule,
         init=jax.jit(init, out_shardings=shardings),
         abstract_state=abstract_state,
         abstract_batch=sharding.abstract_batch(
-            batch_size=config.batch_size, image_size=image_size, mesh=mesh
+            task.batch, batch_size=config.batch_size, mesh=mesh
         ),
         train_step=jax.jit(
             train_step,

@@ -6,8 +6,8 @@ restoring and compilation: `abstract_with_shardings`.
 
 import contextlib
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from focalnet_jax.errors import SetupError
 from focalnet_jax.placement import map_axes_over
+from focalnet_jax.tasks.base import BatchArray
+from focalnet_jax.trees import map_named
 
 PyTree = Any
 
@@ -24,12 +26,15 @@ PyTree = Any
 # neighbours (the halo).
 AXES = ("data", "fsdp", "spatial")
 BATCH_AXES = AXES[:2]
+# By the name of a map's axis, the axis of the mesh that it is split over.
+MAP_AXES = {"height": "spatial"}
 
 # The first pattern found in an array's path, such as `params/head/kernel` or
 # `opt_state/1/0/mu/head/kernel`, decides its tactic.
 RULES: tuple[tuple[str, str], ...] = (
-    # Small, read by every device at every step: splitting them only adds messages.
-    (r"(bias|scale|gamma_[12]|step|count)$", "replicate"),
+    # These are small, and every device reads them at every step: to split them would
+    # only add messages.
+    (r"(bias|scale|gamma_[12]|mean|var|step|count)$", "replicate"),
     (r".*", "fsdp"),
 )
 
@@ -101,37 +106,33 @@ def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def state_shardings(abstract_state: PyTree, mesh: Mesh) -> PyTree:
-    """A sharding for each array of the state, by `RULES`."""
+def abstract_with_shardings(abstract: PyTree, mesh: Mesh) -> PyTree:
+    """Shapes and dtypes with the place of each array, by `RULES`."""
 
-    def sharding(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    def placed(name, leaf):
         tactic = next(tactic for rule, tactic in RULES if re.search(rule, name))
-        return NamedSharding(mesh, _TACTICS[tactic](leaf.shape, mesh))
+        place = NamedSharding(mesh, _TACTICS[tactic](leaf.shape, mesh))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
-    return jax.tree_util.tree_map_with_path(sharding, abstract_state)
-
-
-def abstract_with_shardings(abstract_state: PyTree, mesh: Mesh) -> PyTree:
-    """Shapes and dtypes with the place of each array."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        abstract_state,
-        state_shardings(abstract_state, mesh),
-    )
+    return map_named(placed, abstract)
 
 
-def abstract_batch(*, batch_size: int, image_size: int, mesh: Mesh) -> PyTree:
+def shardings_of(abstract: PyTree) -> PyTree:
+    """The places in a tree from `abstract_with_shardings`."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def abstract_batch(
+    arrays: Mapping[str, BatchArray], *, batch_size: int, mesh: Mesh
+) -> PyTree:
     """What a training step is given beside the state, with the place of each array."""
-    batch = {
-        "image": ((batch_size, image_size, image_size, 3), np.uint8),
-        "label": ((batch_size,), np.int32),
-    }
     return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=_sharding_of(name, shape, mesh))
-        for name, (shape, dtype) in batch.items()
+        name: jax.ShapeDtypeStruct(
+            (batch_size, *array.shape),
+            array.dtype,
+            sharding=_batch_sharding(array.shape, array.axes, mesh),
+        )
+        for name, array in arrays.items()
     }
 
 
@@ -158,38 +159,58 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over all devices but those along `spatial`, which hold the same."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+def _batch_sharding(
+    shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh
+) -> NamedSharding:
+    """Rows are split over `BATCH_AXES`, axes of an example as `MAP_AXES` says.
+
+    Devices along an axis of the mesh that splits nothing hold the same.
+    """
+    parts = [MAP_AXES.get(axis) for axis in axes]
+    # A size that doesn't divide is split in the program, which pads it.
+    parts = [
+        part if part and size % mesh.shape[part] == 0 else None
+        for part, size in zip(parts, shape)
+    ]
+    while parts and parts[-1] is None:
+        parts.pop()
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES, *parts))
 
 
-def image_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows as in `batch_sharding`, and the height of each image over `spatial`."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES, "spatial"))
+class Layout(NamedTuple):
+    """Where a model computes.
+
+    Attributes:
+      mesh: the devices over which its maps are split.
+      params: a sharding for each parameter, as they are stored.
+    """
+
+    mesh: Mesh
+    params: PyTree
 
 
-def maps_on(mesh: Mesh | None) -> contextlib.AbstractContextManager[None]:
+def maps_on(layout: Layout | None) -> contextlib.AbstractContextManager[None]:
     """Models traced inside have their maps split as their images are."""
-    return map_axes_over(mesh, {"batch": BATCH_AXES, "height": "spatial"})
+    mesh = layout and layout.mesh
+    return map_axes_over(mesh, {"batch": BATCH_AXES, **MAP_AXES})
 
 
-def gathered(params: PyTree, mesh: Mesh | None) -> PyTree:
+def gathered(params: PyTree, layout: Layout | None) -> PyTree:
     """Parameters whole on every device, for as long as they are computed with.
 
-    Said aloud, since XLA would rather split some convolutions by the channels of their
-    kernels, and send maps to and fro in place of the kernels. Gradients come back split
-    as the parameters are.
+    This is said aloud, since XLA would rather split some convolutions by the channels of
+    their kernels, and send maps to and fro in place of the kernels. Gradients come back
+    split as the parameters are.
     """
-    if mesh is None:
+    if layout is None:
         return params
-    shardings = state_shardings(params, mesh)
 
     @jax.custom_vjp
     def gather(params):
-        return jax.lax.with_sharding_constraint(params, replicated(mesh))
+        return jax.lax.with_sharding_constraint(params, replicated(layout.mesh))
 
     def scatter(_, gradients):
-        return (jax.lax.with_sharding_constraint(gradients, shardings),)
+        return (jax.lax.with_sharding_constraint(gradients, layout.params),)
 
     gather.defvjp(lambda params: (gather(params), None), scatter)
     return gather(params)
@@ -212,27 +233,36 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, parts: int = 1) -> None:
 def process_rows(mesh: Mesh, batch_size: int) -> list[int]:
     """The rows of each global batch that the devices of this process hold, in order.
 
-    Not always neighbours: the mesh follows the network. Processes that split the height
-    of images between them hold the same rows.
+    They aren't always neighbours, since the mesh follows the network. Processes that
+    split the height of images between them hold the same rows.
     """
-    index_map = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    places = _batch_sharding((), (), mesh)
+    index_map = places.addressable_devices_indices_map((batch_size,))
     return sorted({row for [i] in index_map.values() for row in range(batch_size)[i]})
 
 
 def to_device(
-    batch: dict[str, np.ndarray], mesh: Mesh, *, batch_size: int
+    batch: Mapping[str, np.ndarray],
+    arrays: Mapping[str, BatchArray],
+    mesh: Mesh,
+    *,
+    batch_size: int,
 ) -> dict[str, jax.Array]:
-    """Makes global arrays of the rows that each process has loaded: `process_rows`."""
-    return {
-        name: jax.make_array_from_process_local_data(
-            _sharding_of(name, value.shape, mesh), value, (batch_size, *value.shape[1:])
+    """Makes global arrays of the rows that each process has loaded: `process_rows`.
+
+    Args:
+      batch: these rows.
+      arrays: what is known of the axes of some of them; others are split by rows alone.
+      mesh: where they go.
+      batch_size: rows of all processes.
+    """
+
+    def place(name, value):
+        axes = arrays[name].axes if name in arrays else ()
+        return jax.make_array_from_process_local_data(
+            _batch_sharding(value.shape[1:], axes, mesh),
+            value,
+            (batch_size, *value.shape[1:]),
         )
-        for name, value in batch.items()
-    }
 
-
-def _sharding_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    # A height that doesn't divide is split in the program, which pads it.
-    if name == "image" and shape[1] % mesh.shape["spatial"] == 0:
-        return image_sharding(mesh)
-    return batch_sharding(mesh)
+    return {name: place(name, value) for name, value in batch.items()}

@@ -1,154 +1,168 @@
 """One step of training and one of prediction, as pure functions of arrays."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
-from focalnet_jax.models import FocalNet
-from focalnet_jax.tasks.augment import Mixing, RandomErasing
-from focalnet_jax.tasks.losses import cross_entropy
+from focalnet_jax.tasks.base import Batch, Keys, Loss, Task, Variables
 from focalnet_jax.train import sharding
-from focalnet_jax.train.state import TrainState
+from focalnet_jax.train.state import TrainState, variables_of
 
-Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 PyTree = Any
 
 
-def normalize(
-    images: jax.Array, *, mean: Sequence[float], std: Sequence[float]
-) -> jax.Array:
-    """Makes `uint8 [b, h, w, 3]` float32, `(x / 255 - mean) / std` by channel."""
-    chex.assert_type(images, jnp.uint8)
-    mean, std = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
-    return (images.astype(jnp.float32) / 255 - mean) / std
+class _Sums(NamedTuple):
+    """What parts of a batch add up to, all of it in units of the rows of a part."""
+
+    gradients: PyTree
+    total: jax.Array
+    weight: jax.Array
+    parts: Metrics
 
 
 def make_train_step(
-    model: FocalNet,
+    task: Task,
     optimizer: optax.GradientTransformation,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    label_smoothing: float,
     seed: int,
-    mesh: Mesh | None = None,
+    layout: sharding.Layout | None = None,
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
-    erasing: RandomErasing | None = None,
-    mixing: Mixing | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Makes the function that a run repeats; jit it with shardings.
 
-    It takes the state, and a batch with `image`, uint8 `[b, h, w, 3]`, and `label`,
-    `[b]`. It returns the next state, and `loss`, `gradient_norm` (before clipping) and
-    `weight_norm` (after the step), scalars. If one of these is not finite, nothing but
-    counts of steps changes. Its randomness depends on `seed` and the state's step alone.
+    It takes the state and a batch with the arrays of `task.batch`. It returns the next
+    state, and scalars: `loss`, the parts of the task's loss, `gradient_norm` (before
+    clipping) and `weight_norm` (after the step). If one of these is not finite, nothing
+    but counts of steps changes. Its randomness depends on `seed` and the state's step
+    alone.
+
+    The loss of a batch is the sum of its rows' losses over the sum of their weights. So
+    `accumulate_steps` changes nothing but rounding, dropout and stochastic depth, also
+    where parts have unequal weights. BatchNorm is the exception: each part is normalised
+    by its own statistics, and the running averages take in one part after the other, as
+    PyTorch's do when gradients are accumulated.
 
     Args:
-      model: with a head.
+      task: what is learnt.
       optimizer: its updates are added to the parameters.
-      mean, std: of pixels in [0, 1], by channel.
-      label_smoothing: as in `cross_entropy`.
       seed: of all randomness in the step.
-      mesh: the devices that maps are split over; None: wherever the images lie.
-      accumulate_steps: parts that the batch is taken in, one after the other. Without
-        dropout and stochastic depth nothing but rounding depends on it.
+      layout: where the model computes; None computes wherever the images lie.
+      accumulate_steps: parts that the batch is taken in, one after the other.
       ema_decay: of the average of parameters that the state then holds, see
         `moving_average`; 0 for none.
-      erasing: applied to the normalised images, if given.
-      mixing: applied after it to images and labels, if given.
     """
 
+    def loss_of(params, batch_stats, rows: Batch, keys: Keys) -> Loss:
+        with sharding.maps_on(layout):
+            variables = variables_of(sharding.gathered(params, layout), batch_stats)
+            loss = task.loss(variables, rows, keys)
+        chex.assert_rank([loss.total, loss.weight, *loss.parts.values()], 0)
+        return loss
+
+    def sums_of(params, batch_stats, rows: Batch, keys: Keys) -> tuple[_Sums, PyTree]:
+        """The sums of one part, and the next running averages."""
+        # In units of the part's rows, gradients have the size of a mean's gradients.
+        count = jax.tree.leaves(rows)[0].shape[0]
+
+        def scaled(params):
+            loss = loss_of(params, batch_stats, rows, keys)
+            return loss.total / count, loss
+
+        (total, loss), gradients = jax.value_and_grad(scaled, has_aux=True)(params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(gradients, params)
+        parts = {name: value / count for name, value in loss.parts.items()}
+        sums = _Sums(gradients, total, loss.weight / count, parts)
+        if loss.batch_stats is None:
+            return sums, batch_stats
+        chex.assert_trees_all_equal_shapes_and_dtypes(loss.batch_stats, batch_stats)
+        return sums, loss.batch_stats
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        images = normalize(batch["image"], mean=mean, std=std)
-        targets = batch["label"]
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        keys = jax.random.split(step_key, 4)
-        drop_path_key, dropout_key, erasing_key, mixing_key = keys
-        if erasing is not None:
-            images = erasing(images, erasing_key)
-        if mixing is not None:
-            targets = jax.nn.one_hot(targets, model.num_classes)
-            images, targets = mixing(images, targets, mixing_key)
-
-        def loss_of(params, images, targets, part):
-            keys = {"drop_path": drop_path_key, "dropout": dropout_key}
-            if accumulate_steps > 1:
-                keys = {name: jax.random.fold_in(key, part) for name, key in keys.items()}
-            with sharding.maps_on(mesh):
-                logits, _ = model.apply(
-                    {"params": sharding.gathered(params, mesh)},
-                    images,
-                    train=True,
-                    rngs=keys,
-                )
-            return cross_entropy(logits, targets, label_smoothing=label_smoothing)
-
-        def value_and_grad(images, targets, part):
-            return jax.value_and_grad(loss_of)(state.params, images, targets, part)
-
+        streams = task.random_streams
+        keys = dict(zip(streams, jax.random.split(step_key, len(streams))))
+        rows = task.prepare(batch, keys)
         if accumulate_steps == 1:
-            loss, gradients = value_and_grad(images, targets, 0)
+            sums, batch_stats = sums_of(state.params, state.batch_stats, rows, keys)
         else:
-            loss, gradients = _mean_over_parts(
-                value_and_grad, (images, targets), accumulate_steps
+            sums, batch_stats = _add_parts(
+                sums_of, state, rows, keys, count=accumulate_steps
             )
-        chex.assert_trees_all_equal_shapes_and_dtypes(gradients, state.params)
+        # A batch of which nothing counts has a loss of 0.
+        scale = 1 / jnp.where(sums.weight > 0, sums.weight, 1)
+        gradients = jax.tree.map(lambda leaf: leaf * scale, sums.gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
+        average = state.ema_params, state.ema_batch_stats
         if ema_decay:
-            ema_params = moving_average(ema_params, params, state.step, decay=ema_decay)
+            average = moving_average(
+                average, (params, batch_stats), state.step, decay=ema_decay
+            )
         metrics = {
-            "loss": loss,
+            "loss": sums.total * scale,
+            **{name: value * scale for name, value in sums.parts.items()},
             "gradient_norm": optax.tree.norm(gradients),
             "weight_norm": optax.tree.norm(params),
         }
         is_finite = jnp.isfinite(jnp.stack([*metrics.values()])).all()
-        new = TrainState(state.step + 1, params, opt_state, ema_params)
+        new = TrainState(state.step + 1, params, opt_state, batch_stats, *average)
         return _replace_if(is_finite, state, new), metrics
 
     return train_step
 
 
-def _mean_over_parts(function, batch: PyTree, count: int) -> PyTree:
-    """The mean of `function(*part, index)`, part after part of a batch's rows."""
+def _add_parts(
+    sums_of: Callable[..., tuple[_Sums, PyTree]],
+    state: TrainState,
+    rows: Batch,
+    keys: Keys,
+    *,
+    count: int,
+) -> tuple[_Sums, PyTree]:
+    """Adds up the parts of a batch; the running averages go from part to part."""
 
-    def split(rows):
+    def split(array):
         # Rows j, j + count, j + 2 count ... are part j: so it has some of every device.
-        return rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
+        return array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)
 
-    def add(total, part):
-        return jax.tree.map(jnp.add, total, function(*part[0], part[1])), None
+    def add(carry, part):
+        total, batch_stats = carry
+        rows, index = part
+        own_keys = {name: jax.random.fold_in(key, index) for name, key in keys.items()}
+        sums, batch_stats = sums_of(state.params, batch_stats, rows, own_keys)
+        return (jax.tree.map(jnp.add, total, sums), batch_stats), None
 
-    parts = (jax.tree.map(split, batch), jnp.arange(count))
-    first = jax.tree.map(lambda rows: rows[0], parts)
-    abstract = jax.eval_shape(function, *first[0], first[1])
+    parts = (jax.tree.map(split, rows), jnp.arange(count))
+    first = jax.tree.map(lambda array: array[0], parts[0])
+    abstract, _ = jax.eval_shape(sums_of, state.params, state.batch_stats, first, keys)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
-    total, _ = jax.lax.scan(add, zeros, parts)
-    return jax.tree.map(lambda leaf: leaf / count, total)
+    (total, batch_stats), _ = jax.lax.scan(add, (zeros, state.batch_stats), parts)
+    return total, batch_stats
 
 
 def moving_average(
-    average: PyTree, params: PyTree, step: jax.Array, *, decay: float
+    average: PyTree, new: PyTree, step: jax.Array, *, decay: float
 ) -> PyTree:
-    """The exponential moving average of parameters after the step of that number.
+    """The exponential moving average after the step of that number.
 
     In the first steps it forgets faster, by (1 + step) / (10 + step), so that it isn't
     long about where training has begun: as TensorFlow's, and timm's with `use_warmup`.
     """
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return optax.incremental_update(params, average, 1 - decay)
+    return optax.incremental_update(new, average, 1 - decay)
 
 
 def _replace_if(condition: jax.Array, old: PyTree, new: PyTree) -> PyTree:
-    """Counts go on all the same: so the schedule stays with the step."""
+    """`new` if the condition holds, else `old`; counts of steps go on in any case.
+
+    So the schedule of the learning rate stays with the step.
+    """
 
     def choose(old, new):
         is_count = jnp.issubdtype(new.dtype, jnp.integer)
@@ -158,22 +172,18 @@ def _replace_if(condition: jax.Array, old: PyTree, new: PyTree) -> PyTree:
 
 
 def make_predict(
-    model: FocalNet,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    mesh: Mesh | None = None,
-) -> Callable[[chex.ArrayTree, jax.Array], jax.Array]:
-    """Makes the function from parameters and `uint8 [b, h, w, 3]` to logits `[b, k]`.
+    task: Task, *, layout: sharding.Layout | None = None
+) -> Callable[[Variables, Batch], Any]:
+    """Makes the function from variables and an evaluation batch to predictions.
 
-    Args: as those of `make_train_step`.
+    Args:
+      task: whose `predict` it is.
+      layout: where the model computes; None computes wherever the images lie.
     """
 
-    def predict(params: chex.ArrayTree, images: jax.Array) -> jax.Array:
-        images = normalize(images, mean=mean, std=std)
-        with sharding.maps_on(mesh):
-            params = sharding.gathered(params, mesh)
-            logits, _ = model.apply({"params": params}, images, train=False)
-        return logits
+    def predict(variables: Variables, batch: Batch) -> Any:
+        with sharding.maps_on(layout):
+            params = sharding.gathered(variables["params"], layout)
+            return task.predict(variables | {"params": params}, batch)
 
     return predict

@@ -12,12 +12,13 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from focalnet_jax.data.bad_records import BadRecordError
+from focalnet_jax.data.labels import Labels
 from focalnet_jax.data.sources import digits  # registers the embedded data set
 from focalnet_jax.data.sources.builders import open_builder
 from focalnet_jax.data.sources.folder import ImageFolder, class_directories, has_splits
 from focalnet_jax.data.sources.imagenet import SUBSETS, classes_of_folder, wordnet_ids
 from focalnet_jax.data.sources.shards import check_shards
-from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.errors import SetupError, argument, did_you_mean
 from focalnet_jax.paths import is_remote
 
 # Prepared on first use, for they need no download.
@@ -36,7 +37,7 @@ class Source:
 
     Attributes:
       name: of the data set and split, for messages: `"digits, split 'test'"`.
-      records: random access; each has `image`, encoded bytes, and `label`, an int.
+      records: are read at random; of images each has `image`, encoded bytes.
       class_names: by label; empty where the data set names none.
       num_classes: None where the data set doesn't say.
       subset: the labels that can occur, if the data set is known to have few of its
@@ -58,25 +59,40 @@ class Source:
     def __len__(self) -> int:
         return len(self.records)
 
-    def read(self, index: int) -> tuple[bytes, Any]:
-        """Returns the encoded image and the label of a record.
+    @property
+    def note(self) -> str:
+        """What to say of results on this split."""
+        return f", among {len(self.subset):,} classes" if self.subset else ""
+
+    def labels(self, num_classes: int | None = None) -> Labels:
+        """What labels can be.
+
+        Args:
+          num_classes: of a model, in which labels have to fit; None for any.
+        """
+        return Labels(
+            num_classes=self.num_classes if self.has_label_sets else num_classes,
+            subset=self.subset,
+            feature=self.label_feature,
+            are_sets=self.has_label_sets,
+        )
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Returns a record.
 
         Raises:
-          BadRecordError: it can't be read, or there is nothing in it.
+          BadRecordError: it can't be read.
           SetupError: it can't be read, and lies in a bucket: the fault may be the
             network's, and the next time it could be read.
         """
         try:
-            record = self.records[index]
-        except Exception as error:  # each kind of storage has its own
+            return self.records[index]
+        except Exception as error:  # Each kind of storage has its own.
             if is_remote(self._file_of(index) or ""):
                 raise SetupError(
                     f"{self.describe(index)} can't be read: {error}"
                 ) from error
             raise BadRecordError(f"it can't be read: {error}") from error
-        if not record["image"]:
-            raise BadRecordError("its image has zero bytes")
-        return record["image"], record[self.label_feature]
 
     def describe(self, index: int) -> str:
         """Names a record for messages, and its own file or that which holds it."""
@@ -84,7 +100,7 @@ class Source:
         try:
             place = self.records[index]["file_name"]
             place = place.decode(errors="replace") if isinstance(place, bytes) else place
-        except Exception:  # not kept, or the record is damaged
+        except Exception:  # The name isn't kept, or the record is damaged.
             pass
         return f"record {index} of {self.name}" + (f" ({place})" if place else "")
 
@@ -94,22 +110,6 @@ class Source:
                 return name
             index -= count
         return None
-
-
-def check_label(source: Source, index: int, label: int, *, num_classes: int | None):
-    """Raises SetupError unless a record's label fits `num_classes` and the subset."""
-    if label < 0:
-        raise SetupError(f"{source.describe(index)} has label {label}, that is, none")
-    if num_classes is not None and label >= num_classes:
-        raise SetupError(
-            f"{source.describe(index)} has label {label}, which does not fit "
-            f"model.num_classes={num_classes}"
-        )
-    if source.subset is not None and label not in source.subset:
-        raise SetupError(
-            f"{source.describe(index)} has label {label}, which is none of the "
-            f"{len(source.subset)} classes that the data set is known to have"
-        )
 
 
 def open_source(
@@ -136,10 +136,11 @@ def open_source(
         return _open_folder(name, split=split, classes=classes)
     if classes is not None:
         raise SetupError(
-            f"data.classes={classes!r} is for image folders; data.name={name!r} has "
+            f"{argument('classes')}={classes!r} is for image folders; "
+            f"{argument('name')}={name!r} has "
             "labels of its own"
         )
-    builder = open_builder(name, data_dir=data_dir, data_dir_option="data.data_dir")
+    builder = open_builder(name, data_dir=data_dir)
     if name in EMBEDDED and not builder.is_prepared():
         _prepare(builder)
     _check_prepared(builder, name, data_dir)
@@ -148,8 +149,8 @@ def open_source(
     for feature in ("image", label_feature):
         if feature not in features:
             raise SetupError(
-                f"data.name={name!r} has no {feature!r} but {', '.join(features)}: "
-                "image classification needs 'image' and 'label'"
+                f"{argument('name')}={name!r} has no {feature!r} but "
+                f"{', '.join(features)}: image classification needs 'image' and 'label'"
             )
     label = features[label_feature]
     has_label_sets = isinstance(label, tfds.features.Sequence)
@@ -174,8 +175,9 @@ def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
     root = pathlib.Path(name.removeprefix(FOLDER)).expanduser()
     if is_remote(name.removeprefix(FOLDER)):
         raise SetupError(
-            f"data.name={name!r}: an image folder has to be on a disk. In a bucket data "
-            "sets lie as ArrayRecord files: see python -m focalnet_jax.data.prepare"
+            f"{argument('name')}={name!r}: an image folder has to be on a disk. In a "
+            "bucket data sets lie as ArrayRecord files: see "
+            "python -m focalnet_jax.data.prepare"
         )
     directory = root / split
     if not directory.is_dir():
@@ -186,8 +188,8 @@ def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
             raise SetupError(
                 f"{name} has no split {split!r}: its directories are classes, which "
                 "makes it the split 'train'. To have it as another one, name where it "
-                f"lies, and it as the split: data.name={FOLDER}{root.parent} and "
-                f"{root.name!r}"
+                f"lies, and it as the split: {argument('name')}={FOLDER}{root.parent} "
+                f"and {root.name!r}"
             )
         directory = root
     class_names = None
@@ -199,8 +201,8 @@ def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
             class_names = [line.strip() for line in lines if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise SetupError(
-                f"data.classes={classes!r} is neither 'imagenet2012' nor a file of "
-                f"classes: {error}"
+                f"{argument('classes')}={classes!r} is neither 'imagenet2012' nor a "
+                f"file of classes: {error}"
             ) from error
     folder = ImageFolder(directory, classes=class_names)
     names, subset = folder.class_names, None
@@ -228,36 +230,36 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
 
 def _check_prepared(builder, name: str, data_dir: str | None) -> None:
     command = f"tfds build {name} --file_format=array_record"
+    place = f"{argument('name')}={name!r} is prepared in {builder.data_dir}"
     if builder.is_prepared():
         file_format = builder.info.file_format
         if file_format == tfds.core.FileFormat.ARRAY_RECORD:
             return
         if file_format != tfds.core.FileFormat.TFRECORD:
             raise SetupError(
-                f"data.name={name!r} is prepared in {builder.data_dir} as "
-                f"{file_format.value}, which has no random access. Prepare it as "
-                "array_record in a directory of its own, and name that in "
-                f"data.data_dir:\n"
+                f"{place} as {file_format.value}, which has no random access. Prepare it "
+                "as array_record in a directory of its own, and name that in "
+                f"{argument('data_dir')}:\n"
                 f"  pip install '.[prepare]' && {command} --data_dir=DIRECTORY"
             )
         if is_remote(builder.data_dir):
             raise SetupError(
-                f"data.name={name!r} is prepared in {builder.data_dir} as tfrecord, "
-                "which has no random access. Copy it to a disk, convert it there with\n"
+                f"{place} as tfrecord, which has no random access. Copy it to a disk, "
+                "convert it there with\n"
                 f"  python -m focalnet_jax.data.prepare {name}\n"
                 "and copy the result to the bucket"
             )
-        place = f" --data-dir={data_dir}" if data_dir else ""
+        option = f" --data-dir={data_dir}" if data_dir else ""
         raise SetupError(
-            f"data.name={name!r} is prepared in {builder.data_dir} as tfrecord, which "
-            "has no random access. Copy it to array_record files, without downloading "
-            "or encoding anything again:\n"
-            f"  python -m focalnet_jax.data.prepare {name}{place}"
+            f"{place} as tfrecord, which has no random access. Copy it to array_record "
+            "files, without downloading or encoding anything again:\n"
+            f"  python -m focalnet_jax.data.prepare {name}{option}"
         )
     if data_dir:
         command += f" --data_dir={data_dir}"
     lines = [
-        f"data.name={name!r} is not prepared in {builder.data_dir}. Prepare it once with",
+        f"{argument('name')}={name!r} is not prepared in {builder.data_dir}. Prepare it "
+        "once with",
         f"  pip install '.[prepare]' && {command}",
     ]
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:

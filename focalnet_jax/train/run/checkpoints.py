@@ -1,9 +1,10 @@
-"""Orbax checkpoints: `WORKDIR/checkpoints/STEP/{params,ema,optimizer,metrics}`.
+"""Orbax checkpoints: `WORKDIR/checkpoints/STEP/{params,ema,optimizer,metrics ...}`.
 
 They hold whole arrays, not parts: nothing ties them to a number of processes, workers or
 devices. Parameters lie apart from the optimiser's state, so that evaluation and
-fine-tuning read just those. A checkpoint is written aside and appears when it is whole,
-by a rename, or by a marker where there are none, as in a bucket.
+fine-tuning read nothing else. Models with BatchNorm have `batch_stats`, and
+`ema_batch_stats` beside `ema`. A checkpoint is written aside and renamed when it is
+whole; in a bucket, where nothing can be renamed, a marker says that it is.
 """
 
 import contextlib
@@ -21,17 +22,20 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, first_line
 from focalnet_jax.paths import is_remote
 from focalnet_jax.train.state import TrainState
-from focalnet_jax.weights.params import CHECKPOINTS, named_leaves, stored_shapes
+from focalnet_jax.trees import named_leaves
+from focalnet_jax.weights.params import CHECKPOINTS, stored_shapes
 
 PyTree = Any
 
-# How long processes wait for one that can't write its part of a checkpoint,
+# So long do processes wait for one that can't write its part of a checkpoint.
 _SECONDS_TO_WRITE = 600
-# and one that ends by an error for the others.
+# So long does a process that ends by an error wait for what is being written.
 _SECONDS_TO_CLOSE = 30
+
+_ARRAYS = ("params", "batch_stats", "optimizer", "ema", "ema_batch_stats")
 
 
 class Checkpoints:
@@ -40,12 +44,20 @@ class Checkpoints:
     Args:
       workdir: of the run.
       keep: how many of the newest to keep.
-      best_metric: such as `test/top1`: the checkpoint that is best by it is kept, too;
-        the least of a loss, the greatest of anything else.
+      best_metric: such as `test/top1`: the checkpoint that is best by it is kept, too.
+      higher_is_better: whether the greatest or the least value of it is the best.
     """
 
-    def __init__(self, workdir: epath.Path, *, keep: int, best_metric: str | None = None):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        *,
+        keep: int,
+        best_metric: str | None = None,
+        higher_is_better: bool = True,
+    ):
         self._best_metric = best_metric
+        self._sign = 1 if higher_is_better else -1
         policies = [LatestN(keep)]
         if best_metric:
             _check_metrics(workdir / CHECKPOINTS)
@@ -55,9 +67,7 @@ class Checkpoints:
             policies.append(best)
         self._manager = ocp.CheckpointManager(
             workdir / CHECKPOINTS,
-            item_handlers={
-                name: _array_trees() for name in ("params", "ema", "optimizer")
-            },
+            item_handlers={name: _array_trees() for name in _ARRAYS},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
                 best_fn=self._score if best_metric else None,  # has metrics stored
@@ -126,15 +136,15 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        items = {name: ocp.args.PyTreeSave(item) for name, item in _items(state)}
-        self.wait()  # as Orbax would; after it, room is what it will be
+        items = {name: ocp.args.PyTreeSave(item) for name, item in _items(state).items()}
+        self.wait()  # Orbax would wait, too; after it, the room that is left is known.
         self._check_room(state)
         with self._failure_told():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(**items),
                 metrics=dict(metrics) or None,
-                force=True,  # whether to save isn't its decision
+                force=True,  # The loop decides when to save, not Orbax.
             )
         self._best_score = max(self._best_score, self._score(metrics))
 
@@ -157,29 +167,22 @@ class Checkpoints:
         """
         step = self.newest_step
         directory = self._manager.directory / str(step)
-        wanted = dict(_items(abstract_state))
+        wanted = _items(abstract_state)
         starts_average = "ema" in wanted and not (directory / "ema").exists()
         if starts_average:
-            wanted["ema"] = wanted["params"]
-        stored = {name: name for name in wanted} | (
-            {"ema": "params"} if starts_average else {}
-        )
+            wanted = {k: v for k, v in wanted.items() if not k.startswith("ema")}
         try:
-            missing = [
-                name
-                for name in dict.fromkeys(stored.values())
-                if not (directory / name).exists()
-            ]
+            missing = [name for name in wanted if not (directory / name).exists()]
             if missing:
                 raise ValueError(f"it has no {' and no '.join(missing)}")
             _check_same_optimizer(directory / "optimizer", wanted["optimizer"])
             with ocp.StandardCheckpointer() as checkpointer:
                 items = {
-                    name: checkpointer.restore(directory / stored[name], item)
+                    name: checkpointer.restore(directory / name, item)
                     for name, item in wanted.items()
                 }
         except (SetupError, jax.errors.JaxRuntimeError):
-            raise  # the latter is of other processes, or for want of memory
+            raise  # The latter is of other processes, or for want of memory.
         except Exception as error:
             older = [s for s in sorted(self._manager.all_steps()) if s < step]
             start = f"step {older[-1]:,}" if older else "the start"
@@ -188,23 +191,30 @@ class Checkpoints:
                 f"{_reason(error)}\n"
                 f"To go on from {start}, move that directory away"
             ) from error
-        return TrainState(
-            params=items["params"], ema_params=items.get("ema"), **items["optimizer"]
+        averages = abstract_state.ema_batch_stats  # They may be empty or None.
+        state = TrainState(
+            params=items["params"],
+            batch_stats=items.get("batch_stats", {}),
+            ema_params=items.get("ema"),
+            ema_batch_stats=items.get("ema_batch_stats", averages),
+            **items["optimizer"],
         )
+        return state.starting_average() if starts_average else state
 
     def _score(self, metrics: Mapping[str, float] | None) -> float:
         value = (metrics or {}).get(self._best_metric)
         if value is None or not math.isfinite(value):
             return -math.inf
-        return -value if self._best_metric.endswith("loss") else value
+        return self._sign * value
 
     def _check_room(self, state: TrainState) -> None:
-        # A store that runs out of it is wordy, and leaves a part of a checkpoint.
+        # A store that runs out of room says much, and leaves a part of a checkpoint.
         if is_remote(self._manager.directory):
             return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         disk = shutil.disk_usage(self._manager.directory)
-        if disk.total and disk.free < needed:  # some mounts don't say how large they are
+        # Some mounts don't say how large they are.
+        if disk.total and disk.free < needed:
             raise SetupError(
                 f"there is no room for a checkpoint in {self._manager.directory}: it has "
                 f"{needed / 1e6:,.1f} MB, and {disk.free / 1e6:,.1f} MB are free; "
@@ -216,8 +226,8 @@ class Checkpoints:
         try:
             yield
         except jax.errors.JaxRuntimeError:
-            raise  # another process has ended
-        except Exception as error:  # Orbax and its store raise all kinds
+            raise  # Another process has ended.
+        except Exception as error:  # Orbax and its store raise errors of all kinds.
             raise SetupError(
                 f"a checkpoint could not be written to {self._manager.directory}: "
                 f"{_reason(error)}; {self.describe_newest()}"
@@ -225,15 +235,15 @@ class Checkpoints:
 
 
 def _array_trees() -> ocp.PyTreeCheckpointHandler:
-    # What all devices hold, processes share the writing of; in a single one its devices
-    # would, and each slice be compiled first.
+    # Several processes share the work of writing what all of them hold. In a single
+    # process its devices would share it, and each slice would be compiled first.
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def _check_metrics(directory: epath.Path) -> None:
-    """Of checkpoints, which Orbax reads without a word of which one they are."""
+    """Raises SetupError for damaged metrics; Orbax wouldn't say of which checkpoint."""
     for path in directory.glob("*/metrics/metrics"):
         try:
             json.loads(path.read_text())
@@ -244,10 +254,16 @@ def _check_metrics(directory: epath.Path) -> None:
             ) from error
 
 
-def _items(state: TrainState) -> list[tuple[str, PyTree]]:
-    optimizer = {"step": state.step, "opt_state": state.opt_state}
-    items = [("params", state.params), ("optimizer", optimizer)]
-    return items + ([("ema", state.ema_params)] if state.ema_params is not None else [])
+def _items(state: TrainState) -> dict[str, PyTree]:
+    """What is stored, by the names of directories; what is empty isn't stored."""
+    items = {
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "optimizer": {"step": state.step, "opt_state": state.opt_state},
+        "ema": state.ema_params,
+        "ema_batch_stats": state.ema_batch_stats,
+    }
+    return {name: item for name, item in items.items() if item}
 
 
 def _check_same_optimizer(directory: epath.Path, expected: PyTree) -> None:
@@ -268,8 +284,7 @@ def _check_same_optimizer(directory: epath.Path, expected: PyTree) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The first line that says something."""
+    """What is wrong, in a line."""
     if found := re.search(r"([^:]+) \[os_error_code", str(error)):
-        return found[1].strip()  # at the end of a line of long paths
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:300]
+        return found[1].strip()  # The store says it at the end of a line of long paths.
+    return first_line(error)[:300]

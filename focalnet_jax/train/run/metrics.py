@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from focalnet_jax.errors import SetupError
 from focalnet_jax.paths import is_remote, write_whole
-from focalnet_jax.train.run.summary import write_summary
+from focalnet_jax.train.run.summary import Picture, write_summary
 
 _METRICS = "metrics.jsonl"
 _UPLOAD_SECONDS = 30
@@ -32,10 +33,10 @@ class MetricsWriter:
 
     Args:
       workdir: where to.
-      first_step: the step that a run resumes after: what stands there of later steps is
-        cut off, since they will be written again.
-      wandb_project: of Weights & Biases, which then has the metrics, too.
-      config: that W&B shows.
+      first_step: the step that a run resumes after. What stands there of later steps is
+        cut off, since it will be written again.
+      wandb_project: of Weights & Biases, which then gets the metrics, too.
+      config: shown by W&B.
 
     Raises:
       SetupError: W&B is asked for and not installed.
@@ -64,7 +65,7 @@ class MetricsWriter:
         is_restart = any(workdir.glob("events.out.tfevents*"))
         self._events = EventFileWriter(str(self._directory))
         if is_restart:
-            # Has TensorBoard forget what earlier files hold from this step on.
+            # This makes TensorBoard forget what earlier files hold from this step on.
             start = SessionLog(status=SessionLog.START)
             self._add_event(first_step + 1, session_log=start)
         self._wandb = None
@@ -77,7 +78,7 @@ class MetricsWriter:
     def __exit__(self, error_type, *_):
         if not self._active:
             return
-        with contextlib.ExitStack() as stack:  # each is done, whatever happens to others
+        with contextlib.ExitStack() as stack:  # Does each, whatever happens to others.
             if self._wandb:
                 stack.callback(self._wandb.finish, exit_code=int(error_type is not None))
             if self._spool:
@@ -86,7 +87,7 @@ class MetricsWriter:
             stack.callback(self._events.close)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Adds the metrics of a step; those that aren't finite JSON can't hold."""
+        """Adds the metrics of a step, but for those that aren't finite."""
         if not self._active:
             return
         metrics = {name: v for name, v in metrics.items() if math.isfinite(v)}
@@ -108,18 +109,18 @@ class MetricsWriter:
             (self._workdir / path.name).write_bytes(path.read_bytes())
         self._uploaded = time.monotonic()
 
-    def summarize(self, *, title: str) -> None:
+    def summarize(self, *, title: str, pictures: Sequence[Picture]) -> None:
         """Draws `summary.html`."""
         if self._active:
             self.flush()
-            write_summary(self._workdir, title=title)
+            write_summary(self._workdir, title=title, pictures=pictures)
 
     def _add_event(self, step: int, **content) -> None:
         self._events.add_event(Event(step=step, wall_time=time.time(), **content))
 
 
 def _lines_until(path: epath.Path, step: int) -> list[str] | None:
-    """Without lines of later steps, and a last one that a crash left incomplete."""
+    """Lines up to a step, without a last one that a crash left incomplete."""
     if not path.exists():
         return None
     kept = []

@@ -18,10 +18,12 @@ class Progress:
     Args:
       first_step: where the run starts.
       total_steps: where it ends.
-      batch_size: images in a step.
+      batch_size: examples in a step.
+      unit: what an example is called, in the plural.
     """
 
-    def __init__(self, *, first_step: int, total_steps: int, batch_size: int):
+    def __init__(self, *, first_step: int, total_steps: int, batch_size: int, unit: str):
+        self._unit = unit
         self._active = jax.process_index() == 0
         self._total_steps = total_steps
         self._batch_size = batch_size
@@ -31,6 +33,11 @@ class Progress:
             self._bar = tqdm.tqdm(
                 total=total_steps, initial=first_step, unit="step", dynamic_ncols=True
             )
+
+    @classmethod
+    def quiet(cls) -> "Progress":
+        """One of no steps, that only says lines."""
+        return cls(first_step=0, total_steps=0, batch_size=0, unit="examples")
 
     def __enter__(self):
         return self
@@ -47,7 +54,7 @@ class Progress:
             print(text, flush=True)
 
     def restart_clock(self, step: int, waited: float) -> None:
-        """Leaves what came before, such as an evaluation, out of the speed."""
+        """Leaves what came before out of the speed, such as an evaluation."""
         self._last = (step, time.monotonic(), waited)
 
     def update(self, step: int, loss: float, waited: float) -> dict[str, float]:
@@ -59,10 +66,10 @@ class Progress:
           waited: seconds for which this process's devices had no input, of the whole run.
 
         Returns:
-          since the last call, under `train/`: `images_per_second`, of all chips,
-          `images_per_second_per_chip` and `step_seconds`; and `input_wait`, the share of
-          the time that was waited, on the process that waited longest: the others wait
-          for it in the step.
+          since the last call, under `train/`: `images_per_second` (or another unit) of
+          all chips, `images_per_second_per_chip` and `step_seconds`; and `input_wait`,
+          the share of the time that was waited, on the process that waited longest: the
+          others wait for it in the step.
         """
         last_step, last_time, last_waited = self._last
         self.restart_clock(step, waited)
@@ -73,7 +80,7 @@ class Progress:
         share = multihost_utils.process_allgather(share).max().item()
         if self._bar is not None:
             self._bar.set_postfix_str(
-                f"loss {loss:.3f}, {speed:,.0f} images/s, {share:.0%} input wait",
+                f"loss {loss:.3f}, {speed:,.0f} {self._unit}/s, {share:.0%} input wait",
                 refresh=False,
             )
             self._bar.update(step - self._bar.n)
@@ -81,12 +88,12 @@ class Progress:
             left = seconds_per_step * (self._total_steps - step)
             self.say(
                 f"step {step:,}/{self._total_steps:,}  loss {loss:.3f}  "
-                f"{speed:,.0f} images/s  {share:.0%} input wait  "
+                f"{speed:,.0f} {self._unit}/s  {share:.0%} input wait  "
                 f"{datetime.timedelta(seconds=round(left))} left"
             )
         return {
-            "train/images_per_second": speed,
-            "train/images_per_second_per_chip": speed / count_chips(jax.devices()),
+            f"train/{self._unit}_per_second": speed,
+            f"train/{self._unit}_per_second_per_chip": speed / count_chips(jax.devices()),
             "train/step_seconds": seconds_per_step,
             "train/input_wait": share,
         }

@@ -2,30 +2,67 @@
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib.figure
 from etils import epath
 
 from focalnet_jax.pages import page, svg
 from focalnet_jax.paths import write_whole
+from focalnet_jax.tasks.base import Metric
 
-# By what a metric's name begins with; top-5 and weights are dashed.
+# The colour of a curve, by what the metric's name begins with.
 _COLORS = {"train": "#1f5fa8", "test": "#c2571a", "test_ema": "#2e7d4f"}
-# Title, and the metrics of a picture; those that a run doesn't have are left out.
-_PICTURES = (
-    ("loss", ("train/loss", "test/loss", "test_ema/loss")),
-    ("accuracy", ("test/top1", "test_ema/top1", "test/top5")),
-    ("learning rate", ("train/learning_rate",)),
-    ("norms", ("train/gradient_norm", "train/weight_norm")),
-    ("images a second", ("train/images_per_second",)),
-    ("share of the time without input", ("train/input_wait",)),
-    ("model FLOPs utilization", ("train/mfu",)),
-)
-_FROM_ZERO = [title for title, _ in _PICTURES[4:]]
 
 
-def write_summary(workdir: epath.Path, *, title: str) -> None:
+class Picture(NamedTuple):
+    """A picture of some curves.
+
+    Attributes:
+      title: stands above it.
+      metrics: groups of names; the first group's curves are solid, the others' dashed.
+        Metrics that a run doesn't have are left out.
+      from_zero: whether the vertical axis begins at 0.
+      logarithmic: whether it is logarithmic.
+    """
+
+    title: str
+    metrics: tuple[tuple[str, ...], ...]
+    from_zero: bool = False
+    logarithmic: bool = False
+
+
+def pictures_of(metrics: Mapping[str, Metric], *, unit: str) -> tuple[Picture, ...]:
+    """The pictures of a run: those of its task's metrics, then those of every run.
+
+    Args:
+      metrics: of the task.
+      unit: what the task calls an example, in the plural.
+    """
+    groups = {"loss": [("train/loss",)]}
+    for name, metric in metrics.items():
+        names = tuple(f"{split}/{name}" for split in _COLORS)
+        group = groups.setdefault(metric.picture, [])
+        group[:] = [g for g in group if not {*g} <= {*names}] + [names]
+    of_task = [Picture(title, tuple(names)) for title, names in groups.items()]
+    norms = (("train/gradient_norm",), ("train/weight_norm",))
+    speed = (f"train/{unit}_per_second",)
+    return (
+        *of_task,
+        Picture("learning rate", (("train/learning_rate",),)),
+        Picture("norms", norms, logarithmic=True),
+        Picture(f"{unit} a second", (speed,), from_zero=True),
+        Picture(
+            "share of the time without input", (("train/input_wait",),), from_zero=True
+        ),
+        Picture("model FLOPs utilization", (("train/mfu",),), from_zero=True),
+    )
+
+
+def write_summary(
+    workdir: epath.Path, *, title: str, pictures: Sequence[Picture]
+) -> None:
     """Makes a page of `metrics.jsonl` and the descriptions beside it."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
@@ -42,49 +79,55 @@ def write_summary(workdir: epath.Path, *, title: str) -> None:
         for name in ("config.json", "versions.json", "model.json")
         if (path := workdir / name).exists()
     )
-    body = f"""{svg(curves(metrics))}
+    body = f"""{svg(curves(metrics, pictures))}
 <h2>Last values</h2>
 <table>{rows}</table>
 {details}"""
     write_whole(workdir / "summary.html", page(title, body))
 
 
-def curves(metrics: Sequence[dict[str, float]]) -> matplotlib.figure.Figure:
+def curves(
+    metrics: Sequence[Mapping[str, float]], pictures: Sequence[Picture]
+) -> matplotlib.figure.Figure:
     """A figure with a curve of each metric over the steps.
 
     Args:
       metrics: as the lines of `metrics.jsonl`, in order.
+      pictures: what belongs together.
     """
-    found = [
-        (title, [name for name in names if any(name in line for line in metrics)])
-        for title, names in _PICTURES
-    ]
-    found = [(title, names) for title, names in found if names]
-    rows = -(-len(found) // 2)
+    known = {name for line in metrics for name in line}
+    shown = [p for p in pictures if known & {name for g in p.metrics for name in g}]
+    rows = -(-len(shown) // 2)
     figure = matplotlib.figure.Figure(figsize=(10, 2.8 * rows), layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(rows, 2, squeeze=False).flat, found):
-        for name in names:
-            points = [(line["step"], line[name]) for line in metrics if name in line]
-            axes.plot(
-                *zip(*points),
-                color=_COLORS[name.partition("/")[0]],
-                linestyle="--" if name.endswith(("top5", "weight_norm")) else "-",
-                marker="." if len(points) < 30 else "",
-                linewidth=1.2,
-                label=name,
-            )
-        if title == "norms":
-            axes.set_yscale("log")
-        if title in _FROM_ZERO:
-            axes.set_ylim(0, 1.1 * max(axes.get_ylim()[1], 0.01))
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.grid(alpha=0.3)
-        axes.tick_params(labelsize=8)
-        axes.legend(fontsize=8, frameon=False)
-    for axes in figure.axes[len(found) :]:
+    for axes, picture in zip(figure.subplots(rows, 2, squeeze=False).flat, shown):
+        _draw(axes, picture, metrics)
+    for axes in figure.axes[len(shown) :]:
         axes.remove()
     figure.supxlabel("step", fontsize=9)
     return figure
+
+
+def _draw(axes, picture: Picture, metrics: Sequence[Mapping[str, float]]) -> None:
+    for index, group in enumerate(picture.metrics):
+        for name in group:
+            points = [(line["step"], line[name]) for line in metrics if name in line]
+            if points:
+                axes.plot(
+                    *zip(*points),
+                    color=_COLORS[name.partition("/")[0]],
+                    linestyle="--" if index else "-",
+                    marker="." if len(points) < 30 else "",
+                    linewidth=1.2,
+                    label=name,
+                )
+    if picture.logarithmic:
+        axes.set_yscale("log")
+    if picture.from_zero:
+        axes.set_ylim(0, 1.1 * max(axes.get_ylim()[1], 0.01))
+    axes.set_title(picture.title, fontsize=10, loc="left")
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=8, frameon=False)
 
 
 def _spelt(value: float) -> str:

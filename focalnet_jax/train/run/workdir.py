@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import platform
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,10 +22,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from focalnet_jax.data import Preprocessing, Source
 from focalnet_jax.errors import SetupError
-from focalnet_jax.train.config import model_overrides
-from focalnet_jax.weights.description import ModelDescription, write_json
+from focalnet_jax.fields import Fields, flatten
+from focalnet_jax.paths import write_json
 
 _PACKAGES = (
     "focalnet_jax",
@@ -40,10 +40,6 @@ _PACKAGES = (
     "tensorflow-datasets",
     "pillow",
 )
-
-
-# What a step is done on follows from these and its number.
-_FIELDS_OF_EXAMPLES = ("seed", "batch_size", "data.name", "data.train_split")
 
 
 def check_shared(workdir: epath.Path) -> None:
@@ -71,29 +67,20 @@ def check_shared(workdir: epath.Path) -> None:
         )
 
 
-def describe_run(workdir: epath.Path, config: ConfigDict, source: Source) -> None:
-    """Writes `config.json`, `versions.json` and `model.json`, on the first process."""
+def describe_run(
+    workdir: epath.Path, config: ConfigDict, description: Mapping[str, Any]
+) -> None:
+    """Writes `config.json`, `versions.json` and `model.json`, on the first process.
+
+    Args:
+      workdir: where to.
+      config: of the run.
+      description: of the model, see `Task.description`.
+    """
     if jax.process_index() == 0:
         write_json(workdir / "config.json", config.to_dict())
         write_json(workdir / "versions.json", versions())
-        description_of(config, source).write(workdir)
-
-
-def description_of(config: ConfigDict, source: Source) -> ModelDescription:
-    """The model and the preprocessing it is trained for."""
-    preprocessing = Preprocessing(
-        image_size=config.data.image_size,
-        mean=config.data.mean,
-        std=config.data.std,
-        interpolation=config.data.eval_interpolation,
-        crop=config.data.eval_crop,
-    )
-    return ModelDescription(
-        name=config.model.name,
-        overrides=model_overrides(config),
-        preprocessing=preprocessing,
-        classes=source.class_names,
-    )
+        write_json(workdir / "model.json", description)
 
 
 def versions() -> dict[str, Any]:
@@ -111,16 +98,13 @@ def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None  # focalnet_jax itself, in a checkout that isn't installed
+        return None  # This is focalnet_jax in a checkout that isn't installed.
 
 
-def _plain(tree: Any) -> Any:
-    """As JSON gives it back: tuples as lists."""
-    return json.loads(json.dumps(tree))
-
-
-def changed_fields(workdir: epath.Path, config: ConfigDict) -> list[str]:
+def changed_fields(workdir: epath.Path, config: ConfigDict, fields: Fields) -> list[str]:
     """Fields that differ from those of the run so far, as `field: old -> new`.
+
+    Fields that an older program didn't know had the value that is their default now.
 
     Raises:
       SetupError: one of them decides what examples a step is done on.
@@ -128,19 +112,22 @@ def changed_fields(workdir: epath.Path, config: ConfigDict) -> list[str]:
     path = workdir / "config.json"
     if not path.exists():
         return []
-    before = _flatten(json.loads(path.read_text()))
-    now = _flatten(_plain(config.to_dict()))
+    defaults = {name: field.default for name, field in fields.items()}
+    before = _as_stored(defaults) | flatten(json.loads(path.read_text()))
+    now = _as_stored(flatten(config.to_dict()))
     changed = {
         field: f"{field}: {before.get(field)} -> {now.get(field)}"
         for field in sorted(before.keys() | now.keys())
         if before.get(field) != now.get(field)
     }
-    names = (before.get("data.name", ""), now["data.name"])
+    names = (before.get("data.name") or "", now.get("data.name") or "")
     moved = all(name.startswith("folder:") for name in names)
     if lines := [
-        changed[field]
-        for field in _FIELDS_OF_EXAMPLES
-        if field in changed and not (moved and field == "data.name")
+        changed[name]
+        for name, field in fields.items()
+        if field.decides_examples
+        and name in changed
+        and not (moved and name == "data.name")
     ]:
         listed = "\n  ".join(lines)
         raise SetupError(
@@ -151,11 +138,6 @@ def changed_fields(workdir: epath.Path, config: ConfigDict) -> list[str]:
     return [*changed.values()]
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+def _as_stored(values: Any) -> Any:
+    """Values as JSON gives them back, which makes lists of tuples."""
+    return json.loads(json.dumps(values))

@@ -1,0 +1,213 @@
+"""What the trainer knows of a task: the protocol, and the values that pass through it.
+
+The trainer calls a task in this order:
+
+    open        the data sets, checked; with each comes `example`, which makes arrays of
+                a record, on the host, in threads or in other processes
+    prepare     on the devices, the whole batch: normalisation, augmentation
+    loss        on the devices, one accumulation part of the batch
+    predict     on the devices, an evaluation batch
+    evaluator   from predictions to metrics
+
+A task holds numbers, functions and modules, but no configuration.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from etils import epath
+
+Example = dict[str, np.ndarray]
+Batch = dict[str, jax.Array]
+# `{"params": ..., "batch_stats": ...}`; models without BatchNorm have the first alone.
+Variables = dict[str, Any]
+Keys = dict[str, jax.Array]
+
+
+class BatchArray(NamedTuple):
+    """One array of a training batch.
+
+    Attributes:
+      shape: of one example, without the axis of the batch.
+      dtype: of the array that `train_example` returns.
+      axes: a name for each axis, or None; the trainer splits "height" over `spatial`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: tuple[str | None, ...] = ()
+
+
+class Metric(NamedTuple):
+    """How people read a metric of evaluation.
+
+    Attributes:
+      label: its name in a line of text.
+      format: its value there, such as "{:.2%}".
+      higher_is_better: which of two checkpoints is the better one.
+      picture: the title of the picture that has its curve; metrics may share one.
+    """
+
+    label: str
+    format: str
+    higher_is_better: bool
+    picture: str
+
+
+class Loss(NamedTuple):
+    """The loss of some rows, as a sum: the trainer adds sums and divides once.
+
+    Attributes:
+      total: the sum that gradients are taken of, a scalar.
+      weight: what the sum is divided by, a scalar: the number of rows, of valid pixels
+        ... No gradient flows through it.
+      parts: further sums by name, which are divided by the same weight and shown.
+      batch_stats: the next running averages of BatchNorm; None leaves them as they are.
+    """
+
+    total: jax.Array
+    weight: jax.Array
+    parts: Mapping[str, jax.Array] = {}
+    batch_stats: Any = None
+
+
+class Source(Protocol):
+    """Records of a split in a fixed order.
+
+    Attributes:
+      name: of the data set and the split, for messages.
+      note: what to say of results on it, such as ", among 200 classes"; mostly empty.
+    """
+
+    name: str
+    note: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Any:
+        """Returns a record; raises BadRecordError for one that can't be read."""
+
+    def describe(self, index: int) -> str:
+        """Names a record for messages."""
+
+
+class Split(NamedTuple):
+    """A data set, and how its records become rows of batches.
+
+    Attributes:
+      source: the records.
+      example: makes the arrays of `Task.batch` of a record and a random generator, for
+        training; or arrays for `Task.predict` and the evaluator of a record alone, or of
+        None for a blank row that doesn't count. It is pickled for other processes, so it
+        holds nothing of JAX. BadRecordError passes over a record, WrongRecordError ends
+        the run. The trainer adds `id`, the index of the record, and for evaluation
+        `mask`, which is False where a row doesn't count.
+    """
+
+    source: Source
+    example: Callable[..., Example]
+
+
+class Splits(NamedTuple):
+    """The data of a run.
+
+    Attributes:
+      train: None where nothing is trained.
+      test: what is evaluated.
+      remarks: what whoever starts the run should know, a line each.
+    """
+
+    train: Split | None
+    test: Split
+    remarks: tuple[str, ...] = ()
+
+
+class Evaluator(Protocol):
+    """Metrics of variables on a split."""
+
+    def run(
+        self, variables: Variables, *, name: str, before_batch: Callable[[], None]
+    ) -> Iterator[tuple[str, float]]:
+        """Yields `NAME/METRIC` and values, and `NAME/examples`, the number counted.
+
+        Calls `before_batch` before each batch; it may raise to end the evaluation.
+        """
+
+
+class Task(Protocol):
+    """All that the trainer asks of a task.
+
+    Attributes:
+      name: as in `tasks.registry.TASKS`.
+      title: of the model, for people.
+      unit: what an example is called, in the plural: "images".
+      metrics: those of evaluation by name, `loss` among them if there is one.
+      batch: the arrays of a training batch by name.
+      random_streams: names of the keys that `prepare` and `loss` are given. A stream's
+        numbers follow from its place in the tuple: new ones go to the end.
+      new: what names of parameters begin with that may start anew: "head/".
+      multiply_adds: of a forward pass of one example; None if that isn't known.
+    """
+
+    name: str
+    title: str
+    unit: str
+    metrics: Mapping[str, Metric]
+    batch: Mapping[str, BatchArray]
+    random_streams: tuple[str, ...]
+    new: tuple[str, ...]
+    multiply_adds: int | None
+
+    def open(self, *, train: bool) -> Splits:
+        """Opens the data sets, the training split only if asked for, and checks them.
+
+        Raises:
+          SetupError: they aren't there, or don't go with the model or with each other.
+        """
+
+    def init(self, key: jax.Array) -> Variables:
+        """New variables; a pure function, to be compiled with shardings."""
+
+    def prepare(self, batch: Batch, keys: Keys) -> Batch:
+        """What `loss` takes, from the arrays of a whole batch: the same rows."""
+
+    def loss(self, variables: Variables, batch: Batch, keys: Keys) -> Loss:
+        """The loss of some rows of a prepared batch, in training mode."""
+
+    def predict(self, variables: Variables, batch: Batch) -> Any:
+        """What the evaluator counts, from an evaluation batch, in evaluation mode."""
+
+    def evaluator(
+        self,
+        predict: Callable[[Variables, Batch], Any],
+        make_batches: Callable[[], Iterable[Batch]],
+        source: Source,
+    ) -> Evaluator:
+        """An evaluator over a split.
+
+        Args:
+          predict: as above; it may be traced, and places its maps on the devices.
+          make_batches: starts anew over the split; arrays are global ones.
+          source: the split.
+        """
+
+    def depth_of(self, name: str) -> int:
+        """How deep in the net a parameter stands, for `layer_decay`: the stem is 0."""
+
+    def description(self, source: Source) -> dict[str, Any]:
+        """The content of `model.json`: what is needed to use parameters elsewhere.
+
+        Args:
+          source: that they are trained on.
+        """
+
+    def differences(self, directory: epath.Path, source: Source | None) -> list[str]:
+        """How the model differs from that of parameters on disk, a line each.
+
+        Args:
+          directory: of the parameters, in which or above which lies a `model.json`.
+          source: what the parameters are to be used on, as they are; None if they only
+            start a run, in which case what their shapes show needs no saying.
+        """

@@ -1,0 +1,304 @@
+"""Image classification: one label an image, cross entropy, top-1 and top-5.
+
+The recipe of the paper (section 4.1 of arXiv 2203.11926): RandAugment on the host;
+random erasing, mixup, cutmix and label smoothing on the devices.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from focalnet_jax.data import (
+    EvalTransform,
+    Source,
+    TrainTransform,
+    image_operations,
+    open_source,
+)
+from focalnet_jax.errors import SetupError
+from focalnet_jax.evaluators import Classification as ClassificationEvaluator
+from focalnet_jax.fields import (
+    Field,
+    Fields,
+    at_least,
+    below,
+    every,
+    finite,
+    one_of,
+    share,
+)
+from focalnet_jax.models import FocalNet, count_multiply_adds
+from focalnet_jax.preprocessing import Preprocessing
+from focalnet_jax.tasks.augment import ERASING_MODES, Mixing, RandomErasing
+from focalnet_jax.tasks.base import (
+    Batch,
+    BatchArray,
+    Keys,
+    Loss,
+    Metric,
+    Split,
+    Splits,
+    Variables,
+)
+from focalnet_jax.tasks.classes import (
+    check_labels_fit,
+    check_trainable,
+    class_differences,
+)
+from focalnet_jax.tasks.examples import EvalExample, TrainExample
+from focalnet_jax.tasks.images import (
+    IMAGE_FIELDS,
+    MODEL_FIELDS,
+    eval_transform_of,
+    model_of,
+    model_overrides,
+    preprocessing_of,
+    train_transform_of,
+)
+from focalnet_jax.tasks.losses import cross_entropy
+from focalnet_jax.weights.description import ModelDescription, model_differences
+
+METRICS = {
+    "top1": Metric("top-1", "{:.2%}", higher_is_better=True, picture="accuracy"),
+    "top5": Metric("top-5", "{:.2%}", higher_is_better=True, picture="accuracy"),
+    "loss": Metric("loss", "{:.3f}", higher_is_better=False, picture="loss"),
+}
+
+FIELDS: Fields = {
+    "label_smoothing": Field(
+        0.1,
+        "The share of the target that is spread evenly over all classes.",
+        every(at_least(0), below(1)),
+    ),
+    "random_erasing": Field(0.0, "The share of the images that lose a rectangle.", share),
+    "random_erasing_mode": Field(
+        "pixel",
+        'What takes its place: "pixel" is noise, "rand" one colour, "const" the mean.',
+        one_of(ERASING_MODES),
+    ),
+    "mixup_alpha": Field(
+        0.0,
+        "Mixup draws its shares from Beta(alpha, alpha); 0 for no mixup.",
+        every(at_least(0), finite),
+    ),
+    "cutmix_alpha": Field(
+        0.0,
+        "Cutmix draws its shares from Beta(alpha, alpha); 0 for no cutmix.",
+        every(at_least(0), finite),
+    ),
+    "mix_probability": Field(1.0, "The share of the batches that are mixed.", share),
+    "mix_switch_probability": Field(
+        0.5, "The share of cutmix in these, if there are both.", share
+    ),
+    **MODEL_FIELDS,
+    **IMAGE_FIELDS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSets:
+    """The data sets of a run.
+
+    Attributes:
+      name, data_dir, classes: as for `open_source`.
+      train_split, test_split: splits of it.
+    """
+
+    name: str
+    train_split: str
+    test_split: str
+    data_dir: str | None = None
+    classes: str | None = None
+
+    def open(self, split: str) -> Source:
+        return open_source(
+            self.name, split=split, data_dir=self.data_dir, classes=self.classes
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """Classification as the trainer sees it: see `tasks.base.Task`.
+
+    Attributes:
+      model: with a head.
+      model_name, model_overrides: what `create_model` makes it of.
+      preprocessing: of images for evaluation; training has its statistics and size.
+      train_transform, eval_transform: of images on the host.
+      data_sets: what it is trained and tested on; None where no data is needed.
+      label_smoothing: as in `cross_entropy`.
+      erasing: applied to the normalised images in training, if given.
+      mixing: applied after it to images and labels, if given.
+    """
+
+    model: FocalNet
+    model_name: str
+    model_overrides: dict[str, Any]
+    preprocessing: Preprocessing
+    train_transform: TrainTransform
+    eval_transform: EvalTransform
+    data_sets: DataSets | None = None
+    label_smoothing: float = 0.0
+    erasing: RandomErasing | None = None
+    mixing: Mixing | None = None
+
+    name = "classification"
+    unit = "images"
+    metrics = METRICS
+    random_streams = ("drop_path", "dropout", "erasing", "mixing")
+    new = ("head/",)
+
+    @property
+    def title(self) -> str:
+        return self.model_name
+
+    @property
+    def batch(self) -> dict[str, BatchArray]:
+        side = self.preprocessing.image_size
+        return {
+            "image": BatchArray((side, side, 3), np.uint8, ("height", "width", None)),
+            "label": BatchArray((), np.int32),
+        }
+
+    @property
+    def multiply_adds(self) -> int:
+        return count_multiply_adds(self.model, self.preprocessing.image_size)
+
+    def open(self, *, train: bool) -> Splits:
+        num_classes = self.model.num_classes
+        if train:
+            image_operations(self.train_transform.pixels)  # Are its libraries there?
+            train_source = self.data_sets.open(self.data_sets.train_split)
+        test_source = self.data_sets.open(self.data_sets.test_split)
+        check_labels_fit(test_source, num_classes)
+        example = EvalExample(self.eval_transform, test_source.labels(num_classes))
+        test = Split(test_source, example)
+        if not train:
+            return Splits(None, test)
+        check_trainable(train_source, test_source)
+        check_labels_fit(train_source, num_classes)
+        remarks = ()
+        if num_classes > (train_source.num_classes or num_classes):
+            remarks = (
+                f"the model has {num_classes:,} classes, of which {train_source.name} "
+                f"has {train_source.num_classes:,}",
+            )
+        example = TrainExample(self.train_transform, train_source.labels(num_classes))
+        return Splits(Split(train_source, example), test, remarks)
+
+    def init(self, key: jax.Array) -> Variables:
+        side, channels = self.preprocessing.image_size, self.model.encoder.in_channels
+        return self.model.init(key, jnp.zeros((1, side, side, channels)))
+
+    def prepare(self, batch: Batch, keys: Keys) -> Batch:
+        """Normalises, erases and mixes: float `image`, and `target` for the loss."""
+        images, targets = self._normalize(batch["image"]), batch["label"]
+        if self.erasing is not None:
+            images = self.erasing(images, keys["erasing"])
+        if self.mixing is not None:
+            targets = jax.nn.one_hot(targets, self.model.num_classes)
+            images, targets = self.mixing(images, targets, keys["mixing"])
+        return {"image": images, "target": targets}
+
+    def loss(self, variables: Variables, batch: Batch, keys: Keys) -> Loss:
+        logits, _ = self.model.apply(variables, batch["image"], train=True, rngs=keys)
+        losses = cross_entropy(
+            logits, batch["target"], label_smoothing=self.label_smoothing
+        )
+        return Loss(losses.sum(), weight=jnp.asarray(losses.size, losses.dtype))
+
+    def predict(self, variables: Variables, batch: Batch) -> jax.Array:
+        """Logits `[b, num_classes]`."""
+        images = self._normalize(batch["image"])
+        logits, _ = self.model.apply(variables, images, train=False)
+        return logits
+
+    def evaluator(
+        self,
+        predict: Callable[[Variables, Batch], jax.Array],
+        make_batches: Callable[[], Iterable[Batch]],
+        source: Source,
+    ) -> ClassificationEvaluator:
+        return ClassificationEvaluator(predict, make_batches, subset=source.subset)
+
+    def depth_of(self, name: str) -> int:
+        return self.model.encoder.depth_of(name)
+
+    def description(self, source: Source) -> dict[str, Any]:
+        return ModelDescription(
+            name=self.model_name,
+            overrides=self.model_overrides,
+            preprocessing=self.preprocessing,
+            classes=source.class_names,
+        ).to_json()
+
+    def differences(self, directory: epath.Path, source: Source | None) -> list[str]:
+        differences = model_differences(directory, self.model)
+        if source is None:
+            differences.pop("num_classes", None)
+        lines = [f"model.{option}: {text}" for option, text in differences.items()]
+        return lines if source is None else lines + class_differences(directory, source)
+
+    def _normalize(self, images: jax.Array) -> jax.Array:
+        mean, std = self.preprocessing.mean, self.preprocessing.std
+        return normalize(images, mean=mean, std=std)
+
+
+def normalize(images: jax.Array, *, mean, std) -> jax.Array:
+    """Makes `uint8 [b, h, w, 3]` float32, `(x / 255 - mean) / std` by channel."""
+    chex.assert_type(images, jnp.uint8)
+    mean, std = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def make(config: ConfigDict) -> Classification:
+    """The task that a configuration describes, whose fields are checked one by one.
+
+    Raises:
+      SetupError: values that don't go together.
+    """
+    model = model_of(config)
+    if not model.num_classes:
+        raise SetupError("model.num_classes=0 makes no classifier: nothing to train")
+    preprocessing = preprocessing_of(config)
+    return Classification(
+        model=model,
+        model_name=config.model.name,
+        model_overrides=model_overrides(config),
+        preprocessing=preprocessing,
+        train_transform=train_transform_of(config),
+        eval_transform=eval_transform_of(config),
+        data_sets=DataSets(
+            name=config.data.name,
+            train_split=config.data.train_split,
+            test_split=config.data.test_split,
+            data_dir=config.data.data_dir,
+            classes=config.data.classes,
+        ),
+        label_smoothing=config.label_smoothing,
+        erasing=_erasing_of(config),
+        mixing=_mixing_of(config),
+    )
+
+
+def _erasing_of(config: ConfigDict) -> RandomErasing | None:
+    erasing = RandomErasing(config.random_erasing, mode=config.random_erasing_mode)
+    return erasing if erasing.probability else None
+
+
+def _mixing_of(config: ConfigDict) -> Mixing | None:
+    mixing = Mixing(
+        mixup_alpha=config.mixup_alpha,
+        cutmix_alpha=config.cutmix_alpha,
+        probability=config.mix_probability,
+        switch_probability=config.mix_switch_probability,
+    )
+    is_on = mixing.probability and (mixing.mixup_alpha or mixing.cutmix_alpha)
+    return mixing if is_on else None

@@ -1,0 +1,57 @@
+"""From a record of an image and a label to arrays, on the host."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from focalnet_jax.data import BadRecordError, EvalTransform, TrainTransform
+from focalnet_jax.data.labels import Labels
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainExample:
+    """Makes `image`, uint8 `[h, w, 3]`, and `label`, int32, of a record.
+
+    Attributes:
+      transform: of the encoded image.
+      labels: which ones are right.
+    """
+
+    transform: TrainTransform
+    labels: Labels
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
+        return {
+            "image": self.transform(_encoded(record), rng),
+            "label": self.labels.read(record),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalExample:
+    """The same for evaluation; None makes a blank row.
+
+    Where several labels of a record are right, there is `labels`, bool `[classes]`, in
+    place of `label`.
+    """
+
+    transform: EvalTransform
+    labels: Labels
+
+    def __call__(self, record: Record | None) -> dict[str, Any]:
+        if record is None:
+            size = self.transform.size
+            image, label = np.zeros((size, size, 3), np.uint8), self.labels.blank()
+        else:
+            image = self.transform(_encoded(record))
+            label = self.labels.read(record)
+        return {"image": image, "labels" if self.labels.are_sets else "label": label}
+
+
+def _encoded(record: Record) -> bytes:
+    if not record["image"]:
+        raise BadRecordError("its image has zero bytes")
+    return record["image"]

@@ -1,0 +1,202 @@
+"""Fields of the configuration that tasks on images share, and what they describe."""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from focalnet_jax.data import (
+    INTERPOLATIONS,
+    PIXELS,
+    EvalTransform,
+    RandAugment,
+    TrainTransform,
+)
+from focalnet_jax.errors import OptionError, SetupError
+from focalnet_jax.fields import (
+    Field,
+    Fields,
+    ascending,
+    at_least,
+    every,
+    numbers,
+    one_of,
+)
+from focalnet_jax.models import FocalNet, create_model, list_models
+from focalnet_jax.models.variants import ENCODER_OPTIONS
+from focalnet_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+
+def _type_of(option: str) -> type:
+    if option in ("dtype", "param_dtype"):
+        return str  # by name
+    if option == "embed_dim":
+        return int
+    default = ENCODER_OPTIONS[option].default
+    return tuple if default is dataclasses.MISSING else type(default)
+
+
+def _part_of_an_image(value) -> str | None:
+    return None if value[1] <= 1 else "is more than an image"
+
+
+def _positive_numbers(value) -> str | None:
+    return None if min(value) > 0 else "is not above 0 in every channel"
+
+
+def _crop(value) -> str | None:
+    return None if 0 < value <= 1 else "is not in (0, 1]"
+
+
+MODEL_FIELDS: Fields = {
+    "model.name": Field(
+        "focalnet_tiny_srf", "The variant of FocalNet.", one_of(list_models())
+    ),
+    "model.num_classes": Field(1000, "Outputs of the head."),
+} | {
+    f"model.{option}": Field(
+        None,
+        f"The option `{option}` of `create_model`; the variant's where it is unset.",
+        kind=_type_of(option),
+    )
+    for option in ENCODER_OPTIONS
+}
+
+IMAGE_FIELDS: Fields = {
+    "data.name": Field(
+        "imagenet2012",
+        "The data set, as TFDS spells it, or `folder:DIR`.",
+        decides_examples=True,
+    ),
+    "data.data_dir": Field(
+        None, "Where data sets of TFDS lie; by default TFDS's own place.", kind=str
+    ),
+    "data.classes": Field(
+        None,
+        "Only for an image folder: the classes that its labels count. By default they "
+        'are its directories; "imagenet2012" or a file with a class in each line names '
+        "others.",
+        kind=str,
+    ),
+    "data.train_split": Field("train", "The split to train on.", decides_examples=True),
+    "data.test_split": Field("validation", "The split to evaluate on."),
+    "data.image_size": Field(224, "The side of an image in pixels.", at_least(1)),
+    "data.interpolation": Field(
+        "bicubic",
+        'How training images are resized; "random" takes bicubic or bilinear.',
+        one_of((*INTERPOLATIONS, "random")),
+    ),
+    "data.mean": Field(
+        IMAGENET_MEAN, "The mean of pixels in [0, 1], by channel.", numbers(3)
+    ),
+    "data.std": Field(
+        IMAGENET_STD,
+        "Their standard deviation.",
+        every(numbers(3), _positive_numbers),
+    ),
+    "data.crop_area": Field(
+        (0.08, 1.0),
+        "The least and the greatest share of an image that a training crop covers.",
+        every(numbers(2), ascending, _part_of_an_image),
+    ),
+    "data.crop_aspect": Field(
+        (3 / 4, 4 / 3),
+        "The least and the greatest ratio of the crop's width to its height.",
+        every(numbers(2), ascending),
+    ),
+    "data.flip": Field(True, "Whether half of the training images are mirrored."),
+    "data.rand_augment": Field(
+        None,
+        'A policy of RandAugment in timm\'s spelling, such as "rand-m9-mstd0.5-inc1".',
+        kind=str,
+    ),
+    "data.color_jitter": Field(
+        0.0,
+        "Brightness, contrast and saturation are multiplied by numbers from 1 - j to "
+        "1 + j, in random order. timm leaves this out where there is RandAugment; here "
+        "both can be.",
+        at_least(0),
+    ),
+    "data.pixels": Field(
+        "exact",
+        '"exact" makes the pixels that PIL makes; "fast" makes similar ones sooner.',
+        one_of(PIXELS),
+    ),
+    "data.eval_crop": Field(
+        0.875, "The share of the shorter side that evaluation sees.", _crop
+    ),
+    "data.eval_interpolation": Field(
+        "bicubic", "How images are resized for evaluation.", one_of(INTERPOLATIONS)
+    ),
+}
+
+
+def model_overrides(config: ConfigDict) -> dict[str, Any]:
+    """The arguments of `create_model` beside the name that the config sets."""
+    given = config.model.to_dict().items()
+    return {
+        option: value for option, value in given if option != "name" and value is not None
+    }
+
+
+def model_of(config: ConfigDict) -> FocalNet:
+    """The model that the config describes.
+
+    Raises:
+      SetupError: a value that the model doesn't allow, or images that are too small.
+    """
+    try:
+        model = create_model(config.model.name, **model_overrides(config))
+    except OptionError as error:
+        raise SetupError(f"model.{error.option}{error.problem}") from error
+    if model.encoder.in_channels != 3:
+        raise SetupError(
+            f"model.in_channels={model.encoder.in_channels}, but images are read as RGB"
+        )
+    least = model.encoder.smallest_image()
+    if config.data.image_size < least:
+        raise SetupError(
+            f"data.image_size={config.data.image_size} is too small for "
+            f"{config.model.name}, which needs {least} (or model.pad_to_patch=True)"
+        )
+    return model
+
+
+def train_transform_of(config: ConfigDict) -> TrainTransform:
+    """What the config does to each training image on the host.
+
+    Raises:
+      SetupError: `rand_augment` is no policy.
+    """
+    policy = config.data.rand_augment
+    return TrainTransform(
+        config.data.image_size,
+        crop_area=config.data.crop_area,
+        crop_aspect=config.data.crop_aspect,
+        flip=config.data.flip,
+        interpolation=config.data.interpolation,
+        rand_augment=RandAugment.parse(policy) if policy else None,
+        color_jitter=config.data.color_jitter,
+        fill=tuple(min(255, round(255 * mean)) for mean in config.data.mean),
+        pixels=config.data.pixels,
+    )
+
+
+def eval_transform_of(config: ConfigDict) -> EvalTransform:
+    """What the config does to each image on the host for evaluation."""
+    return EvalTransform(
+        config.data.image_size,
+        crop=config.data.eval_crop,
+        interpolation=config.data.eval_interpolation,
+    )
+
+
+def preprocessing_of(config: ConfigDict) -> Preprocessing:
+    """What whoever uses the parameters elsewhere has to do to an image."""
+    return Preprocessing(
+        image_size=config.data.image_size,
+        mean=config.data.mean,
+        std=config.data.std,
+        interpolation=config.data.eval_interpolation,
+        crop=config.data.eval_crop,
+    )

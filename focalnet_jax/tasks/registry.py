@@ -1,0 +1,31 @@
+"""The tasks by name."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from focalnet_jax.fields import Fields
+from focalnet_jax.tasks import classification
+from focalnet_jax.tasks.base import Task
+
+CLASSIFICATION = "classification"
+
+
+class TaskEntry(NamedTuple):
+    """How the trainer comes by a task.
+
+    Attributes:
+      fields: of the configuration, beside those that every run has.
+      make: makes the task of a configuration whose fields are checked one by one; raises
+        SetupError for values that don't go together.
+    """
+
+    fields: Fields
+    make: Callable[[ConfigDict], Task]
+
+
+# A package of one's own adds an entry where its recipe imports it: see docs/tasks.md.
+TASKS: dict[str, TaskEntry] = {
+    CLASSIFICATION: TaskEntry(classification.FIELDS, classification.make),
+}

@@ -1,0 +1,124 @@
+"""What a run starts from."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from focalnet_jax.errors import SetupError
+from focalnet_jax.paths import absolute_path
+from focalnet_jax.tasks.base import Source, Task
+from focalnet_jax.train.config import all_fields
+from focalnet_jax.train.program import Program
+from focalnet_jax.train.run.checkpoints import Checkpoints
+from focalnet_jax.train.run.workdir import changed_fields
+from focalnet_jax.train.state import TrainState
+from focalnet_jax.weights.params import (
+    check_holds_params,
+    load_params,
+    newest_params_path,
+)
+
+
+class Start(NamedTuple):
+    """The state that a run starts from, and what to say of it."""
+
+    state: TrainState
+    origin: str
+
+
+def find_start(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
+    """Where the parameters lie that a new run starts from, if it doesn't start anew.
+
+    A run that has a checkpoint needs them no more.
+
+    Raises:
+      SetupError: there are none where `init_from` says.
+    """
+    if newest_params_path(workdir) is not None or not config.init_from:
+        return None
+    return check_holds_params(absolute_path(config.init_from))
+
+
+def start(
+    config: ConfigDict,
+    task: Task,
+    workdir: epath.Path,
+    program: Program,
+    checkpoints: Checkpoints,
+    *,
+    init_from: epath.Path | None,
+    source: Source,
+) -> Start:
+    """The first of these that there is:
+
+    1. the newest checkpoint in the workdir,
+    2. the parameters of `init_from`, with a new optimiser,
+    3. new parameters.
+
+    Args:
+      config, task: from `check_config`.
+      workdir: of the run.
+      program: of the run.
+      checkpoints: in the workdir.
+      init_from: from `find_start`.
+      source: that the run trains on.
+
+    Raises:
+      SetupError: what is there is of another model or run, or damaged.
+    """
+    if checkpoints.newest_step is not None:
+        return _resume(config, task, workdir, program, checkpoints, source)
+    if init_from is not None:
+        return _start_from(config, task, program, init_from)
+    return Start(program.init(), "starting anew")
+
+
+def _resume(
+    config: ConfigDict,
+    task: Task,
+    workdir: epath.Path,
+    program: Program,
+    checkpoints: Checkpoints,
+    source: Source,
+) -> Start:
+    if lines := task.differences(workdir, source):
+        listed = "\n  ".join(lines)
+        raise SetupError(f"{workdir} is of another model:\n  {listed}")
+    changes = changed_fields(workdir, config, all_fields(config.task))
+    state = checkpoints.restore(program.abstract_state)
+    origin = f"resuming after step {int(state.step):,}"
+    return Start(state, origin + _listed("with", changes))
+
+
+def _start_from(
+    config: ConfigDict, task: Task, program: Program, init_from: epath.Path
+) -> Start:
+    differences = task.differences(init_from.parent, None)
+    new = task.new if config.reset_head else ()
+    state, abstract = program.init(), program.abstract_state
+    try:
+        params = load_params(init_from, abstract.params, new=new, may_be_new=task.new)
+        batch_stats = state.batch_stats
+        average = "ema_" if init_from.name == "ema" else ""
+        stored = init_from.parent / f"{average}batch_stats"
+        if batch_stats and stored.exists():
+            batch_stats |= load_params(stored, abstract.batch_stats, new=new)
+    except SetupError as error:
+        if not differences:
+            raise
+        lines = "\n  ".join(["set these fields as there:", *differences])
+        raise SetupError(f"{error}\n{lines}") from error
+    state = dataclasses.replace(
+        state, params=state.params | params, batch_stats=batch_stats
+    )
+    if config.ema_decay:
+        state = state.starting_average()
+    origin = f"starting from {init_from}" + (", with a new head" if new else "")
+    return Start(state, origin + _listed("but with", differences))
+
+
+def _listed(word: str, lines: Sequence[str]) -> str:
+    return "".join(f"\n  {word} {line}" for line in lines)
