@@ -1,14 +1,16 @@
-"""Times the depthwise convolution's implementations side by side on this machine.
+"""Times the implementations of the depthwise convolution side by side on this machine.
 
     python benchmarks/depthwise_conv.py [--rounds=9]
 
-For maps and kernels of FocalNet-T at 224 pixels: the forward pass, and the gradients to
-input and kernel. All contenders take turns in every round; printed are medians over the
-rounds, and each contender's median relative to `lax`. `autodiff` is `shifted` without
-its own differentiation rule. PyTorch takes part where it is installed.
+The maps and kernels are those of FocalNet-T at 224 pixels. Timed are the forward pass,
+and the forward pass with the gradients of input and kernel. All contenders take turns in
+every round. The program prints the median of each contender over the rounds, and its
+speed relative to that of `lax`. `autodiff` is `shifted` without a rule of its own for
+differentiation. PyTorch takes part if it is installed.
 """
 
 import argparse
+import functools
 import statistics
 import time
 
@@ -16,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from focalnet_jax.ops import depthwise_conv
+from focalnet_jax.ops.depthwise_conv import CONVOLUTIONS, depthwise_conv
 
+# Each is batch, height, width and channels, and the size of the kernel.
 CASES = [
-    # batch, height, width, channels; kernel size
     ((8, 56, 56, 96), 3),
     ((8, 56, 56, 96), 5),
     ((8, 28, 28, 192), 5),
@@ -42,12 +44,10 @@ def autodiff(x, kernel):
 
 
 def jax_contenders(x, kernel):
-    """By name, functions without arguments: forward, and forward with gradients."""
-    functions = {
-        "lax": lambda x, k: depthwise_conv(x, k, implementation="lax"),
-        "autodiff": autodiff,
-        "shifted": lambda x, k: depthwise_conv(x, k, implementation="shifted"),
-    }
+    """Functions without arguments by name: forward, and forward with gradients."""
+    functions = {"autodiff": autodiff}
+    for name in CONVOLUTIONS:
+        functions[name] = functools.partial(depthwise_conv, implementation=name)
     forward, backward = {}, {}
     for name, function in functions.items():
 
@@ -65,7 +65,7 @@ def caller(function, *arguments):
 
 
 def torch_contenders(x, kernel):
-    """The same in PyTorch, channels-last memory; empty where it isn't installed."""
+    """The same in PyTorch, with channels last in memory; empty if it is not installed."""
     try:
         import torch
     except ImportError:
@@ -91,7 +91,7 @@ def torch_contenders(x, kernel):
 
 
 def medians(contenders, rounds):
-    """Milliseconds of each contender, taking turns, after one turn to warm up."""
+    """The median milliseconds of each contender, after a first round that warms up."""
     times = {name: [] for name in contenders}
     for _ in range(rounds + 1):
         for name, call in contenders.items():
@@ -106,7 +106,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {rounds} rounds")
-    print("milliseconds (times lax's speed)")
+    print("milliseconds (speed relative to lax)")
     for shape, size in CASES:
         x = jax.random.normal(jax.random.key(0), shape)
         kernel = jax.random.normal(jax.random.key(1), (size, size, 1, shape[-1]))

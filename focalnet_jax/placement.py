@@ -1,7 +1,7 @@
 """Where maps lie on the devices of a mesh.
 
-Models name the axes of their maps, and whoever runs them says which axis of a mesh each
-is split over. Without that, nothing is said and nothing happens.
+Models name the axes of their maps. Whoever runs a model says over which axis of a mesh
+each of them is split, by `map_axes_over`. Outside of it nothing here has an effect.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ MAP_AXES = ("batch", "height", "width", "channels")
 def map_axes_over(
     mesh: jax.sharding.Mesh | None, axes: Mapping[str, str | tuple[str, ...]]
 ) -> Iterator[None]:
-    """Models that are traced inside have their maps split over a mesh.
+    """Models that are traced in this context have their maps split over a mesh.
 
     Args:
-      mesh: None for no effect.
-      axes: by names of `MAP_AXES`, the mesh's axes; those left out are not split. Sizes
-        needn't divide.
+      mesh: the devices; None for no effect.
+      axes: the axis or axes of the mesh for each name in `MAP_AXES`. An axis of the map
+        that is not named is not split. The size of an axis need not divide evenly.
     """
     if mesh is None:
         yield
@@ -35,18 +35,23 @@ def map_axes_over(
 
 
 def place_map(x: jax.Array, *, whole_height: bool = False) -> jax.Array:
-    """Pins `[b, h, w, c]` to where `map_axes_over` says, its height split or whole.
+    """Keeps a map, `[b, h, w, c]`, split as `map_axes_over` says.
 
-    Left to itself, XLA gathers a map for some convolutions and goes on with it whole:
-    more memory, and gradients of depthwise kernels that are too large by the number of
-    devices that hold the same (its partitioner as of jax 0.10).
+    Without this, XLA gathers the whole map for some convolutions and does not split it
+    again. That takes more memory. And its partitioner, as of jax 0.10, then makes
+    gradients of depthwise kernels too large, by the number of devices that hold the same
+    map.
+
+    Args:
+      x: the map.
+      whole_height: leaves the height in one piece, whatever `map_axes_over` says.
     """
     names = (MAP_AXES[0], None, *MAP_AXES[2:]) if whole_height else MAP_AXES
     return nn.with_logical_constraint(x, names)
 
 
 def height_divides(*sizes: int) -> bool:
-    """Whether heights split into equal parts; true where they aren't split."""
+    """Whether heights can be split into equal parts; true where they are not split."""
     axis = dict(nn.get_logical_axis_rules()).get("height")
     parts = jax.sharding.get_abstract_mesh().shape[axis] if axis else 1
     return not any(size % parts for size in sizes)

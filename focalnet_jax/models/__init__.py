@@ -1,10 +1,13 @@
 """FocalNets as Flax Linen modules."""
 
 from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone, FocalNetEncoder
+from focalnet_jax.models.modulation import MODULATIONS, FocalModulation
 from focalnet_jax.models.size import abstract_params, count_multiply_adds, count_params
 from focalnet_jax.models.variants import create_backbone, create_model, list_models
 
 __all__ = [
+    "MODULATIONS",
+    "FocalModulation",
     "FocalNet",
     "FocalNetBackbone",
     "FocalNetEncoder",

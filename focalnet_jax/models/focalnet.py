@@ -11,7 +11,7 @@ Reference code: microsoft/FocalNet, `classification/focalnet.py`.
       -> norm, mean over space            [b, 8c]                 "pre_logits"
       -> head                             [b, classes]
 
-Maps are channels last throughout. The parameters mirror the official names:
+The channels are the last axis of every map. The parameters mirror the official names:
 
     patch_embed/{proj,norm}                      convolution, LayerNorm
     layers_{s}/blocks_{b}/norm1, norm2           LayerNorm
@@ -22,11 +22,13 @@ Maps are channels last throughout. The parameters mirror the official names:
     layers_{s}/blocks_{b}/modulation/ln          with use_postln_in_modulation
     layers_{s}/blocks_{b}/gamma_1, gamma_2       with use_layerscale
     layers_{s}/blocks_{b}/mlp/{fc1,fc2}          dense
-    layers_{s}/downsample/{proj,norm}            for all but the last stage
-    norm, head                                   classifier
-    norm0, norm1, ...                            backbone, one an output stage
+    layers_{s}/downsample/{proj,norm}            in all stages but the last
+    norm, head                                   of the classifier
+    norm0, norm1, ...                            of the backbone, for each output stage
 
-Dense and convolution leaves are `kernel` and `bias`, LayerNorm's `scale` and `bias`.
+Dense layers and convolutions have the leaves `kernel` and `bias`, LayerNorms have `scale`
+and `bias`. Another operator than focal modulation (`focalnet_jax/models/modulation.py`)
+has other parameters below `modulation`.
 """
 
 import functools
@@ -35,177 +37,50 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from focalnet_jax.models import initializers
-from focalnet_jax.ops import aggregate_context, gelu
+from focalnet_jax.models.layers import Dense, DropPath, LayerNorm, Mlp
+from focalnet_jax.models.modulation import (
+    FocalModulation,
+    Modulation,
+    Outputs,
+    accepted,
+    find_modulation,
+)
 from focalnet_jax.placement import height_divides, place_map
 
-Outputs = dict[str, jax.Array]
-
-# What of a block is stored for the backward pass, which recomputes the rest. "dots": what
-# matrix products give; norms, GELUs and depthwise convolutions are done again.
+# What each block stores for the backward pass, which computes the rest again. "dots"
+# stores the results of matrix products, so norms, GELUs and depthwise convolutions are
+# computed twice.
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-# torch's default; Flax's is 1e-6. The mean of squares minus the square of the mean,
-# Flax's other default, loses digits where the mean is large.
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
-
-
-class FocalModulation(nn.Module):
-    """Focal modulation: each position's query is scaled by its gathered context.
-
-    Paper, equation 6: `y = q(x) * h(sum_l gate_l * context_l)`. Works on maps of any
-    number of spatial axes; the kernels then have as many.
-
-    Attributes:
-      focal_level: number of depthwise levels; the global level comes on top.
-      focal_window: kernel size of the first level.
-      focal_factor: by how much the kernel grows each level.
-      normalize_modulator: divide the aggregated context by `focal_level + 1`.
-      use_postln_in_modulation: LayerNorm before the last projection.
-      drop_rate: dropout after the last projection.
-      implementation: of the depthwise convolutions, see `focalnet_jax.ops`.
-      dtype, param_dtype: of the computation and of the parameters.
-    """
-
-    focal_level: int
-    focal_window: int
-    focal_factor: int = 2
-    normalize_modulator: bool = False
-    use_postln_in_modulation: bool = False
-    drop_rate: float = 0.0
-    implementation: str = "auto"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
-        """Maps `[b, *spatial, c]` to the same shape, and its `gates` and `modulator`."""
-        channels, spatial_rank = x.shape[-1], x.ndim - 2
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        linear = functools.partial(
-            nn.Dense, kernel_init=initializers.linear_kernel, **types
-        )
-
-        projected = linear(2 * channels + self.focal_level + 1, name="f")(x)
-        query, context, gates = jnp.split(projected, [channels, 2 * channels], axis=-1)
-
-        kernels = []
-        for level in range(self.focal_level):
-            size = self.focal_factor * level + self.focal_window
-            shape = (size,) * spatial_rank + (1, channels)
-            kernels.append(
-                DepthwiseKernel(shape, name=f"focal_layers_{level}", **types)()
-            )
-        aggregated = aggregate_context(
-            context,
-            gates,
-            kernels,
-            normalize=self.normalize_modulator,
-            implementation=self.implementation,
-        )
-        # A 1x1 convolution in the official code, so initialised as one.
-        modulator = nn.Dense(
-            channels,
-            kernel_init=initializers.conv_kernel,
-            bias_init=initializers.conv_bias(channels),
-            name="h",
-            **types,
-        )(aggregated)
-
-        y = query * modulator
-        if self.use_postln_in_modulation:
-            y = LayerNorm(name="ln", **types)(y)
-        y = linear(channels, name="proj")(y)
-        y = nn.Dropout(self.drop_rate)(y, deterministic=not train)
-        chex.assert_equal_shape([x, y])
-        return y, {"gates": gates, "modulator": modulator}
-
-
-class DepthwiseKernel(nn.Module):
-    """Holds the kernel of one focal level; the operator does the convolving."""
-
-    shape: tuple[int, ...]
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self) -> jax.Array:
-        kernel = self.param(
-            "kernel", initializers.conv_kernel, self.shape, self.param_dtype
-        )
-        return kernel.astype(self.dtype)
-
-
-class Mlp(nn.Module):
-    """Two dense layers with a GELU between, `[..., c] -> [..., c]`."""
-
-    hidden_dim: int
-    drop_rate: float = 0.0
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        linear = functools.partial(
-            nn.Dense,
-            kernel_init=initializers.linear_kernel,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        y = gelu(linear(self.hidden_dim, name="fc1")(x))
-        y = nn.Dropout(self.drop_rate)(y, deterministic=not train)
-        y = linear(x.shape[-1], name="fc2")(y)
-        return nn.Dropout(self.drop_rate)(y, deterministic=not train)
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: drops the whole branch for a random part of the batch.
-
-    Huang et al., arXiv 1603.09382; survivors are scaled up, as in timm's `DropPath`.
-
-    Attributes:
-      rate: share that is dropped; an array where one program serves several rates.
-    """
-
-    rate: float | jax.Array
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        if not train or (isinstance(self.rate, (int, float)) and self.rate == 0):
-            return x
-        keep_rate = 1 - self.rate
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        keep = jax.random.bernoulli(self.make_rng("drop_path"), keep_rate, shape)
-        return jnp.where(keep, x / jnp.asarray(keep_rate, x.dtype), 0)
-
 
 class FocalNetBlock(nn.Module):
     """Modulation and MLP, each on a residual branch.
 
-    Pre-norm: `x + scale(modulation(norm1(x)))`. With `use_postln` the norm comes
-    after the branch: `x + scale(norm1(modulation(x)))`. The same for the MLP.
+    The first branch is `x + scale(modulation(norm1(x)))`, and with `use_postln`
+    `x + scale(norm1(modulation(x)))`. The second is the same with `mlp` and `norm2`.
 
     Attributes:
-      modulation: makes the block's operator, by default `FocalModulation` with its
-        options filled in; called with `name`, `dtype` and `param_dtype`.
+      modulation: makes the block's operator, such as a `functools.partial` of
+        `FocalModulation` that sets its options. The block calls it with `name` and, if
+        it takes them, `dtype` and `param_dtype`.
       mlp_ratio: width of the MLP over the width of the block.
-      layerscale_value: start of the per-channel scales; None for no scales.
-      use_postln: see above.
+      layerscale_value: what the scales of the channels begin as; None for no scales.
+      use_postln: puts the norms after the operator and the MLP, not before them.
       drop_rate: dropout in the MLP.
       drop_path_rate: probability of dropping each branch.
       dtype, param_dtype: of the computation and of the parameters.
     """
 
-    modulation: functools.partial
+    modulation: Modulation
     mlp_ratio: float = 4.0
     layerscale_value: float | None = None
     use_postln: bool = False
@@ -216,7 +91,11 @@ class FocalNetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
-        """Maps `[b, *spatial, c]` to the same shape, and its `gates` and `modulator`."""
+        """Maps `[b, *spatial, c]` to the same shape.
+
+        Returns:
+          The result, and the outputs of the operator.
+        """
         channels = x.shape[-1]
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
 
@@ -228,7 +107,9 @@ class FocalNetBlock(nn.Module):
             return y * gamma.astype(self.dtype)
 
         norm1 = LayerNorm(name="norm1", **types)
-        modulation = self.modulation(name="modulation", **types)
+        modulation = self.modulation(
+            name="modulation", **accepted(self.modulation, types)
+        )
         y, outputs = modulation(x if self.use_postln else norm1(x), train=train)
         y = scale(norm1(y) if self.use_postln else y, "gamma_1")
         x = x + DropPath(self.drop_path_rate)(y, train=train)
@@ -247,10 +128,10 @@ class PatchEmbed(nn.Module):
 
     Attributes:
       features: channels of the result.
-      kernel_size, stride, padding: of the convolution, the same in height and width;
-        sizes that don't divide are floored, as PyTorch does.
-      pad_to: pad bottom and right with zeros to a multiple of this first, as
-        transformers' `maybe_pad`; 1 for none.
+      kernel_size, stride, padding: of the convolution, the same in height and width. A
+        result whose size is not a whole number is rounded down, as in PyTorch.
+      pad_to: pads the bottom and the right with zeros to a multiple of this size before
+        the convolution, as `maybe_pad` of transformers; 1 for no padding.
       dtype, param_dtype: of the computation and of the parameters.
     """
 
@@ -266,7 +147,7 @@ class PatchEmbed(nn.Module):
     def output_size(
         size: int, *, kernel_size: int, stride: int, padding: int = 0, pad_to: int = 1
     ) -> int:
-        """Height or width of the result for that of the input."""
+        """Height or width of the result for a height or width of the input."""
         return _output_size(size + -size % pad_to, kernel_size, stride, padding)
 
     @nn.compact
@@ -277,7 +158,8 @@ class PatchEmbed(nn.Module):
         if height % self.pad_to or width % self.pad_to:
             bottom, right = -height % self.pad_to, -width % self.pad_to
             x = jnp.pad(x, [(0, 0), (0, bottom), (0, right), (0, 0)])
-        # XLA's partitioner gets the kernel's gradient wrong for unequal parts of a map.
+        # XLA's partitioner gets the kernel's gradient wrong where a map is split into
+        # unequal parts.
         sizes = self.kernel_size, self.stride, self.padding
         whole = not height_divides(x.shape[1], _output_size(x.shape[1], *sizes))
         x = nn.Conv(
@@ -299,14 +181,14 @@ def _output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
 
 
 class FocalNetStage(nn.Module):
-    """The blocks of one resolution, and the step to the next.
+    """The blocks of one resolution, and the downsampling to the next.
 
     Attributes:
-      block: makes a block from its `drop_path_rate`.
-      drop_path_rates: one a block.
-      make_downsample: makes the step to the next stage; None for the last one.
-      remat: what of each block the backward pass recomputes, see `REMAT_POLICIES`.
-      scan: compile one block, and run it over the parameters of all.
+      block: makes a block when it is given `drop_path_rate`.
+      drop_path_rates: the rate of each block.
+      make_downsample: makes the downsampling; None for the last stage, which has none.
+      remat: a name in `REMAT_POLICIES`.
+      scan: compiles one block, and runs it with the parameters of each block in turn.
     """
 
     block: functools.partial
@@ -337,7 +219,11 @@ class FocalNetStage(nn.Module):
         return x, outputs
 
     def _scan_blocks(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
-        """The same; parameters are stacked here, so that their tree stays as it is."""
+        """Computes the same as `__call__`, in a loop that is compiled once.
+
+        The parameters of the blocks are stacked here and nowhere else, so their tree is
+        the same with and without `scan`.
+        """
         count = len(self.blocks)
         trees = [block.variables["params"] for block in self.blocks]
         params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
@@ -357,10 +243,9 @@ class FocalNetStage(nn.Module):
             return x, (x, seen)
 
         if self.remat != "none":
+            # The scan itself keeps XLA from merging the two computations of a block.
             policy = REMAT_POLICIES[self.remat]
-            run = jax.checkpoint(
-                run, policy=policy, prevent_cse=False
-            )  # a scan prevents it
+            run = jax.checkpoint(run, policy=policy, prevent_cse=False)
         x, blocks = jax.lax.scan(run, x, (params, rates, keys))
         outputs = {}
         for index in range(count):
@@ -382,31 +267,38 @@ class FocalNetEncoder(nn.Module):
     them in for the published variants and checks them.
 
     Attributes:
-      depths: blocks, one entry a stage.
+      depths: the number of blocks of each stage.
       embed_dim: channels of the first stage; each further stage has twice as many.
-      focal_levels: focal levels, one entry a stage.
-      focal_windows: kernel size of the first focal level, one entry a stage.
-      focal_factor: growth of the kernel a level.
-      mlp_ratio: width of the MLPs over that of their block.
+      focal_levels: the number of focal levels in each stage.
+      focal_windows: kernel size of the first focal level in each stage.
+      focal_factor: by how much the kernel grows from level to level.
+      mlp_ratio: width of an MLP over the width of its block.
       patch_size: kernel and stride of the stem; 4 with `use_conv_embed`.
-      use_conv_embed: overlapping convolutions, 7x7/4 for the stem and 3x3/2 between
-        stages, in place of patches that don't overlap.
-      stem_padding: padding of the overlapping stem: 2, or 3 in the official code for
-        dense prediction; no shape differs.
-      use_layerscale, layerscale_value: per-channel scales on the residual branches.
-      use_postln: LayerNorm after, not before, each branch.
-      use_postln_in_modulation: LayerNorm inside the modulation.
-      normalize_modulator: divide the aggregated context by the number of levels, the
+      use_conv_embed: has convolutions that overlap in place of patches that do not: 7x7
+        with stride 4 for the stem, and 3x3 with stride 2 between stages.
+      stem_padding: padding of the stem that overlaps: 2, or 3 as in the official code
+        for dense prediction. The shapes are the same with both.
+      use_layerscale: multiplies each residual branch by scales of its channels.
+      layerscale_value: what these scales begin as.
+      use_postln: puts the LayerNorm of each branch at its end, not at its beginning.
+      use_postln_in_modulation: puts a LayerNorm inside the modulation.
+      normalize_modulator: divides the aggregated context by the number of levels, the
         global one included.
       drop_rate: dropout after the stem, in the modulation and in the MLPs.
-      drop_path_rate: stochastic depth of the last block; grows from 0 linearly.
+      drop_path_rate: stochastic depth of the last block; the rates of the blocks grow
+        linearly from 0.
       in_channels: channels of the images.
-      pad_to_patch: pad sizes that don't divide in place of flooring them.
-      remat: what of each block the backward pass recomputes: `"none"`, `"dots"` (all
-        but matrix products) or `"full"`: less memory, more work.
-      scan: compile the equal blocks of a stage as one: quicker to compile, slower to
-        run. Random draws are others; a block's `params` are all it can have.
-      implementation: `"auto"`, `"lax"` or `"shifted"`, see `focalnet_jax.ops`.
+      pad_to_patch: pads maps whose size does not divide; without it their last rows and
+        columns are left out.
+      remat: what the backward pass computes again to save memory: `"none"`, `"dots"`
+        for all but the matrix products of each block, or `"full"` for whole blocks.
+      scan: compiles the equal blocks of a stage as one. This is quicker to compile and
+        slower to run, and draws other random numbers. Blocks can then have no other
+        variables than `params`.
+      modulation: the operator of the blocks: a name in `MODULATIONS`, a module class or
+        a `functools.partial` of one, see `focalnet_jax/models/modulation.py`.
+      implementation: how focal modulation gathers context: a name in
+        `focalnet_jax.ops.IMPLEMENTATIONS`.
       dtype, param_dtype: of the computation and of the parameters.
     """
 
@@ -430,6 +322,7 @@ class FocalNetEncoder(nn.Module):
     pad_to_patch: bool = False
     remat: str = "none"
     scan: bool = False
+    modulation: str | Modulation = "focal"
     implementation: str = "auto"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -447,19 +340,9 @@ class FocalNetEncoder(nn.Module):
         rates = [self.drop_path_rate * i / max(count - 1, 1) for i in range(count)]
         layers = []
         for stage, depth in enumerate(self.depths):
-            modulation = functools.partial(
-                FocalModulation,
-                focal_level=self.focal_levels[stage],
-                focal_window=self.focal_windows[stage],
-                focal_factor=self.focal_factor,
-                normalize_modulator=self.normalize_modulator,
-                use_postln_in_modulation=self.use_postln_in_modulation,
-                drop_rate=self.drop_rate,
-                implementation=self.implementation,
-            )
             block = functools.partial(
                 FocalNetBlock,
-                modulation=modulation,
+                modulation=self._modulation_of(stage),
                 mlp_ratio=self.mlp_ratio,
                 layerscale_value=self.layerscale_value if self.use_layerscale else None,
                 use_postln=self.use_postln,
@@ -477,6 +360,26 @@ class FocalNetEncoder(nn.Module):
                 )
             )
         self.layers = layers
+
+    @nn.nowrap
+    def _modulation_of(self, stage: int) -> Modulation:
+        """Makes the operators of a stage."""
+        make = find_modulation(self.modulation)
+        options = dict(
+            focal_level=self.focal_levels[stage],
+            focal_window=self.focal_windows[stage],
+            focal_factor=self.focal_factor,
+            normalize_modulator=self.normalize_modulator,
+            use_postln_in_modulation=self.use_postln_in_modulation,
+            drop_rate=self.drop_rate,
+            implementation=self.implementation,
+        )
+        return functools.partial(make, **accepted(make, options))
+
+    @property
+    def has_focal_modulation(self) -> bool:
+        """Whether the operator is `FocalModulation` itself, and nothing made of it."""
+        return find_modulation(self.modulation) is FocalModulation
 
     @nn.nowrap
     def _convolutions(self) -> list[dict[str, int]]:
@@ -503,24 +406,70 @@ class FocalNetEncoder(nn.Module):
 
         return next(size for size in itertools.count(1) if reaches_the_end(size))
 
+    @property
+    def max_depth(self) -> int:
+        """The depth of parameters after the last block: the number of blocks plus 1."""
+        return sum(self.depths) + 1
+
+    @nn.nowrap
+    def depth_of(self, name: str) -> int:
+        """How deep in the net a parameter stands, counted in blocks.
+
+        Args:
+          name: of a parameter, such as `layers_0/blocks_1/mlp/fc1/kernel`.
+
+        Returns:
+          0 for the stem, from 1 on for the blocks, and for a downsampling the depth of
+          the block before it. All other names are of what comes after the encoder, such
+          as a head, and have `max_depth`.
+        """
+        depths = {"patch_embed/": 0}
+        block = 0
+        for stage, count in enumerate(self.depths):
+            for index in range(count):
+                block += 1
+                depths[f"layers_{stage}/blocks_{index}/"] = block
+            depths[f"layers_{stage}/downsample/"] = block
+        found = (depth for prefix, depth in depths.items() if name.startswith(prefix))
+        return next(found, self.max_depth)
+
     def __call__(
         self, images: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, Outputs]:
         """Encodes `[b, h, w, in_channels]` float images.
 
         Returns:
-          The last stage's map, and by name: `stem`, `stage{s}` (each before its
-          downsampling), `stage{s}/downsample`, `stage{s}/block{b}` and of each block
-          `stage{s}/block{b}/gates` and `.../modulator`, all `[b, h', w', ...]`.
+          The map of the last stage, and maps by name, all `[b, h', w', ...]`: `stem`,
+          `stage{s}` (before the downsampling), `stage{s}/downsample`,
+          `stage{s}/block{b}`, and what the operator of each block returns, such as
+          `stage{s}/block{b}/gates` and `stage{s}/block{b}/modulator`.
 
         Raises:
           TypeError: images that are not floating point.
           ValueError: images of the wrong rank or number of channels, or too small.
         """
+        stem = self.embed(images)
+        x, outputs = self.stages(stem, train=train)
+        return x, {"stem": stem} | outputs
+
+    def embed(self, images: jax.Array) -> jax.Array:
+        """The stem: maps `[b, h, w, in_channels]` images to `[b, h', w', embed_dim]`.
+
+        Raises:
+          TypeError, ValueError: as `__call__`.
+        """
         self._check(images)
-        x = place_map(images.astype(self.dtype))
-        x = self.patch_embed(x)
-        outputs = {"stem": x}
+        return self.patch_embed(place_map(images.astype(self.dtype)))
+
+    def stages(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
+        """The stages, and the dropout before them, on a map from `embed`.
+
+        What stands between the two may change the map, and keeps its shape.
+
+        Returns:
+          As `__call__`, without `stem`.
+        """
+        outputs = {}
         x = self.stem_dropout(x, deterministic=not train)
         for index, stage in enumerate(self.layers):
             x, seen = stage(x, train=train)
@@ -552,14 +501,14 @@ class FocalNetEncoder(nn.Module):
 
 
 class FocalNet(nn.Module):
-    """The classifier: an encoder, a LayerNorm, the mean over space, a dense head.
+    """The classifier: an encoder, a LayerNorm, the mean over space and a dense head.
 
-    The encoder's parameters stand beside the head's, not below them, so that the tree
-    mirrors the official code.
+    The parameters of the encoder stand beside those of the head, not below a name of
+    their own, so that the tree mirrors the official code.
 
     Attributes:
       encoder: stem and stages.
-      num_classes: 0 for no head: the pooled features take the place of the logits.
+      num_classes: 0 for no head: the model then returns pooled features as logits.
     """
 
     encoder: FocalNetEncoder
@@ -570,21 +519,20 @@ class FocalNet(nn.Module):
         types = dict(dtype=self.encoder.dtype, param_dtype=self.encoder.param_dtype)
         self.norm = LayerNorm(**types)
         if self.num_classes:
-            self.head = nn.Dense(
-                self.num_classes, kernel_init=initializers.linear_kernel, **types
-            )
+            self.head = Dense(self.num_classes, **types)
 
     def __call__(
         self, images: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, Outputs]:
         """Classifies `[b, h, w, in_channels]` float images.
 
-        Training draws from the random streams `drop_path` and `dropout`, where their
-        rates are above 0.
+        Training draws from the random streams `drop_path` and `dropout`, if their rates
+        are above 0.
 
         Returns:
-          Logits `[b, num_classes]`, and the encoder's named maps with `pre_logits`,
-          `[b, c]`, the pooled features. Under `jit`, what isn't read isn't kept.
+          Logits `[b, num_classes]`, and the maps that the encoder names, together with
+          `pre_logits`, the pooled features, `[b, c]`. Under `jit`, what is not read is
+          not computed.
 
         Raises:
           TypeError, ValueError: as `FocalNetEncoder`.
@@ -597,14 +545,14 @@ class FocalNet(nn.Module):
 
 
 class FocalNetBackbone(nn.Module):
-    """An encoder that returns its stages' maps, for dense prediction.
+    """An encoder that returns the maps of its stages, for dense prediction.
 
-    As the official backbones for detection and segmentation: maps before each
-    downsampling, each with a LayerNorm of its own, `norm{s}`.
+    These are the maps before each downsampling, as in the official backbones for
+    detection and segmentation. Each passes through a LayerNorm of its own, `norm{s}`.
 
     Attributes:
       encoder: stem and stages.
-      out_stages: which stages' maps to return.
+      out_stages: the stages whose maps it returns, counted from 0.
       out_norm: whether the maps pass through a LayerNorm.
     """
 
@@ -622,7 +570,7 @@ class FocalNetBackbone(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, ...]:
-        """Maps `[b, h, w, in_channels]` images to `[b, h_s, w_s, c_s]`, one a stage.
+        """Maps `[b, h, w, in_channels]` images to `[b, h_s, w_s, c_s]` for each stage.
 
         Raises:
           TypeError, ValueError: as `FocalNetEncoder`.

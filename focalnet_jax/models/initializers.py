@@ -1,7 +1,8 @@
 """The official code's initialisation, which is PyTorch's with one exception.
 
-microsoft/FocalNet draws the weights of `nn.Linear` from a truncated normal and
-leaves `nn.Conv2d` as PyTorch makes it, bias included (`FocalNet._init_weights`).
+microsoft/FocalNet draws the weights of `nn.Linear` from a truncated normal distribution.
+It leaves the weights and biases of `nn.Conv2d` as PyTorch makes them
+(`FocalNet._init_weights`).
 """
 
 import math
@@ -9,20 +10,21 @@ import math
 import jax
 from flax import linen as nn
 
-# torch's `trunc_normal_(std=0.02)` cuts at -2 and 2: a hundred deviations, which no
-# float32 normal reaches (they end at 5.5), so there is nothing to cut. Flax's
-# `truncated_normal(0.02)` cuts at two deviations, and its deviation is 0.0176.
+# torch's `trunc_normal_(std=0.02)` cuts at -2 and 2, which is a hundred standard
+# deviations. Normal numbers in float32 end at 5.5 deviations, so there is nothing to cut.
+# Flax's `truncated_normal(0.02)` cuts at two deviations, and its own deviation is 0.0176.
 linear_kernel = nn.initializers.normal(0.02)
 
-# Uniform within 1 / sqrt(fan_in), as `torch.nn.Conv2d`: `kaiming_uniform_(a=sqrt(5))`.
+# Uniform from -b to b, b = 1 / sqrt(fan_in): `kaiming_uniform_(a=sqrt(5))`, as
+# `torch.nn.Conv2d` has it.
 conv_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def conv_bias(fan_in: int) -> nn.initializers.Initializer:
-    """Uniform within 1 / sqrt(`fan_in`), as the bias of `torch.nn.Conv2d`.
+    """Uniform from -b to b, b = 1 / sqrt(fan_in), as the bias of `torch.nn.Conv2d`.
 
     Args:
-      fan_in: the inputs of one output value: kernel area times channels in a group.
+      fan_in: the number of inputs of one output: kernel area times channels in a group.
     """
     bound = 1 / math.sqrt(fan_in)
 

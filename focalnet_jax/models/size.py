@@ -29,26 +29,27 @@ def abstract_params(model: Model) -> dict[str, Any]:
 
 
 def count_multiply_adds(model: Model, image_size: int | tuple[int, int]) -> int:
-    """Multiply-adds for one image, forward: what the paper prints as FLOPs.
+    """The multiply-adds of the forward pass for one image, which the paper calls FLOPs.
 
-    Matrix products and convolutions are read off the traced program, so a fork's are
-    counted too, those in a `scan` once an iteration. To them come, as in the official
-    `flops()`, the products with the gates and with the query, and one multiply-add an
-    element for each LayerNorm. Biases, GELUs, layer scales and residual sums are left
-    out here as there.
+    Matrix products and convolutions are read off the traced program, so those of another
+    operator are counted too. What is in a `scan` counts once for each iteration. As in
+    the official `flops()`, the products with gates and query are added, and one
+    multiply-add per element for each LayerNorm of the stem, the blocks and the stages.
+    Biases, GELUs, layer scales and residual sums do not count, there or here.
 
-    Beyond the official `flops()` this counts the overlap of the convolutions of stem
-    and downsamplings with `use_conv_embed` (large, xlarge and huge), which are taken for
-    patches that don't overlap there: large_fl3 has 35.7 G at 224 pixels, 34.8 G there.
+    With `use_conv_embed` (large, xlarge and huge) the result is higher than that of the
+    official `flops()`, which takes the overlapping convolutions of stem and downsamplings
+    for patches that do not overlap: large_fl3 has 35.7 G at 224 pixels here, and 34.8 G
+    there.
 
     Args:
       model: from `create_model` or `create_backbone`.
-      image_size: side in pixels, or height and width.
+      image_size: the side in pixels, or height and width.
     """
     height, width = (
         (image_size, image_size) if isinstance(image_size, int) else image_size
     )
-    # The convolutions as one operation each, whatever the model computes them by.
+    # With "lax", each convolution is one operation of the program.
     encoder = model.encoder.clone(implementation="lax", remat="none", scan=False)
     model = model.clone(encoder=encoder)
     params = _abstract_params(model, height, width)
@@ -63,7 +64,7 @@ def count_multiply_adds(model: Model, image_size: int | tuple[int, int]) -> int:
     program = jax.make_jaxpr(forward)(params, images)
     outputs = jax.eval_shape(encode, params, images)
     return _matrix_multiply_adds(program.jaxpr) + _elementwise_multiply_adds(
-        outputs, norms=2 + model.encoder.use_postln_in_modulation
+        outputs, has_ln=model.encoder.use_postln_in_modulation
     )
 
 
@@ -78,6 +79,7 @@ def _abstract_params(model: Model, height: int, width: int):
 
 
 def _matrix_multiply_adds(jaxpr: core.Jaxpr) -> int:
+    """Of the matrix products and convolutions in a program."""
     total = 0
     for equation in jaxpr.eqns:
         output = equation.outvars[0].aval
@@ -89,26 +91,34 @@ def _matrix_multiply_adds(jaxpr: core.Jaxpr) -> int:
             kernel = equation.invars[1].aval
             out_axis = equation.params["dimension_numbers"].rhs_spec[0]
             total += output.size * kernel.size // kernel.shape[out_axis]
-        times = equation.params.get("length", 1)  # of a scan
+        times = equation.params.get("length", 1)  # the iterations, if it is a scan
         inner = sum(_matrix_multiply_adds(program) for program in _programs_in(equation))
         total += times * inner
     return total
 
 
-def _elementwise_multiply_adds(outputs: dict[str, jax.Array], *, norms: int) -> int:
-    """Of gates, query and the `norms` LayerNorms a block, and those after embeddings."""
+def _elementwise_multiply_adds(outputs: dict[str, jax.Array], *, has_ln: bool) -> int:
+    """Of gates, query and LayerNorms.
+
+    Args:
+      outputs: of the encoder.
+      has_ln: whether there is a LayerNorm inside of focal modulation.
+    """
     total = outputs["stem"].size
     for name, output in outputs.items():
-        if name.endswith("/modulator"):
-            levels = outputs[name.replace("/modulator", "/gates")].shape[-1]
-            total += output.size * (levels + 1 + norms)
+        if re.fullmatch(r"stage\d+/block\d+", name):
+            total += 2 * output.size
+            if f"{name}/gates" in outputs:  # other operators need not have them
+                gates = outputs[f"{name}/gates"].shape[-1]
+                total += output.size * (gates + 1 + has_ln)
         elif re.fullmatch(r"stage\d+", name):
-            total += output.size  # The norm after the downsampling, or the last one.
+            total += output.size  # the norm of the downsampling, or the last one
     return total
 
 
 def _programs_in(equation) -> list[core.Jaxpr]:
-    # From jax 0.12 on, closed programs and open ones are of one class.
+    """The programs that an operation runs, such as the body of a loop."""
+    # From jax 0.12 on, closed and open programs have the same class.
     values = [
         value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
         for value in equation.params.values()

@@ -1,8 +1,9 @@
-"""The published FocalNets by name, and how to make one.
+"""The published FocalNets by name, and the functions that make them.
 
-Settings: the `configs/focalnet_*.yaml` of microsoft/FocalNet, and for the isotropic
-models its factory functions; names as in timm. What all have in common (`mlp_ratio` 4,
-`focal_factor` 2, `layerscale_value` 1e-4 ...) stands as default in `FocalNetEncoder`.
+The settings are those of `configs/focalnet_*.yaml` in microsoft/FocalNet, and for the
+isotropic models those of its factory functions; the names are those of timm. What all
+have in common (`mlp_ratio` 4, `focal_factor` 2, `layerscale_value` 1e-4 and so on) are
+the defaults of `FocalNetEncoder`.
 """
 
 import dataclasses
@@ -11,14 +12,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from flax import linen as nn
 
-from focalnet_jax.errors import did_you_mean
+from focalnet_jax.errors import OptionError, check_choice, did_you_mean
 from focalnet_jax.models.focalnet import (
     REMAT_POLICIES,
     FocalNet,
     FocalNetBackbone,
     FocalNetEncoder,
 )
+from focalnet_jax.models.modulation import MODULATIONS
 from focalnet_jax.ops import IMPLEMENTATIONS
 
 
@@ -49,31 +52,32 @@ _LARGE = dict(depths=_S, use_conv_embed=True, use_postln=True, use_layerscale=Tr
 _HUGE = dict(_LARGE, embed_dim=352, use_postln_in_modulation=True)
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    # ImageNet-1K; SRF and LRF are the small and the large receptive field.
+    # For ImageNet-1K; SRF is the small receptive field and LRF the large one.
     "focalnet_tiny_srf": _hierarchical(depths=_T, embed_dim=96, levels=2),
     "focalnet_tiny_lrf": _hierarchical(depths=_T, embed_dim=96, levels=3),
     "focalnet_small_srf": _hierarchical(depths=_S, embed_dim=96, levels=2),
     "focalnet_small_lrf": _hierarchical(depths=_S, embed_dim=96, levels=3),
     "focalnet_base_srf": _hierarchical(depths=_S, embed_dim=128, levels=2),
     "focalnet_base_lrf": _hierarchical(depths=_S, embed_dim=128, levels=3),
-    # ImageNet-1K, one stage as in ViT.
+    # For ImageNet-1K, with a single stage, as ViT.
     "focalnet_tiny_iso": _isotropic(192),
     "focalnet_small_iso": _isotropic(384),
-    # Post-norm and layer scale stand in the official factory only, not in its yaml.
+    # The official yaml lacks the two options; the official factory function has them.
     "focalnet_base_iso": _isotropic(768, use_postln=True, use_layerscale=True),
-    # ImageNet-22K.
+    # For ImageNet-22K.
     "focalnet_large_fl3": _hierarchical(**_LARGE, embed_dim=192, levels=3, window=5),
     "focalnet_large_fl4": _hierarchical(
         **_LARGE, embed_dim=192, levels=4, normalize_modulator=True
     ),
     "focalnet_xlarge_fl3": _hierarchical(**_LARGE, embed_dim=256, levels=3, window=5),
-    # Disputed: the official yaml doesn't normalise the modulator, FocalNet-DINO does.
+    # Sources disagree: the official yaml does not normalise the modulator, and
+    # FocalNet-DINO does.
     "focalnet_xlarge_fl4": _hierarchical(**_LARGE, embed_dim=256, levels=4),
     "focalnet_huge_fl3": _hierarchical(**_HUGE, levels=3),
     "focalnet_huge_fl4": _hierarchical(**_HUGE, levels=4),
 }
 
-# Every option that `create_model` takes, beside `num_classes`.
+# All options that `create_model` takes, except `num_classes`, and their fields.
 ENCODER_OPTIONS = {
     field.name: field
     for field in dataclasses.fields(FocalNetEncoder)
@@ -82,33 +86,39 @@ ENCODER_OPTIONS = {
 
 
 def list_models(pattern: str | None = None) -> list[str]:
-    """Names for `create_model`, those that match a shell-style `pattern` if given."""
+    """The names that `create_model` knows.
+
+    Args:
+      pattern: if it is given, only names that match it as in a shell: `"*tiny*"`.
+    """
     return [name for name in VARIANTS if fnmatch.fnmatch(name, pattern or "*")]
 
 
 def create_model(name: str, *, num_classes: int = 1000, **overrides) -> FocalNet:
     """Makes a published FocalNet, or one that differs from it by `overrides`.
 
-    `normalize_modulator` is disputed for two variants, and weights load either way:
-    it is True here for `focalnet_large_fl4`, as in the official yaml, FocalNet-DINO
-    and X-Decoder (timm leaves it out), and False for `focalnet_xlarge_fl4`, as in the
-    official yaml (FocalNet-DINO sets it). Who has weights can measure which is right.
+    Sources disagree about `normalize_modulator` of two variants, whose weights load with
+    either value. Here it is True for `focalnet_large_fl4`, as in the official yaml, in
+    FocalNet-DINO and in X-Decoder; timm leaves it out. It is False for
+    `focalnet_xlarge_fl4`, as in the official yaml; FocalNet-DINO sets it. Whoever has the
+    weights can measure which value is right.
 
     Args:
       name: one of `list_models()`.
-      num_classes: 0 for the pooled features in place of logits.
-      **overrides: any option of `FocalNetEncoder`, under the official code's names:
-        `depths`, `focal_levels`, `drop_path_rate`, `dtype`, `remat` and so on.
+      num_classes: the length of the logits; 0 for a model that returns pooled features.
+      **overrides: any option of `FocalNetEncoder`, such as `depths`, `focal_levels`,
+        `drop_path_rate`, `dtype` or `remat`.
 
     Returns:
-      A `FocalNet`; `init(key, images)` and `apply({"params": ...}, images)` it.
+      A `FocalNet`, which has `init(key, images)` and `apply({"params": ...}, images)`.
 
     Raises:
-      ValueError: an unknown name, or a value that an option doesn't allow.
+      OptionError: a value that an option does not allow; it is a ValueError.
+      ValueError: an unknown name.
       TypeError: an unknown option.
     """
     if isinstance(num_classes, bool) or not _is_whole(num_classes, least=0):
-        raise ValueError(f"num_classes={num_classes!r} is not a whole number from 0")
+        raise OptionError("num_classes", f"={num_classes!r} is not a whole number from 0")
     return FocalNet(_create_encoder(name, overrides), num_classes=num_classes)
 
 
@@ -119,9 +129,9 @@ def create_backbone(
     out_norm: bool = True,
     **overrides,
 ) -> FocalNetBackbone:
-    """Makes the encoder of a FocalNet return its stages' maps, for dense prediction.
+    """Makes a FocalNet that returns the maps of its stages, for dense prediction.
 
-    The official dense recipes pass `stem_padding=3` where they use `use_conv_embed`.
+    The official code for dense prediction has `stem_padding=3` with `use_conv_embed`.
 
     Args:
       name: one of `list_models()`.
@@ -130,19 +140,21 @@ def create_backbone(
       **overrides: as for `create_model`.
 
     Returns:
-      A `FocalNetBackbone`; `apply` returns a tuple of maps, `[b, h_s, w_s, c_s]`.
+      A `FocalNetBackbone`, whose `apply` returns a tuple of maps, `[b, h_s, w_s, c_s]`.
 
     Raises:
-      ValueError: as `create_model`, and for a stage that the variant doesn't have.
+      OptionError: as `create_model`, and for a stage that the variant does not have.
+      ValueError: an unknown name.
       TypeError: an unknown option.
     """
     encoder = _create_encoder(name, overrides)
     out_stages, stages = tuple(out_stages), tuple(range(len(encoder.depths)))
     ascending = tuple(sorted(set(out_stages)))
     if not out_stages or out_stages != ascending or not set(out_stages) <= set(stages):
-        raise ValueError(
-            f"out_stages={out_stages} does not fit {name}: pass out_stages={stages} or "
-            "some of them, each once, in ascending order"
+        raise OptionError(
+            "out_stages",
+            f"={out_stages} does not fit {name}: pass out_stages={stages} or some of "
+            "them, each once, in ascending order",
         )
     return FocalNetBackbone(encoder, out_stages=out_stages, out_norm=out_norm)
 
@@ -173,8 +185,9 @@ def _create_encoder(name: str, overrides: dict[str, Any]) -> FocalNetEncoder:
 def _per_stage(option: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, Sequence) and all(_is_whole(v, least=1) for v in value):
         return tuple(int(v) for v in value)
-    raise ValueError(
-        f"{option}={value!r} is not a tuple of whole numbers from 1, one for each stage"
+    raise OptionError(
+        option,
+        f"={value!r} is not a tuple of whole numbers from 1, one for each stage",
     )
 
 
@@ -184,9 +197,9 @@ def _float_dtype(option: str, value: Any) -> jnp.dtype:
     except TypeError:
         dtype = None
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"{option}={value!r} is not a floating point type such as 'float32' or "
-            "'bfloat16'"
+        raise OptionError(
+            option,
+            f"={value!r} is not a floating point type such as 'float32' or 'bfloat16'",
         )
     return dtype
 
@@ -198,55 +211,57 @@ def _is_whole(value: Any, *, least: int) -> bool:
         return False
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _check(encoder: FocalNetEncoder) -> None:
-    """Raises ValueError for values and combinations that make no network."""
+    """Raises OptionError for values and combinations that make no network."""
+
+    def require(is_right: bool, option: str, problem: str) -> None:
+        if not is_right:
+            value = getattr(encoder, option)
+            raise OptionError(option, f"={value!r} {problem}")
+
     stages = len(encoder.depths)
     for option in ("focal_levels", "focal_windows"):
         entries = len(getattr(encoder, option))
         if entries != stages:
-            raise ValueError(
-                f"{option} has {entries} entries and depths {stages}: give one a stage"
+            raise OptionError(
+                option, f" has {entries} entries and depths {stages}: give one a stage"
             )
     for option in ("embed_dim", "patch_size", "in_channels"):
-        if not _is_whole(getattr(encoder, option), least=1):
-            value = getattr(encoder, option)
-            raise ValueError(f"{option}={value!r} is not a whole number from 1")
+        is_right = _is_whole(getattr(encoder, option), least=1)
+        require(is_right, option, "is not a whole number from 1")
     for option in ("focal_factor", "stem_padding"):
-        if not _is_whole(getattr(encoder, option), least=0):
-            value = getattr(encoder, option)
-            raise ValueError(f"{option}={value!r} is not a whole number from 0")
+        is_right = _is_whole(getattr(encoder, option), least=0)
+        require(is_right, option, "is not a whole number from 0")
     for levels, window in zip(encoder.focal_levels, encoder.focal_windows):
         sizes = [window + encoder.focal_factor * level for level in range(levels)]
         if any(size % 2 == 0 for size in sizes):
-            raise ValueError(
-                f"focal_windows and focal_factor give kernel sizes {sizes}: use odd "
-                "windows and an even factor, so that every kernel has a centre"
+            raise OptionError(
+                "focal_windows",
+                f" and focal_factor give kernel sizes {sizes}: use odd windows and an "
+                "even factor, so that every kernel has a centre",
             )
-    if encoder.use_conv_embed and encoder.patch_size != 4:
-        raise ValueError(
-            f"patch_size={encoder.patch_size} has no effect with use_conv_embed=True, "
-            "whose stem is 7x7 with stride 4: leave it at 4"
-        )
+    require(
+        not encoder.use_conv_embed or encoder.patch_size == 4,
+        "patch_size",
+        "has no effect with use_conv_embed=True, whose stem is 7x7 with stride 4: leave "
+        "it at 4",
+    )
     for option, field in ENCODER_OPTIONS.items():
-        value = getattr(encoder, option)
-        if isinstance(field.default, bool) and not isinstance(value, bool):
-            raise ValueError(f"{option}={value!r} is neither True nor False")
+        is_right = isinstance(getattr(encoder, option), bool)
+        if isinstance(field.default, bool):
+            require(is_right, option, "is neither True nor False")
     for option in ("drop_rate", "drop_path_rate", "mlp_ratio", "layerscale_value"):
-        value = getattr(encoder, option)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"{option}={value!r} is not a number")
+        require(_is_number(getattr(encoder, option)), option, "is not a number")
     for option in ("drop_rate", "drop_path_rate"):
-        if not 0 <= getattr(encoder, option) < 1:
-            value = getattr(encoder, option)
-            raise ValueError(f"{option}={value!r} is not in [0, 1)")
-    if not encoder.mlp_ratio > 0:
-        raise ValueError(f"mlp_ratio={encoder.mlp_ratio!r} is not above 0")
-    for option, allowed in (
-        ("implementation", IMPLEMENTATIONS),
-        ("remat", REMAT_POLICIES),
-    ):
-        value = getattr(encoder, option)
-        if value not in allowed:
-            raise ValueError(
-                f"{option}={value!r} is unknown{did_you_mean(value, allowed)}"
-            )
+        require(0 <= getattr(encoder, option) < 1, option, "is not in [0, 1)")
+    require(encoder.mlp_ratio > 0, "mlp_ratio", "is not above 0")
+    check_choice("implementation", encoder.implementation, IMPLEMENTATIONS)
+    check_choice("remat", encoder.remat, REMAT_POLICIES)
+    # An instance of a module is callable too, but it is not what makes one.
+    makes_modules = callable(encoder.modulation)
+    if not makes_modules or isinstance(encoder.modulation, nn.Module):
+        check_choice("modulation", encoder.modulation, MODULATIONS)

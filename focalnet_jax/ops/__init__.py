@@ -1,6 +1,17 @@
 """Pure functions of arrays: what the modules of `focalnet_jax.models` compute."""
 
-from focalnet_jax.ops.depthwise_conv import IMPLEMENTATIONS, depthwise_conv
-from focalnet_jax.ops.focal_modulation import aggregate_context, gelu
+from focalnet_jax.ops.depthwise_conv import depthwise_conv
+from focalnet_jax.ops.focal_modulation import gelu
+from focalnet_jax.ops.implementations import (
+    IMPLEMENTATIONS,
+    Implementation,
+    aggregate_context,
+)
 
-__all__ = ["IMPLEMENTATIONS", "aggregate_context", "depthwise_conv", "gelu"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "Implementation",
+    "aggregate_context",
+    "depthwise_conv",
+    "gelu",
+]

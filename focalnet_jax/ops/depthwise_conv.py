@@ -2,13 +2,14 @@
 
 Two implementations compute the same sum:
 
-* ``lax``: one ``jax.lax.conv_general_dilated`` with as many feature groups as
-  channels. Accelerator compilers turn it into good code.
-* ``shifted``: one multiply-add a kernel tap over a shifted view of the padded
-  input. XLA:CPU runs grouped convolutions many times slower than this.
+* `lax` is one `jax.lax.conv_general_dilated` with as many feature groups as there are
+  channels. The compilers for accelerators turn it into good code.
+* `shifted` multiplies the padded input by each entry of the kernel, shifted to where the
+  entry belongs, and adds up the products. XLA runs grouped convolutions on CPUs many
+  times slower than this.
 
-``auto`` picks between them by the platform a program is *lowered* for, so a
-program compiled ahead of time for a TPU on a CPU machine holds the convolution.
+`auto` chooses one of them by the platform that a program is lowered for. So a program
+that a CPU machine compiles for a TPU holds the convolution.
 """
 
 import functools
@@ -19,30 +20,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-IMPLEMENTATIONS = ("auto", "lax", "shifted")
+from focalnet_jax.errors import check_choice
 
 
 def depthwise_conv(
     x: jax.Array, kernel: jax.Array, *, implementation: str = "auto"
 ) -> jax.Array:
-    """Convolves each channel with its own kernel: stride 1, same size, zeros around.
+    """Convolves each channel with its own kernel.
 
-    Sums are taken in float32 or wider, the result has the dtype of `x`.
+    The stride is 1, and zeros around the map keep its size. Sums are taken in float32 or
+    wider, and the result has the dtype of `x`.
 
-    `auto` and `shifted` carry their own reverse-mode rule and therefore refuse
-    forward-mode differentiation (`jax.jvp`); `lax` supports both.
+    `auto` and `shifted` have a rule of their own for reverse-mode differentiation, so
+    JAX refuses to differentiate them in forward mode (`jax.jvp`); `lax` supports both.
 
     Args:
       x: `[batch, *spatial, channels]` with one or more spatial axes.
-      kernel: `[*kernel_size, 1, channels]`, one odd size for each spatial axis.
-      implementation: `"auto"`, `"lax"` or `"shifted"`.
+      kernel: `[*kernel_size, 1, channels]`, with an odd size for each spatial axis.
+      implementation: a name in `CONVOLUTIONS`.
 
     Returns:
       `[batch, *spatial, channels]`.
 
     Raises:
-      ValueError: an even kernel size, or an unknown implementation.
+      OptionError: an implementation that does not exist.
+      ValueError: an even kernel size.
+      AssertionError: a kernel whose shape or dtype does not fit.
     """
+    check_choice("implementation", implementation, CONVOLUTIONS)
     chex.assert_rank(kernel, x.ndim)
     chex.assert_axis_dimension(kernel, -1, x.shape[-1])
     chex.assert_axis_dimension(kernel, -2, 1)
@@ -52,13 +57,7 @@ def depthwise_conv(
             f"depthwise_conv needs odd kernel sizes, got {kernel.shape[:-2]}: "
             "an even one would change the size of the map"
         )
-    if implementation == "lax":
-        return _lax_conv(x, kernel)
-    if implementation == "shifted":
-        return _shifted_conv(x, kernel)
-    if implementation == "auto":
-        return _auto_conv(x, kernel)
-    raise ValueError(f"implementation={implementation!r} is not one of {IMPLEMENTATIONS}")
+    return CONVOLUTIONS[implementation](x, kernel)
 
 
 # --- lax ---------------------------------------------------------------------
@@ -106,10 +105,11 @@ _shifted_conv.defvjp(_shifted_forward, _shifted_backward)
 def _shifted_kernel_cotangent(x, kernel, cotangent):
     """Sums `x[shifted by tap] * cotangent` over batch and space for every tap.
 
-    XLA:CPU reduces over leading axes in scalar loops. Walking along the first
-    spatial axis, and keeping a whole row of sums for every tap, leaves
-    vectorised multiply-adds and a reduction that is smaller by the length of
-    that axis. The batch axis stays whole, so that it may be sharded.
+    A tap is the place of an entry in the kernel. On CPUs XLA reduces over leading axes in
+    scalar loops. So this loop walks along the first spatial axis and keeps a row of sums
+    for every tap. What remains are vectorised multiply-adds, and a reduction that is
+    smaller by the length of that axis. The batch axis stays whole, so that it can be
+    sharded.
     """
     padded = _widen(_pad(x, kernel))
     cotangent = _widen(cotangent)
@@ -131,7 +131,7 @@ def _shifted_kernel_cotangent(x, kernel, cotangent):
 
 
 def _taps(kernel: jax.Array) -> list[tuple[int, ...]]:
-    """The offsets of the kernel's entries, in row-major order."""
+    """The places of the kernel's entries, in row-major order."""
     return list(np.ndindex(*kernel.shape[:-2]))
 
 
@@ -141,7 +141,7 @@ def _pad(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _shift(padded: jax.Array, offset: Sequence[int], size: Sequence[int]) -> jax.Array:
-    """The window of `size` that starts at `offset` of the spatial axes."""
+    """The window of the spatial `size` that starts at the spatial `offset`."""
     stop = [start + length for start, length in zip(offset, size)]
     batch, channels = padded.shape[0], padded.shape[-1]
     return jax.lax.slice(padded, (0, *offset, 0), (batch, *stop, channels))
@@ -154,8 +154,8 @@ def _widen(x: jax.Array) -> jax.Array:
 # --- auto --------------------------------------------------------------------
 
 
-# The choice is made inside a differentiation rule, in both directions, because
-# differentiating through `platform_dependent` would store both branches' residuals.
+# The rule for differentiation makes the choice again for the backward pass, because
+# differentiating `platform_dependent` itself would store what both branches need.
 @jax.custom_vjp
 def _auto_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, kernel, cpu=_shifted_conv, default=_lax_conv)
@@ -175,3 +175,8 @@ def _auto_backward(residuals, cotangent):
 
 
 _auto_conv.defvjp(_auto_forward, _auto_backward)
+
+
+# --- The implementations by name ---------------------------------------------
+
+CONVOLUTIONS = {"auto": _auto_conv, "lax": _lax_conv, "shifted": _shifted_conv}

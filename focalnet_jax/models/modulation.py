@@ -1,0 +1,190 @@
+"""The operator of a block, and the place to put another one.
+
+An operator is a Flax module that maps `x`, `[b, *spatial, c]`, to the same shape:
+
+    y, outputs = operator(x, train=train)
+
+`outputs` is a dict of arrays, which the model returns under the block's name; it may be
+empty. There are two ways to write an operator. One is to change a step of the paper's:
+
+    class MaxModulation(FocalModulation):
+        def aggregate(self, context, gates, kernels):
+            ...
+
+The other is a module of its own. It has a field for each option that it needs:
+
+    class Shift(nn.Module):
+        focal_window: int
+        dtype: Any = jnp.float32
+        param_dtype: Any = jnp.float32
+
+        @nn.compact
+        def __call__(self, x, *, train):
+            y = jnp.roll(x, self.focal_window // 2, axis=1)
+            types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+            return nn.Dense(x.shape[-1], **types)(y), {}
+
+Pass the class, or a `functools.partial` of it, as `create_model(..., modulation=Shift)`.
+Or enter it in `MODULATIONS`: then `modulation="shift"` is a choice of `create_model`, and
+`--config.model.modulation=shift` one of `main.py`.
+
+The encoder offers these options to an operator, with their values for its stage:
+`focal_level`, `focal_window`, `focal_factor`, `normalize_modulator`,
+`use_postln_in_modulation`, `drop_rate` and `implementation`. `FocalModulation` says what
+they mean. The block adds `dtype`, `param_dtype` and `name`. An operator is given only
+those options that it has fields for, and none that its `functools.partial` already sets;
+every Flax module takes `name`.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from focalnet_jax.errors import check_choice
+from focalnet_jax.models import initializers
+from focalnet_jax.models.layers import Dense, LayerNorm
+from focalnet_jax.ops import aggregate_context
+
+Outputs = dict[str, jax.Array]
+
+
+class FocalModulation(nn.Module):
+    """Focal modulation: the context around each position scales its query.
+
+    Paper, equation 6: `y = q(x) * h(sum_l gate_l * context_l)`. Maps may have any number
+    of spatial axes; the kernels then have as many.
+
+    Attributes:
+      focal_level: the number of levels with a depthwise convolution; the global level
+        comes on top.
+      focal_window: kernel size of the first level.
+      focal_factor: by how much the kernel grows from level to level.
+      normalize_modulator: divides the aggregated context by `focal_level + 1`.
+      use_postln_in_modulation: puts a LayerNorm before the last projection.
+      drop_rate: dropout after the last projection.
+      implementation: a name in `focalnet_jax.ops.IMPLEMENTATIONS`.
+      dtype, param_dtype: of the computation and of the parameters.
+    """
+
+    focal_level: int
+    focal_window: int
+    focal_factor: int = 2
+    normalize_modulator: bool = False
+    use_postln_in_modulation: bool = False
+    drop_rate: float = 0.0
+    implementation: str = "auto"
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
+        """Maps `[b, *spatial, c]` to the same shape.
+
+        Returns:
+          The result, and `gates`, `[b, *spatial, focal_level + 1]`, and `modulator`,
+          `[b, *spatial, c]`.
+        """
+        channels, spatial_rank = x.shape[-1], x.ndim - 2
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+
+        projected = Dense(2 * channels + self.focal_level + 1, name="f", **types)(x)
+        query, context, gates = jnp.split(projected, [channels, 2 * channels], axis=-1)
+
+        kernels = []
+        for level in range(self.focal_level):
+            size = self.focal_factor * level + self.focal_window
+            shape = (size,) * spatial_rank + (1, channels)
+            kernels.append(
+                DepthwiseKernel(shape, name=f"focal_layers_{level}", **types)()
+            )
+        aggregated = self.aggregate(context, gates, kernels)
+        # A 1x1 convolution in the official code, so initialised as one.
+        modulator = nn.Dense(
+            channels,
+            kernel_init=initializers.conv_kernel,
+            bias_init=initializers.conv_bias(channels),
+            name="h",
+            **types,
+        )(aggregated)
+
+        y = query * modulator
+        if self.use_postln_in_modulation:
+            y = LayerNorm(name="ln", **types)(y)
+        y = Dense(channels, name="proj", **types)(y)
+        y = nn.Dropout(self.drop_rate)(y, deterministic=not train)
+        chex.assert_equal_shape([x, y])
+        return y, {"gates": gates, "modulator": modulator}
+
+    def aggregate(
+        self, context: jax.Array, gates: jax.Array, kernels: list[jax.Array]
+    ) -> jax.Array:
+        """Gathers the context of each position; a subclass may do it in another way.
+
+        Args:
+          context: `[b, *spatial, c]`.
+          gates: `[b, *spatial, focal_level + 1]`.
+          kernels: `[*kernel_size, 1, c]` for each level.
+
+        Returns:
+          The aggregated context, `[b, *spatial, c]`.
+        """
+        return aggregate_context(
+            context,
+            gates,
+            kernels,
+            normalize=self.normalize_modulator,
+            implementation=self.implementation,
+        )
+
+
+class DepthwiseKernel(nn.Module):
+    """Holds the kernel of one focal level; `aggregate_context` convolves with it."""
+
+    shape: tuple[int, ...]
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        kernel = self.param(
+            "kernel", initializers.conv_kernel, self.shape, self.param_dtype
+        )
+        return kernel.astype(self.dtype)
+
+
+Modulation = Callable[..., nn.Module]
+
+MODULATIONS: dict[str, Modulation] = {"focal": FocalModulation}
+
+
+def find_modulation(modulation: str | Modulation) -> Modulation:
+    """The operator of that name in `MODULATIONS`; a callable is returned as it is.
+
+    Raises:
+      OptionError: a name that is not in the table.
+    """
+    if not isinstance(modulation, str):
+        return modulation
+    check_choice("modulation", modulation, MODULATIONS)
+    return MODULATIONS[modulation]
+
+
+def accepted(make: Modulation, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of `options` that a module class or another callable has parameters for.
+
+    Options that a `functools.partial` sets are left out.
+    """
+    parameters = inspect.signature(make).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    is_set = make.keywords if isinstance(make, functools.partial) else ()
+    return {
+        option: value
+        for option, value in options.items()
+        if (takes_all or option in parameters) and option not in is_set
+    }

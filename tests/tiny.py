@@ -1,0 +1,58 @@
+"""Models that are small enough for tests, and parameters and images for them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from focalnet_jax import create_backbone, create_model
+from focalnet_jax.data import EvalTransform, TrainTransform
+from focalnet_jax.models import abstract_params
+from focalnet_jax.preprocessing import Preprocessing
+from focalnet_jax.tasks.classification import Classification
+
+TINY = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 3))
+
+
+def tiny_model(name="focalnet_tiny_srf", **options):
+    """A classifier with two stages and three blocks; options replace what TINY says."""
+    return create_model(name, **dict(num_classes=5) | TINY | options)
+
+
+def tiny_backbone(name="focalnet_tiny_srf", **options):
+    """The same without a head; it returns the maps of both stages."""
+    return create_backbone(name, **dict(out_stages=(0, 1)) | TINY | options)
+
+
+def random_params(model, dtype="float64", seed=0):
+    """Parameters of a size that matters, as nested numpy arrays.
+
+    Matrices and kernels keep the variance of what they are applied to. Biases, norms and
+    layer scales are of order 1, so that none can be left out or mixed up unseen.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        values = rng.normal(size=leaf.shape)
+        if values.ndim > 1:
+            values /= np.sqrt(np.prod(leaf.shape[:-1]))
+        return values.astype(dtype)
+
+    return jax.tree.map(draw, abstract_params(model))
+
+
+def random_images(height=32, width=40, dtype=jnp.float32):
+    """Two images of normal numbers."""
+    return jax.random.normal(jax.random.key(1), (2, height, width, 3), dtype)
+
+
+def classification(model, image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, **options):
+    """The task of training a model, without data sets."""
+    return Classification(
+        model=model,
+        model_name="tiny",
+        model_overrides={},
+        preprocessing=Preprocessing(image_size=image_size, mean=mean, std=std),
+        train_transform=TrainTransform(image_size),
+        eval_transform=EvalTransform(image_size),
+        **options,
+    )
