@@ -23,8 +23,8 @@ import importlib.util
 import pathlib
 
 import jax
-import numpy as np
 import pytest
+import tiny
 
 from focalnet_jax.data import open_source
 from focalnet_jax.train import default_config, train
@@ -65,36 +65,10 @@ def peers(torch):
     return peers
 
 
-def random_like(abstract, seed=0):
-    """Parameters of a size that matters, by the shapes in a tree.
-
-    Matrices and kernels keep the variance of what they are applied to. Biases, norms and
-    layer scales are of order 1, so that none can be left out or mixed up unseen.
-    """
-    rng = np.random.default_rng(seed)
-
-    def draw(leaf):
-        if len(leaf.shape) == 1:
-            return rng.normal(size=leaf.shape)
-        fan_in = np.prod(leaf.shape[:-1])
-        return rng.normal(size=leaf.shape) / np.sqrt(fan_in)
-
-    return jax.tree.map(draw, abstract)
-
-
 @pytest.fixture(scope="session")
 def random_params():
-    """A function from a model to random float64 parameters, as nested numpy arrays."""
-
-    def make(model, seed=0):
-        side = model.encoder.smallest_image()
-        images = jax.ShapeDtypeStruct(
-            (1, side, side, model.encoder.in_channels), "float32"
-        )
-        shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-        return random_like(shapes, seed)
-
-    return make
+    """A function from a model to random parameters, as nested numpy arrays."""
+    return tiny.random_params
 
 
 @pytest.fixture
@@ -147,12 +121,12 @@ def tiny_config(data_dir):
 
 @pytest.fixture
 def train_until(monkeypatch):
-    """A function that trains and stops as a crash would: after the work of a step."""
+    """A function that trains a run from `check_config` and stops as a crash would."""
 
     class Crash(Exception):
         pass
 
-    def train_until(config, workdir, step):
+    def train_until(run, workdir, step):
         write = MetricsWriter.write
 
         def crash_after(self, at, metrics):
@@ -163,6 +137,6 @@ def train_until(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(MetricsWriter, "write", crash_after)
             with pytest.raises(Crash):
-                train(config, workdir)
+                train(*run, workdir)
 
     return train_until

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from focalnet_jax import create_model
-from focalnet_jax.models import focalnet
+from focalnet_jax.models import focalnet, layers, modulation
 from focalnet_jax.ops import focal_modulation
 from focalnet_jax.parity.layers import compare_layers
 
 
 def tanh_gelu(monkeypatch):
-    for module in (focalnet, focal_modulation):
+    for module in (layers, focal_modulation):
         monkeypatch.setattr(module, "gelu", jax.nn.gelu)  # approximate by default
 
 
@@ -24,12 +24,12 @@ def smaller_epsilon(monkeypatch):
 
 
 def global_gate_first(monkeypatch):
-    aggregate = focalnet.aggregate_context
+    aggregate = modulation.aggregate_context
 
     def mutated(context, gates, kernels, **options):
         return aggregate(context, jnp.roll(gates, 1, axis=-1), kernels, **options)
 
-    monkeypatch.setattr(focalnet, "aggregate_context", mutated)
+    monkeypatch.setattr(modulation, "aggregate_context", mutated)
 
 
 def query_and_context_swapped(monkeypatch):
@@ -53,7 +53,7 @@ def stem_padded_by_3(monkeypatch):
 
 
 def mean_before_the_last_level(monkeypatch):
-    aggregate = focalnet.aggregate_context
+    aggregate = modulation.aggregate_context
 
     def mutated(context, gates, kernels, **options):
         *before, _ = kernels
@@ -69,16 +69,16 @@ def mean_before_the_last_level(monkeypatch):
             first + aggregate(context, only_last, kernels, **options) * (levels + 1)
         ) / (levels + 1)
 
-    monkeypatch.setattr(focalnet, "aggregate_context", mutated)
+    monkeypatch.setattr(modulation, "aggregate_context", mutated)
 
 
 def division_left_out(monkeypatch):
-    aggregate = focalnet.aggregate_context
+    aggregate = modulation.aggregate_context
 
     def mutated(*args, normalize, **options):
         return aggregate(*args, normalize=False, **options)
 
-    monkeypatch.setattr(focalnet, "aggregate_context", mutated)
+    monkeypatch.setattr(modulation, "aggregate_context", mutated)
 
 
 MUTATIONS = [
