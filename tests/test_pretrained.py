@@ -15,6 +15,7 @@ from focalnet_jax.convert import to_torch
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
 from focalnet_jax.preprocessing import Preprocessing
+from focalnet_jax.tasks.classification import normalize
 from focalnet_jax.weights import releases
 
 SMALL = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 3))
@@ -55,7 +56,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def network(tmp_path, monkeypatch):
-    """A fake one: a server for the Hub and the releases, and an empty cache."""
+    """A fake network: a server for the Hub and the releases, and an empty cache."""
     directory = tmp_path / "served"
     directory.mkdir()
     requests = []
@@ -110,7 +111,7 @@ def test_the_hub_is_asked_once(network, model, params):
         assert_same(load_model("hf:someone/net").params, params)
     assert requests == [
         ("/someone/net/resolve/main/model.safetensors", "Bearer secret"),
-        ("/model.safetensors", None),  # the token doesn't go where it redirects to
+        ("/model.safetensors", None),  # The token is not sent to the redirected address.
     ]
     load_model("hf:someone/net@v2")
     assert requests[2][0] == "/someone/net/resolve/v2/model.safetensors"
@@ -194,7 +195,7 @@ def test_an_answer_that_breaks_off_is_not_kept(network, monkeypatch, tmp_path):
 
 
 def test_no_network_is_said_in_one_line(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_ENDPOINT", "http://localhost:9")  # nobody listens there
+    monkeypatch.setenv("HF_ENDPOINT", "http://localhost:9")  # Nobody listens there.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(
         SetupError, match="fetch the file elsewhere and give its"
@@ -215,10 +216,8 @@ def test_directories_need_a_description(tmp_path):
 
 
 def test_normalisation_equals_that_of_training():
-    from focalnet_jax.train.step import normalize
-
     pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     preprocessing = Preprocessing()
     expected = normalize(pixels, mean=preprocessing.mean, std=preprocessing.std)
-    # XLA may divide by multiplying with the reciprocal: the last bit.
+    # XLA may multiply by the reciprocal, which can change the last bit.
     np.testing.assert_allclose(preprocessing.normalize(pixels), expected, rtol=1e-6)

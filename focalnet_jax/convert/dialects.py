@@ -92,6 +92,11 @@ class Dialect:
 
     def check_can_be(self, encoder: FocalNetEncoder) -> None:
         """Raises SetupError if the implementation cannot express the model."""
+        if not encoder.has_focal_modulation:
+            raise SetupError(
+                f"{self.name}'s FocalNet has focal modulation; the model has another "
+                f"operator, modulation={encoder.modulation!r}"
+            )
         for option in ("patch_size", "focal_factor", "stem_padding"):
             known, value = getattr(self, option), getattr(encoder, option)
             if option == "stem_padding" and not encoder.use_conv_embed:

@@ -36,14 +36,14 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class MatchedWeights:
-    """Weights whose tensors are known to be parameters of a FocalNet.
+    """Weights whose tensors were found to be the parameters of a FocalNet.
 
     Attributes:
       origin: the name of the file or directory, for messages.
       dialect: the dialect of the names; None if the names are Flax paths.
       parameters: the parameters by Flax path.
-      problems: a line for each tensor that is no parameter, or a parameter for the second
-        time.
+      problems: a line for each tensor that is no parameter of a FocalNet, or is the same
+        parameter as another tensor.
       notes: sentences for the user about what was left out.
       sha256, metadata: as in `Weights`.
     """

@@ -207,7 +207,7 @@ def _to_numpy(origin: str, name: str, tensor: Any) -> np.ndarray:
     torch = _import_torch("for torch tensors")
     try:
         tensor = tensor.detach().cpu()
-        if tensor.dtype == torch.bfloat16:  # torch does not know that of ml_dtypes.
+        if tensor.dtype == torch.bfloat16:  # numpy's is that of ml_dtypes.
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
     except (RuntimeError, TypeError) as error:

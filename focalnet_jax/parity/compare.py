@@ -96,7 +96,7 @@ class Verdict:
     @property
     def first_beyond(self) -> Difference | None:
         """The first layer beyond the tolerance, if there is one."""
-        # NaN is beyond every tolerance, but no comparison with it is true.
+        # Every comparison with NaN is false, and NaN must count as beyond the tolerance.
         beyond = (d for d in self.differences if not d.relative_error <= self.tolerance)
         return next(beyond, None)
 

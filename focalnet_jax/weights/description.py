@@ -125,14 +125,7 @@ def parse_description(text: str, *, origin: str) -> ModelDescription:
         raise SetupError(f"{origin} is no description of a model: {error!r}") from error
 
 
-def check_same_model(directory: epath.Path, model: Model) -> None:
-    """Raises SetupError if the parameters in `directory` are those of another model."""
-    if differences := model_differences(directory, model):
-        lines = "\n  ".join(differences)
-        raise SetupError(f"{directory} is of another model:\n  {lines}")
-
-
-def model_differences(directory: epath.Path, model: Model) -> list[str]:
+def model_differences(directory: epath.Path, model: Model) -> dict[str, str]:
     """Says how `model` differs from the model of the parameters in `directory`.
 
     Some options leave no trace in the parameters, so that a wrong value computes
@@ -143,18 +136,18 @@ def model_differences(directory: epath.Path, model: Model) -> list[str]:
       model: the model that is to take the parameters.
 
     Returns:
-      A line for each option that differs.
+      By option, the value there and the value here, for people.
     """
     description = find_description(directory)
     if description is None:
-        return []
+        return {}
     there = description.create()
-    return [
-        f"model.{option}: {_option(there, option)} there, {_option(model, option)} here"
+    return {
+        option: f"{_option(there, option)} there, {_option(model, option)} here"
         for option in (*sorted(HEAD_OPTIONS), *ENCODER_OPTIONS)
         if option not in _FREE_OPTIONS
         and _option(there, option) != _option(model, option)
-    ]
+    }
 
 
 def _option(model: Model, option: str) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m focalnet_jax.convert`, as people run it."""
+"""The command line `python -m focalnet_jax.convert`."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture
 def weights(model, random_params, tmp_path, monkeypatch):
-    """A safetensors file of float16 weights under timm's names, in the cwd."""
+    """Writes float16 weights with timm's names to a safetensors file in the cwd."""
     monkeypatch.chdir(tmp_path)
     tensors = to_torch(random_params(model), model, dialect="timm", dtype="float16")
     write_weights(tmp_path / "weights.safetensors", tensors)
@@ -103,20 +103,20 @@ def test_files_are_loaded_strictly_by_the_peers(weights, model, peers, torch):
 
 
 def test_runs_start_from_a_converted_directory(weights, tiny_config, tmp_path, capsys):
-    """Evaluated as a run would be; what training makes of it is the loop's test."""
+    """Only evaluation is tested here; the tests of the loop train from a directory."""
     run("weights.safetensors", "start", "--head=reset", "--num-classes=10")
     tiny_config.model.update(SMALL)
     tiny_config.model.name = "focalnet_tiny_srf"
     tiny_config.init_from = "start"
-    metrics = evaluate(check_config(tiny_config), tmp_path / "run")
+    metrics = evaluate(*check_config(tiny_config), tmp_path / "run")
     assert metrics["test/examples"] == 60
     assert "start" in capsys.readouterr().out
-    tiny_config.model.normalize_modulator = True  # which the parameters don't show
+    tiny_config.model.normalize_modulator = True  # The parameters don't show it.
     with pytest.raises(SetupError, match="normalize_modulator: False there, True here"):
-        evaluate(check_config(tiny_config), tmp_path / "run")
+        evaluate(*check_config(tiny_config), tmp_path / "run")
     tiny_config.init_from = "weights.safetensors"
     with pytest.raises(SetupError, match="python -m focalnet_jax.convert /"):
-        train(check_config(tiny_config), tmp_path / "run")
+        train(*check_config(tiny_config), tmp_path / "run")
 
 
 def test_a_directory_can_be_changed_on_the_way(weights, model, capsys):
@@ -240,7 +240,7 @@ def test_double_precision_goes_from_file_to_file_to_the_bit(
     run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--dialect=timm")
     for key, array in read_weights(tmp_path / "b.safetensors").tensors.items():
         assert array.tobytes() == source[key].tobytes()
-    # A directory holds what the model computes with, and says so.
+    # A directory holds parameters of the model's dtype, and the command says so.
     run(tmp_path / "double.safetensors", tmp_path / "single")
     run(tmp_path / "single", tmp_path / "c.safetensors")
     arrays = read_weights(tmp_path / "c.safetensors").tensors.values()
@@ -268,13 +268,13 @@ def test_a_safetensors_file_carries_model_and_preprocessing(weights):
     again = json.loads(pathlib.Path("again/model.json").read_text())
     assert {key: again[key] for key in changes} == changes
     assert again["source"]["file"] == "out.safetensors"
-    # A name puts what the file says aside.
+    # With a name, the description in the file is ignored.
     run("out.safetensors", "named", "--model=focalnet_tiny_srf", *OPTIONS)
     assert not load_model("named").model.encoder.normalize_modulator
 
 
 def test_transformers_own_directories(random_params, peers, tmp_path):
-    """As `save_pretrained` writes them; their config tells what weights can't."""
+    """`save_pretrained` writes a config that tells what the weights don't show."""
     options = SMALL | dict(num_classes=5, use_postln=True, normalize_modulator=True)
     model = create_model("focalnet_tiny_srf", **options)
     peer = peers.build_peer("transformers", model)
@@ -341,7 +341,7 @@ def test_a_stage_can_be_left_out_of_a_backbone(weights):
     with pytest.raises(SetupError, match=r'pattern "norm0/\*" in ignore leaves'):
         run("both", "last", "--set=out_stages=(1,)")
     run("both", "last", "--set=out_stages=(1,)", "--ignore=norm0/*")
-    run("both", "both.pth")  # as microsoft: no other dialect has the norms
+    run("both", "both.pth")  # Only the dialect microsoft has the norms.
     run("both.pth", "again", "--ignore=norm0.*")
     assert load_model("last").model == load_model("again").model
     assert load_model("last").model.out_stages == (1,)
@@ -358,7 +358,7 @@ def test_a_name_leaves_the_head_to_the_weights(weights, model):
 
 
 def test_the_program_ends_with_one_line_and_a_status(weights, tmp_path):
-    """As a process: no trace, nothing at DST."""
+    """A process shows no trace and writes nothing at DST."""
     command = [sys.executable, "-m", "focalnet_jax.convert"]
     good = subprocess.run(
         [*command, "weights.safetensors", "out"], capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""Weights in and out: to the bit, whole, and with clear errors."""
+"""Conversion in both directions is bit-exact and complete, and its errors are clear."""
 
 import logging
 
@@ -13,6 +13,7 @@ from focalnet_jax.convert import from_torch, infer_model, to_torch
 from focalnet_jax.convert.dialects import DIALECTS
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import abstract_params
+from focalnet_jax.models.modulation import FocalModulation
 from focalnet_jax.trees import named_leaves
 
 SMALL = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 5))
@@ -51,7 +52,7 @@ def test_round_trips_across_dialects_are_exact(first, name, random_params):
 
 @pytest.mark.parametrize("kind", ["timm", "transformers"])
 def test_peers_take_our_state_dicts_and_give_theirs(kind, peers, torch):
-    """PyTorch -> Flax -> PyTorch, on what a peer itself initialised."""
+    """A peer's initial weights go from PyTorch to Flax and back."""
     model = small("focalnet_huge_fl3")
     peer = peers.build_peer(kind, model)
     before = {k: v.clone() for k, v in peer.state_dict().items()}
@@ -78,7 +79,7 @@ def test_parameters_share_no_memory_with_their_source(params):
     assert_same_trees(converted, params)
     out = to_torch(converted, model, dialect="microsoft")
     for array in out.values():
-        array += 1  # writable, too
+        array += 1  # These arrays must be writable, too.
     assert_same_trees(converted, params)
 
 
@@ -137,7 +138,6 @@ def test_of_several_wrappers_the_choice_is_said(params, caplog):
     checkpoint = {"state_dict": source, "state_dict_ema": other}
     with caplog.at_level(logging.WARNING):
         assert_same_trees(from_torch(checkpoint, small()), params)
-    # Said by what reads; the message names both.
     assert "'state_dict' are taken, not those under 'state_dict_ema'" in caplog.text
     chosen = from_torch(checkpoint, small(), wrapper="state_dict_ema")
     assert not any(leaf.any() for leaf in jax.tree.leaves(chosen))
@@ -284,7 +284,7 @@ def test_another_architecture_is_one_line():
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_another_layout_is_never_taken_for_the_right_one(dialect, params):
-    """A square matrix would fit either way round."""
+    """A square matrix would fit both with and without a transposition."""
     source = to_torch(params, small(), dialect=dialect)
     for key, array in source.items():
         if array.ndim == 1:
@@ -342,7 +342,7 @@ def test_a_classifier_becomes_a_backbone(params):
 
 
 def test_the_1k_part_of_a_22k_head_is_its_first_thousand_rows(random_params):
-    """Row 850 included, which the published label map lacks."""
+    """Row 850 is among them, though the published label map lacks it."""
     large = small(num_classes=21_842)
     source = to_torch(random_params(large), large, dialect="microsoft")
     given = from_torch(source, small(num_classes=1000), head="in22k_to_in1k")
@@ -371,7 +371,7 @@ def test_kernels_are_padded_or_cropped_around_their_centre(before, after, random
     if after > before:
         np.testing.assert_array_equal(new[2:5, 2:5], old)
         assert not new.at[2:5, 2:5].set(0).any()
-        # Zeros around a kernel change nothing in what it computes.
+        # Zeros around a kernel do not change what it computes.
         images = np.float32(np.random.default_rng(0).normal(size=(1, 16, 16, 3)))
         wide, _ = target.apply({"params": given}, images)
         narrow, _ = model.apply({"params": params}, images)
@@ -397,7 +397,7 @@ def test_added_levels_change_only_what_the_global_level_sees(random_params):
         assert new["focal_layers_2"]["kernel"].any()
     again = from_torch(source, target, add_levels=True, seed=3)
     assert_same_trees(given, again)
-    # A level that is missing is not one that was added.
+    # A level that is missing in the weights is not taken for an added one.
     del source["layers.0.blocks.0.modulation.focal_layers.1.0.weight"]
     with pytest.raises(
         SetupError, match=r"focal_layers.1.0.weight \[8, 1, 5, 5\] is mis"
@@ -406,7 +406,7 @@ def test_added_levels_change_only_what_the_global_level_sees(random_params):
 
 
 def test_gradients_convert_as_parameters_do(params):
-    """Any tree of the parameters' shape, NaN included."""
+    """Any tree with the shapes of the parameters can be converted, even with NaN."""
     gradients = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), params)
     given = to_torch(gradients, small(), dialect="timm")
     assert all(np.isnan(array).all() for array in given.values())
@@ -432,8 +432,23 @@ def test_nets_that_a_dialect_can_not_be_are_refused(random_params):
         to_torch(random_params(model), model, dialect="transformers")
 
 
+def test_operators_of_a_fork_take_weights_and_give_none(params):
+    class Doubled(FocalModulation):
+        """It has the parameters of focal modulation, and computes something else."""
+
+        def aggregate(self, context, gates, kernels):
+            return 2 * super().aggregate(context, gates, kernels)
+
+    model = small(modulation=Doubled)
+    assert_same_trees(
+        from_torch(to_torch(params, small(), dialect="timm"), model), params
+    )
+    with pytest.raises(SetupError, match="the model has another operator, modulation="):
+        to_torch(params, model, dialect="timm")
+
+
 def test_variants_are_inferred_from_their_shapes(variant):
-    """Full-size, in every dialect that has them."""
+    """The variants have their full size, and every dialect is tested."""
     name, shapes = variant
     model = create_model(name)
     for dialect in DIALECTS:

@@ -1,4 +1,4 @@
-"""Names and layouts, against the implementations that have them."""
+"""Names and layouts, compared with the implementations that have them."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ EVERYTHING = dict(
 
 
 def test_names_are_one_to_one(variant):
-    """Full-size variants: every path has one name, which leads back to it alone."""
+    """Every path of a full-size variant has one name, and the name has only that path."""
     name, shapes = variant
     use_postln = create_model(name).encoder.use_postln
     for dialect in DIALECTS.values():
@@ -67,7 +67,7 @@ def state_dict(peers, kind, model):
 
 
 def test_h_is_dense_here_and_a_convolution_there():
-    """The layout table, spelled out once."""
+    """These are examples of the layouts, written out."""
     microsoft, timm = DIALECTS["microsoft"], DIALECTS["timm"]
     block = "layers_0/blocks_0"
     f, h = np.zeros((2, 5)), np.zeros((2, 3))

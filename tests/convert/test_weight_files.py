@@ -1,4 +1,4 @@
-"""Files that are not what they should be, each with one clear line."""
+"""Files of weights are read and written, and each bad file gives one clear line."""
 
 import json
 import os
@@ -53,8 +53,8 @@ def test_files_are_read_as_written(suffix, directory, torch):
         np.testing.assert_array_equal(weights.tensors[name], array)
     assert weights.origin == path.name
     assert len(weights.sha256) == 64
-    assert os.listdir(directory) == [path.name]  # nothing is left aside
-    (directory / "other").touch()  # for others to read as this one is
+    assert os.listdir(directory) == [path.name]  # No temporary file is left.
+    (directory / "other").touch()  # This file has the usual permissions.
     assert path.stat().st_mode == (directory / "other").stat().st_mode
 
 

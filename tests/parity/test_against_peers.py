@@ -1,6 +1,6 @@
-"""Our nets against timm's and transformers', from the operator to a training run.
+"""Our nets compared with those of timm and transformers, up to twenty training steps.
 
-A relative error is the greatest |ours - theirs| over the greatest |theirs|, a tensor.
+The relative error of a tensor is the greatest |ours - theirs| over the greatest |theirs|.
 """
 
 import dataclasses
@@ -9,31 +9,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import classification
 
 from focalnet_jax import create_model
 from focalnet_jax.convert import to_torch
 from focalnet_jax.models.focalnet import FocalModulation
 from focalnet_jax.models.variants import VARIANTS
 from focalnet_jax.parity.compare import difference
+from focalnet_jax.tasks.classification import normalize
 from focalnet_jax.train import default_config
 from focalnet_jax.train.optimizer import make_optimizer
 from focalnet_jax.train.schedule import warmup_cosine
 from focalnet_jax.train.state import TrainState
-from focalnet_jax.train.step import make_train_step, normalize
+from focalnet_jax.train.step import make_train_step
 
 FLOAT64 = dict(dtype="float64", param_dtype="float64")
 
-# Sums of up to some thousand terms, in another order in each framework, through up to 24
-# blocks: 1e-15 was seen forward and 1e-13 in gradients, which cancel more.
+# The frameworks sum up to some thousand terms in different orders, in up to 24 blocks.
+# Errors of 1e-15 were seen in outputs, and of 1e-13 in gradients, where more cancels.
 TIGHT = 1e-10
 
-# Float32 has 6e-8 a rounding; the sums above lose two more digits.
+# A rounding in float32 has an error of 6e-8, and the sums lose two more digits.
 SINGLE = 2e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A variant cut down to a few channels and blocks, every option of it on."""
+    """A variant with few channels and blocks, and with all of its other options."""
 
     name: str
     size: tuple[int, int] = (64, 64)
@@ -65,11 +67,11 @@ class Case:
         return f"{self.name}-{height}x{width}x{self.batch}{changed}"
 
 
-ISO = ("transformers",)  # timm's stem has a stride of 4
+ISO = ("transformers",)  # timm's stem always has a stride of 4.
 PADDED = dict(overrides=dict(pad_to_patch=True), peers=("transformers",))
 
 # The default run has each option on and off, both peers, non-square and odd sizes and a
-# batch of one, in two stages; the extended run every variant in four.
+# batch of one, in two stages. The extended run has every variant in four stages.
 DEFAULT = [
     Case("focalnet_tiny_srf", (16, 24), stages=2),
     Case("focalnet_base_lrf", (19, 13), stages=2, **PADDED),
@@ -103,7 +105,7 @@ CASES = [*DEFAULT, *(pytest.param(case, marks=pytest.mark.extended) for case in 
 
 
 def loaded_peer(peers, kind, model, params, dtype="float64"):
-    """A peer that holds our parameters, in their precision."""
+    """Builds a peer with our parameters, in the precision `dtype`."""
     peer = peers.build_peer(kind, model)
     peers.load_peer(peer.double(), to_torch(params, model, dialect=kind))
     casts = {"float64": peer.double, "float32": peer.float, "bfloat16": peer.bfloat16}
@@ -118,7 +120,7 @@ def assert_close(name, ours, theirs, tolerance):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_nets_and_gradients(case, peers, random_params, torch):
-    """Every layer's output, and the gradient to every parameter, in float64."""
+    """Compares every layer's output and the gradient to every parameter in float64."""
     model, images = case.model(**FLOAT64), case.images()
     params = random_params(model)
     weights = np.random.default_rng(2).normal(size=(case.batch, 5))
@@ -144,7 +146,7 @@ def test_nets_and_gradients(case, peers, random_params, torch):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_nets_in_single_and_half_precision(case, peers, random_params, torch):
-    """float32 within its rounding; bfloat16 no further from float64 than torch's is."""
+    """float32 has rounding errors only; bfloat16 is as near to float64 as torch's."""
     images = np.float32(case.images())
     params = jax.tree.map(np.float32, random_params(case.model()))
     exact = {}
@@ -168,8 +170,8 @@ def test_nets_in_single_and_half_precision(case, peers, random_params, torch):
             if dtype == "float32":
                 assert ours.relative_error <= SINGLE
             else:
-                # Both round at every layer; where the rounding falls is chance, so a
-                # single figure scatters by a factor of a few.
+                # Both round at every layer. A single error is partly chance and can
+                # differ by a factor of a few.
                 assert ours.relative_error <= 3 * theirs.relative_error + 2**-8
 
 
@@ -179,7 +181,7 @@ def test_nets_in_single_and_half_precision(case, peers, random_params, torch):
     ["focalnet_huge_fl4", pytest.param("focalnet_tiny_lrf", marks=pytest.mark.extended)],
 )
 def test_operator_block_and_stage(name, peers, random_params, torch):
-    """Each alone, on the same input, forward and backward to the input."""
+    """Compares each alone on the same input, with the gradient to the input."""
     model = Case(name, stages=2).model(**FLOAT64, normalize_modulator=True, depths=(2, 1))
     params = random_params(model)
     rng = np.random.default_rng(3)
@@ -226,7 +228,7 @@ def test_operator_block_and_stage(name, peers, random_params, torch):
 
 
 def first_stage(peer, kind):
-    """A peer's first operator, block and stage, as functions of `[b, h, w, c]`."""
+    """Yields a peer's first operator, block and stage as functions of `[b, h, w, c]`."""
     if kind == "timm":
         stage = peer.layers[0]
         for module in (stage.blocks[0].modulation, stage.blocks[0], stage):
@@ -235,7 +237,7 @@ def first_stage(peer, kind):
     stage = peer.focalnet.encoder.stages[0]
     yield stage.layers[0].modulation
     yield lambda x: stage.layers[0](x.flatten(1, 2), x.shape[1:3]).view(x.shape)
-    # A stage returns its map after and, second, before the downsampling.
+    # A stage returns its map after the downsampling, then its map before it.
     yield lambda x: stage(x.flatten(1, 2), x.shape[1:3])[1].view(x.shape)
 
 
@@ -254,7 +256,7 @@ def test_schedule_equals_timms_at_every_step(warmup_prefix, torch):
         warmup_prefix=warmup_prefix,
     )
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
-    # timm counts the cosine's own steps; with the prefix the warmup comes on top.
+    # timm counts only the steps of the cosine; with the prefix, the warmup is extra.
     reference = CosineLRScheduler(
         optimizer,
         t_initial=steps - warmup if warmup_prefix else steps,
@@ -275,13 +277,12 @@ def test_schedule_equals_timms_at_every_step(warmup_prefix, torch):
     "kind", ["timm", pytest.param("transformers", marks=pytest.mark.extended)]
 )
 def test_twenty_steps_of_training(kind, peers, random_params, torch):
-    """The same batches, the same AdamW: losses and final weights.
+    """Compares the losses and the final weights, with the same batches and AdamW.
 
-    Adam divides each gradient by its own size, so what is rounding in a gradient that
-    should be zero becomes 1e-16 / eps = 1e-8 of a step; and torch clips by the norm +
-    1e-6, optax by the norm, which makes the same of other small ones. Over 20 steps
-    the losses were seen to differ by less than 1e-6 of them; 1e-5 bounds losses and
-    weights.
+    Adam divides each gradient by its own size. So the rounding error of a gradient that
+    should be zero becomes 1e-16 / eps = 1e-8 of a step. torch clips by the norm + 1e-6
+    and optax by the norm, which changes other small gradients as much. Over 20 steps,
+    relative differences of the losses below 1e-6 were seen, and 1e-5 is the bound here.
     """
     model = Case("focalnet_huge_fl4", stages=2).model(**FLOAT64)
     start = random_params(model)
@@ -299,17 +300,16 @@ def test_twenty_steps_of_training(kind, peers, random_params, torch):
     schedule = warmup_cosine(
         peak=1e-2, start=1e-4, final=1e-4, warmup_steps=5, total_steps=20
     )
-    optimizer = make_optimizer(config, schedule)
+    optimizer = make_optimizer(config, schedule, depth_of=model.encoder.depth_of)
     params = jax.tree.map(jnp.array, start)
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    step = jax.jit(
-        make_train_step(model, optimizer, **pixels, label_smoothing=0.1, seed=0)
-    )
+    task = classification(model, label_smoothing=0.1, **pixels)
+    step = jax.jit(make_train_step(task, optimizer, seed=0))
     losses = []
     for batch in batches:
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
-    assert float(metrics["gradient_norm"]) > 1  # so it was clipped
+    assert float(metrics["gradient_norm"]) > 1  # So it was clipped.
 
     peer = loaded_peer(peers, kind, model, start).train()
     reference = torch.optim.AdamW(
@@ -346,5 +346,5 @@ def test_twenty_steps_of_training(kind, peers, random_params, torch):
 
 
 def decays(parameter):
-    """As the recipe: matrices and kernels."""
+    """Whether the recipe decays the parameter, which holds for matrices and kernels."""
     return parameter.ndim > 1

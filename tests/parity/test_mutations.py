@@ -1,4 +1,4 @@
-"""Parity can fail: each plausible mistake is found by comparing with transformers."""
+"""Each plausible mistake is found by a comparison with transformers."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,9 @@ from focalnet_jax.parity.layers import compare_layers
 
 def tanh_gelu(monkeypatch):
     for module in (layers, focal_modulation):
-        monkeypatch.setattr(module, "gelu", jax.nn.gelu)  # approximate by default
+        monkeypatch.setattr(
+            module, "gelu", jax.nn.gelu
+        )  # This one approximates by default.
 
 
 def smaller_epsilon(monkeypatch):
@@ -58,7 +60,7 @@ def mean_before_the_last_level(monkeypatch):
     def mutated(context, gates, kernels, **options):
         *before, _ = kernels
         zero = jnp.zeros_like(gates[..., :1])
-        # All but the last level with the global gate, and the last level without it.
+        # All levels but the last have the global gate, and the last one has none.
         without_last = jnp.concatenate([gates[..., :-2], gates[..., -1:]], axis=-1)
         levels = len(kernels)
         first = aggregate(context, without_last, before, **options) * levels
@@ -96,7 +98,7 @@ MUTATIONS = [
     "mutate", [None, *MUTATIONS], ids=lambda m: m.__name__ if m else "nothing"
 )
 def test_mutations_are_found(mutate, monkeypatch, peers, random_params):
-    """In float32, within the tolerance that the parity tool has."""
+    """The precision and the tolerance are those that the parity tool has by default."""
     model = create_model(
         "focalnet_large_fl4",
         num_classes=5,
@@ -107,7 +109,7 @@ def test_mutations_are_found(mutate, monkeypatch, peers, random_params):
     )
     params = jax.tree.map(np.float32, random_params(model))
     images = np.float32(np.random.default_rng(1).normal(size=(2, 32, 40, 3)))
-    # Small values, in which an epsilon shows.
+    # With small values, a wrong epsilon makes a difference.
     params["patch_embed"]["proj"] = jax.tree.map(
         lambda leaf: leaf / 50, params["patch_embed"]["proj"]
     )

@@ -1,4 +1,4 @@
-"""`python -m focalnet_jax.parity`, as people run it."""
+"""The command line `python -m focalnet_jax.parity`."""
 
 import pathlib
 import subprocess
@@ -25,7 +25,7 @@ SMALL = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 
 
 @pytest.fixture
 def weights(random_params, tmp_path, monkeypatch):
-    """A small net's weights, as a function of the dialect; the precision is put back."""
+    """A function that writes weights in a dialect; at the end JAX is set as before."""
     monkeypatch.chdir(tmp_path)
     model = create_model("focalnet_tiny_srf", num_classes=5, **SMALL)
     params = jax.tree.map(np.float32, random_params(model))
@@ -79,7 +79,7 @@ def test_both_sides_agree(dialect, options, peer, weights, peers, capsys):
 
 
 def test_a_mistake_in_the_layouts_is_found(weights, peers, monkeypatch):
-    """One that goes in and out again: PyTorch's side has the tensors as they are."""
+    """The way back would undo the mistake, but PyTorch has the original tensors."""
     from_torch = Dialect.from_torch
 
     def mistaken(self, path, array):
@@ -134,7 +134,7 @@ def test_errors(arguments, message, weights, peers):
 
 
 def test_golden_logits(weights, monkeypatch, tmp_path, capsys):
-    """With a fake release: its logits for a photograph that we draw."""
+    """The release and the photograph are made up here."""
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     PIL.Image.fromarray(pixels).save(tmp_path / golden.IMAGE, quality=95)
     path = weights("microsoft")
@@ -213,7 +213,7 @@ def test_the_picture_is_drawn():
 
 
 def test_the_program_ends_with_a_status(weights):
-    """As a process, which needs no torch to say what it lacks."""
+    """A process needs no torch to say what it lacks."""
     result = subprocess.run(
         [sys.executable, "-m", "focalnet_jax.parity", "--torch=none.safetensors"],
         capture_output=True,
