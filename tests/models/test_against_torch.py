@@ -1,13 +1,15 @@
-"""The whole net, forward and gradients, against the paper's equations in PyTorch.
+"""The whole net, forward and gradients, agrees with the paper's equations in PyTorch.
 
-Written out here from the official code's forward pass, as plain as can be, and fed with
-the same parameters. Everything is float64, so what differs is arithmetic, not rounding.
+The equations are written out here, as plainly as possible, after the forward pass of the
+official code. Both sides have the same parameters and compute in float64, so a difference
+is one of arithmetic and not of rounding.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import random_params
 
 from focalnet_jax import create_model
 
@@ -19,9 +21,10 @@ FOUR_STAGES = dict(depths=(1, 1, 1, 1), embed_dim=8)
 ISOTROPIC = dict(depths=(2,), embed_dim=8)
 extended = pytest.mark.extended
 
-# Name, overrides that keep it small, and the size of the images. The default run has what
-# no other implementation at hand can be: the stem of the dense recipes, and isotropic
-# nets whose odd sizes are floored. tests/parity has all else.
+# Each has a name, overrides that keep the model small, and the size of the images. The
+# default run has only what timm and transformers cannot compute: the stem of the official
+# dense prediction, and isotropic nets on images whose sizes do not divide. For all else
+# tests/parity compares with these two.
 CASES = [
     ("focalnet_large_fl4", FOUR_STAGES | dict(stem_padding=3), (61, 75)),
     ("focalnet_base_iso", ISOTROPIC, (50, 67)),
@@ -119,25 +122,13 @@ def focalnet(p, x, encoder):
     return dense(p["head"], layer_norm(p["norm"], x).mean((1, 2)))
 
 
-def random_params(model, images):
-    """Of a size that matters: layer scales and norms of order 1, biases too."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    rng = np.random.default_rng(0)
-
-    def draw(leaf):
-        fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 1
-        return rng.normal(size=leaf.shape) / np.sqrt(fan_in)
-
-    return jax.tree.map(draw, shapes)
-
-
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("name", "overrides", "size"), CASES)
 def test_equals_the_equations(name, overrides, size):
     model = create_model(name, **SMALL, **overrides)
     rng = np.random.default_rng(1)
     images = rng.normal(size=(2, *size, 3))
-    params = random_params(model, images)
+    params = random_params(model)
     weights = rng.normal(size=(2, 5))
 
     def loss(params):
@@ -150,7 +141,7 @@ def test_equals_the_equations(name, overrides, size):
     expected = focalnet(variables, torch.tensor(images), model.encoder)
     (expected * torch.tensor(weights)).sum().backward()
 
-    # Rounding of 2e-16 through some hundred operations, relative to the greatest value.
+    # Some hundred operations round by 2e-16 each, relative to the greatest value.
     scale = np.abs(expected.detach().numpy()).max()
     np.testing.assert_allclose(logits, expected.detach(), rtol=0, atol=1e-12 * scale)
     given = jax.tree.leaves_with_path(gradients)

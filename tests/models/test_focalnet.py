@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from tiny import random_images, random_params, tiny_backbone, tiny_model
 
-from focalnet_jax import create_backbone, create_model
+from focalnet_jax.models import abstract_params
 
-TINY = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 3))
 EVERY_OPTION = dict(
     use_conv_embed=True,
     use_layerscale=True,
@@ -19,23 +19,6 @@ EVERY_OPTION = dict(
     use_postln_in_modulation=True,
     normalize_modulator=True,
 )
-make_tiny = functools.partial(create_model, "focalnet_tiny_srf", num_classes=5, **TINY)
-
-
-def random_images(height=32, width=40, dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(1), (2, height, width, 3), dtype)
-
-
-def random_params(model, images, scale=0.3):
-    """Parameters of a size that matters, layer scales and biases included."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    leaves, tree = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    values = [
-        scale * jax.random.normal(key, leaf.shape, leaf.dtype)
-        for key, leaf in zip(keys, leaves)
-    ]
-    return jax.tree.unflatten(tree, values)
 
 
 def assert_trees_close(given, expected, tolerance):
@@ -49,7 +32,7 @@ def assert_trees_close(given, expected, tolerance):
 
 @pytest.mark.parametrize("options", [{}, EVERY_OPTION])
 def test_outputs_are_named_maps(options):
-    model = make_tiny(**options)
+    model = tiny_model(**options)
     images = random_images(32, 40)
     variables = jax.jit(model.init)(jax.random.key(0), images)
     assert variables.keys() == {"params"}
@@ -75,18 +58,20 @@ def test_outputs_are_named_maps(options):
 
 def test_no_classes_give_the_pooled_features():
     images = random_images()
-    model = make_tiny(num_classes=0)
-    params = random_params(model, images)
+    model = tiny_model(num_classes=0)
+    params = random_params(model, "float32")
     assert "head" not in params
-    pooled, outputs = model.apply({"params": params}, images)
-    np.testing.assert_array_equal(pooled, outputs["pre_logits"])
+    pooled, _ = model.apply({"params": params}, images)
+    with_head = params | {"head": {"kernel": np.eye(16, 5), "bias": np.zeros(5)}}
+    logits, _ = tiny_model().apply({"params": with_head}, images)
+    np.testing.assert_allclose(logits, pooled[:, :5], rtol=0, atol=1e-6)  # float32
 
 
 def test_what_is_not_read_is_not_computed():
-    """A program for the stem alone holds none of the blocks' matrix products."""
+    """A program for the stem alone has none of the matrix products of the blocks."""
     images = random_images()
-    model = make_tiny()
-    params = random_params(model, images)
+    model = tiny_model()
+    params = random_params(model, "float32")
 
     def flops(name):
         function = jax.jit(lambda p, x: model.apply({"params": p}, x)[1][name])
@@ -98,13 +83,16 @@ def test_what_is_not_read_is_not_computed():
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("options", [{}, EVERY_OPTION])
 def test_variants_of_the_same_computation_agree(options):
-    """Implementations and remat: outputs and gradients, dropout and drop path on."""
+    """Implementations and `remat` change neither outputs nor gradients.
+
+    Dropout and drop path are on.
+    """
     types = dict(dtype="float64", param_dtype="float64")
     images = random_images(dtype=jnp.float64)
-    reference = make_tiny(
+    reference = tiny_model(
         implementation="lax", drop_path_rate=0.4, drop_rate=0.1, **types, **options
     )
-    params = random_params(reference, images)
+    params = random_params(reference)
 
     def loss_and_gradients(model):
         def loss(params):
@@ -124,10 +112,10 @@ def test_variants_of_the_same_computation_agree(options):
     ]:
         encoder = reference.encoder.clone(implementation=implementation, remat=remat)
         model = reference.clone(encoder=encoder)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+        shapes = abstract_params(model)
         assert jax.tree.structure(shapes) == jax.tree.structure(params)
         other_gradients, other_outputs = loss_and_gradients(model)
-        # float64 rounding through a few layers.
+        # A few layers round in float64.
         assert_trees_close(other_outputs, outputs, 1e-12)
         assert_trees_close(other_gradients, gradients, 1e-10)
 
@@ -135,17 +123,17 @@ def test_variants_of_the_same_computation_agree(options):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("remat", "depths", "train"),
-    # In training of the two blocks the last is dropped and the first never.
+    # In training, the last of two blocks is always dropped and the first never is.
     [("none", (3, 2), False), ("full", (3, 2), False), ("dots", (2,), True)],
 )
 def test_scanned_blocks_compute_the_same(remat, depths, train):
     options = EVERY_OPTION | dict(dtype="float64", param_dtype="float64")
-    plain = make_tiny(**options, drop_path_rate=1 - 1e-9)
+    plain = tiny_model(**options, drop_path_rate=1 - 1e-9)
     plain = plain.clone(encoder=plain.encoder.clone(depths=depths))
     scanned = plain.clone(encoder=plain.encoder.clone(scan=True, remat=remat))
     images = random_images(dtype=jnp.float64)
-    params = random_params(plain, images)
-    shapes = jax.eval_shape(scanned.init, jax.random.key(0), images)["params"]
+    params = random_params(plain)
+    shapes = abstract_params(scanned)
     assert jax.tree.structure(shapes) == jax.tree.structure(params)
 
     def loss_and_gradients(model):
@@ -159,16 +147,16 @@ def test_scanned_blocks_compute_the_same(remat, depths, train):
 
     gradients, outputs = loss_and_gradients(plain)
     other_gradients, other_outputs = loss_and_gradients(scanned)
-    # float64 rounding through a few layers.
+    # A few layers round in float64.
     assert_trees_close(other_outputs, outputs, 1e-12)
     assert_trees_close(other_gradients, gradients, 1e-10)
 
 
 def test_scanned_blocks_are_compiled_once():
-    """The program of more blocks is no longer, but for the arguments' names."""
+    """More blocks make the program longer by the names of their parameters only."""
 
     def lines(depth, scan):
-        model = make_tiny(
+        model = tiny_model(
             depths=(depth,), focal_levels=(2,), focal_windows=(3,), scan=scan
         )
         images = random_images()
@@ -176,17 +164,17 @@ def test_scanned_blocks_are_compiled_once():
         return jax.jit(model.apply).lower(params, images).as_text().count("\n")
 
     assert lines(12, scan=False) > 2.5 * lines(4, scan=False)
-    # Stacking 8 more blocks' 12 arrays takes two lines each.
+    # Each of 8 more blocks has 12 arrays, and two lines stack each array.
     assert lines(12, scan=True) < 1.6 * lines(4, scan=True)
 
 
 def test_scanned_blocks_drop_at_their_own_rates():
-    """Of 3 blocks with rates 0, 1/4 and 1/2, and other draws in each."""
-    model = make_tiny(
+    """Three blocks have rates 0, 1/4 and 1/2, and draw independently."""
+    model = tiny_model(
         depths=(3,), focal_levels=(1,), focal_windows=(3,), scan=True, drop_path_rate=0.5
     )
     images = jnp.tile(random_images()[:1], (512, 1, 1, 1))
-    params = random_params(model, images)
+    params = random_params(model, "float32")
     _, outputs = jax.jit(
         lambda params: model.apply(
             {"params": params}, images, train=True, rngs={"drop_path": jax.random.key(0)}
@@ -198,25 +186,26 @@ def test_scanned_blocks_drop_at_their_own_rates():
         for i in (1, 2)
     ]
     shares = [share.mean() for share in unchanged]
-    # Both branches of a block: the rate's square; 5 standard deviations of 512 draws.
+    # Both branches of a block are dropped with the square of the rate. The tolerance is
+    # 5 standard deviations of 512 draws.
     assert shares[0] == pytest.approx(1 / 16, abs=0.054)
     assert shares[1] == pytest.approx(1 / 4, abs=0.096)
-    # 1/64 if they are independent, 1/16 with the same draws in both.
+    # This share is 1/64 with independent draws and 1/16 with the same draws in both.
     assert (unchanged[0] & unchanged[1]).mean() < 0.045
 
 
 def test_sizes_that_do_not_divide_are_floored_or_padded():
     images = random_images(37, 43)
-    model = make_tiny()
-    params = random_params(model, images)
+    model = tiny_model()
+    params = random_params(model, "float32")
     _, outputs = model.apply({"params": params}, images)
     assert outputs["stage0"].shape == (2, 9, 10, 8)
     assert outputs["stage1"].shape == (2, 4, 5, 16)
-    # What the convolutions don't reach doesn't matter.
+    # What the convolutions do not reach has no effect.
     _, cut = model.apply({"params": params}, images[:, :36, :40])
     np.testing.assert_array_equal(outputs["pre_logits"], cut["pre_logits"])
 
-    padding = make_tiny(pad_to_patch=True)
+    padding = tiny_model(pad_to_patch=True)
     _, outputs = padding.apply({"params": params}, images)
     assert outputs["stage0"].shape == (2, 10, 11, 8)
     assert outputs["stage1"].shape == (2, 5, 6, 16)
@@ -226,37 +215,27 @@ def test_sizes_that_do_not_divide_are_floored_or_padded():
     np.testing.assert_array_equal(outputs["stem"], expected["stem"])
 
 
-def test_conv_embedding_pads_by_two_or_three():
-    """56 rows from 224 either way: only the values tell."""
-    images = random_images(32, 32)
-    two, three = (make_tiny(use_conv_embed=True, stem_padding=p) for p in (2, 3))
-    params = random_params(two, images)
-    stems = []
-    for model in (two, three):
-        _, outputs = model.apply({"params": params}, images)
-        stems.append(outputs["stem"])
-        assert outputs["stem"].shape == (2, 8, 8, 8)
-    assert not np.allclose(*stems)
-
-
-def test_stem_is_the_written_out_convolution():
+@pytest.mark.parametrize("padding", [2, 3])
+def test_stem_is_the_written_out_convolution(padding):
     images = random_images(12, 12)
-    model = make_tiny(use_conv_embed=True)
-    params = random_params(model, images)
+    model = tiny_model(use_conv_embed=True, stem_padding=padding)
+    params = random_params(model, "float32")
     _, outputs = model.apply({"params": params}, images)
-    padded = np.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)])
+    margins = (padding, padding)
+    padded = np.pad(images, [(0, 0), margins, margins, (0, 0)])
     embed = params["patch_embed"]
-    patch = padded[:, 4:11, 8:15]  # of row 1 and column 2
+    patch = padded[:, 4:11, 8:15]  # below the kernel for row 1 and column 2
+    assert outputs["stem"].shape == (2, 3, 3, 8)
     y = np.einsum("bhwi,hwio->bo", patch, embed["proj"]["kernel"])
     y = y + embed["proj"]["bias"]
     y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
     y = y * embed["norm"]["scale"] + embed["norm"]["bias"]
-    # float32 sums of 147 products.
+    # These are float32 sums of 147 products.
     np.testing.assert_allclose(outputs["stem"][:, 1, 2], y, rtol=0, atol=1e-5)
 
 
 def test_images_that_do_not_fit_are_errors():
-    model = make_tiny()
+    model = tiny_model()
     init = functools.partial(model.init, jax.random.key(0))
     with pytest.raises(ValueError, match=r"7 x 32 pixels are too small.*8 x 8"):
         init(jnp.zeros((1, 7, 32, 3)))
@@ -264,16 +243,17 @@ def test_images_that_do_not_fit_are_errors():
         init(jnp.zeros((1, 32, 32, 3), jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, 3\]"):
         init(jnp.zeros((1, 3, 32, 32)))
-    assert make_tiny(pad_to_patch=True).encoder.smallest_image() == 1
+    assert tiny_model(pad_to_patch=True).encoder.smallest_image() == 1
 
 
 def test_drop_path_grows_over_depth_and_drops_whole_examples():
-    model = make_tiny(drop_path_rate=0.5)
+    model = tiny_model(drop_path_rate=0.5)
     images = jnp.tile(random_images()[:1], (64, 1, 1, 1))
-    params = random_params(model, images)
+    params = random_params(model, "float32")
     rngs = {"drop_path": jax.random.key(0)}
     _, outputs = model.apply({"params": params}, images, train=True, rngs=rngs)
-    # Rates 0, 1/4, 1/2: the first block drops nothing, the others have two branches.
+    # The rates are 0, 1/4 and 1/2: the first block drops nothing, and each of the others
+    # has two branches to drop.
     distinct = [
         len(np.unique(np.asarray(outputs[name]).round(3).reshape(64, -1), axis=0))
         for name in ("stage0", "stage1")
@@ -285,9 +265,9 @@ def test_drop_path_grows_over_depth_and_drops_whole_examples():
 
 
 def test_drop_path_keeps_the_mean():
-    model = make_tiny(drop_path_rate=0.3, depths=(2, 1))
+    model = tiny_model(drop_path_rate=0.3, depths=(2, 1))
     images = random_images()
-    params = random_params(model, images, scale=0.1)
+    params = jax.tree.map(lambda leaf: leaf / 10, random_params(model, "float32"))
 
     def stage0(key):
         rngs = {"drop_path": key}
@@ -295,32 +275,32 @@ def test_drop_path_keeps_the_mean():
 
     mean = jax.vmap(stage0)(jax.random.split(jax.random.key(0), 4000)).mean(0)
     expected = model.apply({"params": params}, images)[1]["stage0"]
-    # The second branch sees the first one's result, so the means differ a little.
+    # The second branch sees the result of the first, so the means differ a little.
     assert jnp.abs(mean - expected).mean() < 0.02 * jnp.abs(expected).mean()
 
 
 def test_bfloat16_computes_on_float32_parameters():
     images = random_images()
-    model, reference = make_tiny(dtype="bfloat16"), make_tiny()
-    params = random_params(model, images)
+    model, reference = tiny_model(dtype="bfloat16"), tiny_model()
+    params = random_params(model, "float32")
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     logits, outputs = model.apply({"params": params}, images)
     assert {v.dtype for v in [logits, *outputs.values()]} == {jnp.dtype("bfloat16")}
     expected, _ = reference.apply({"params": params}, images)
-    # 8 bits, through some twenty operations.
+    # bfloat16 keeps 8 bits, and some twenty operations round to them.
     assert jnp.abs(logits - expected).max() < 0.1 * jnp.abs(expected).max()
 
 
 def test_backbone_normalizes_each_stage():
     images = random_images()
-    backbone = create_backbone("focalnet_tiny_srf", out_stages=(0, 1), **TINY)
-    params = random_params(backbone, images)
+    backbone = tiny_backbone()
+    params = random_params(backbone, "float32")
     assert "norm" not in params
     assert "head" not in params
     maps = backbone.apply({"params": params}, images)
-    plain = create_backbone("focalnet_tiny_srf", out_stages=(1,), out_norm=False, **TINY)
+    plain = tiny_backbone(out_stages=(1,), out_norm=False)
     (raw,) = plain.apply({"params": params}, images)
-    _, outputs = make_tiny().encoder.apply({"params": params}, images)
+    _, outputs = tiny_model().encoder.apply({"params": params}, images)
     np.testing.assert_array_equal(raw, outputs["stage1"])
     for stage, given in enumerate(maps):
         x = outputs[f"stage{stage}"]
@@ -331,6 +311,41 @@ def test_backbone_normalizes_each_stage():
 
 
 def test_other_numbers_of_input_channels():
-    model = make_tiny(in_channels=1)
+    model = tiny_model(in_channels=1)
     images = random_images()[..., :1]
     assert model.apply(model.init(jax.random.key(0), images), images)[0].shape == (2, 5)
+
+
+def test_a_map_can_be_changed_between_stem_and_stages():
+    """Zeros in the place of the stem's map are as a stem that computes zeros."""
+    model, images = tiny_model(), random_images()
+    params = random_params(model, "float32")
+    encoder = model.encoder.bind({"params": params})
+    x, outputs = encoder.stages(jnp.zeros_like(encoder.embed(images)), train=False)
+    norm = jax.tree.map(np.zeros_like, params["patch_embed"]["norm"])
+    params["patch_embed"] = params["patch_embed"] | {"norm": norm}
+    expected, expected_outputs = model.encoder.apply({"params": params}, images)
+    np.testing.assert_array_equal(x, expected)
+    assert outputs.keys() == expected_outputs.keys() - {"stem"}
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("patch_embed/proj/kernel", 0),
+        ("layers_0/blocks_0/mlp/fc1/kernel", 1),
+        ("layers_0/blocks_1/gamma_1", 2),
+        ("layers_0/downsample/proj/kernel", 2),
+        ("layers_1/blocks_0/norm1/scale", 3),
+        ("layers_1/blocks_10/norm1/scale", 13),
+        ("norm/scale", 14),
+        ("norm0/scale", 14),
+        ("head/kernel", 14),
+        ("decoder/layers_0/blocks_0/kernel", 14),
+        ("layers_0/blocks_2/norm1/scale", 14),
+    ],
+)
+def test_parameters_have_the_depth_of_their_block(name, depth):
+    encoder = tiny_model(depths=(2, 11)).encoder
+    assert encoder.max_depth == 14
+    assert encoder.depth_of(name) == depth

@@ -1,12 +1,14 @@
 """Fresh parameters have the distributions that PyTorch and the official code give."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 
 from focalnet_jax import create_model
+from focalnet_jax.trees import named_leaves
 
 torch = pytest.importorskip("torch", reason="the reference is torch's initialisation")
 
@@ -17,7 +19,7 @@ def params():
         "focalnet_huge_fl4", depths=(1, 1), focal_levels=(2, 2), focal_windows=(3, 3)
     )
     images = jnp.zeros((1, 32, 32, 3))
-    return flatten_dict(model.init(jax.random.key(0), images)["params"], sep="/")
+    return named_leaves(model.init(jax.random.key(0), images)["params"])
 
 
 def torch_linear(shape):
@@ -28,7 +30,7 @@ def torch_conv(channels_in, channels_out, size, groups=1):
     return torch.nn.Conv2d(channels_in, channels_out, size, groups=groups)
 
 
-# One of each kind; the channels are 352 in the first stage and 704 in the second.
+# One parameter of each kind; the first stage has 352 channels and the second 704.
 CASES = {
     "patch_embed/proj/kernel": lambda: torch_conv(3, 352, 7).weight,
     "patch_embed/proj/bias": lambda: torch_conv(3, 352, 7).bias,
@@ -58,24 +60,32 @@ def test_mean_deviation_and_range(params, name):
     given = np.asarray(params[name])
     assert given.size == expected.size
     deviation, root = expected.std(), np.sqrt(expected.size)
-    # Five standard errors of the difference of two means; of two deviations it is at
-    # most the same, for a normal distribution 1 / sqrt(2) of it.
+    # Five standard errors of the difference of two means. That of two deviations is at
+    # most the same; for a normal distribution it is 1 / sqrt(2) of it.
     assert abs(given.mean() - expected.mean()) < 5 * np.sqrt(2) * deviation / root
     assert abs(given.std() - deviation) < 5 * deviation / root
-    # Uniform: the ends are reached closely. Normal: the greatest of so many, loosely.
+    # Uniform numbers come close to both ends; the extremes of normal numbers vary.
     is_uniform = np.abs(expected).max() < 2 * deviation
     tolerance = 20 / expected.size if is_uniform else 0.25
     for extreme in (np.min, np.max):
         assert extreme(given) == pytest.approx(extreme(expected), rel=tolerance)
 
 
-def test_constants(params):
+# Pattern of names, and the constant that these parameters begin as.
+CONSTANTS = [
+    (r".*(norm\d?|ln)/scale", 1),
+    (r".*(norm\d?|ln)/bias", 0),
+    (r".*(modulation/f|modulation/proj|mlp/fc1|mlp/fc2|head)/bias", 0),
+    (r".*/gamma_[12]", np.float32(1e-4)),
+]
+RANDOM = r".*(kernel|modulation/h/bias|(patch_embed|downsample)/proj/bias)"
+
+
+def test_all_other_parameters_are_constants(params):
+    seen = set()
     for name, value in params.items():
-        is_linear = any(f"/{part}/" in f"/{name}" for part in ("f", "fc1", "fc2", "head"))
-        is_output = name.endswith("modulation/proj/bias")
-        if "norm" in name or "/ln/" in name:
-            assert (value == (1 if name.endswith("scale") else 0)).all(), name
-        elif name.endswith("bias") and (is_linear or is_output):
-            assert (value == 0).all(), name
-        elif "gamma" in name:
-            assert (value == np.float32(1e-4)).all(), name
+        if not re.fullmatch(RANDOM, name):
+            [(pattern, constant)] = [c for c in CONSTANTS if re.fullmatch(c[0], name)]
+            seen.add(pattern)
+            assert (value == constant).all(), name
+    assert seen == {pattern for pattern, _ in CONSTANTS}

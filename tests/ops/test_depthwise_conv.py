@@ -1,14 +1,14 @@
-"""The depthwise convolution against its definition, and its implementations together."""
+"""The implementations of the depthwise convolution agree with its definition."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from focalnet_jax.ops import depthwise_conv
+from focalnet_jax.ops.depthwise_conv import CONVOLUTIONS, depthwise_conv
 
-# Map and kernel sizes for one to four spatial axes; a kernel larger than the map
-# and sizes that differ by axis among them.
+# Sizes of a map and a kernel, with one to four spatial axes. One kernel is larger than
+# its map, and some sizes differ from axis to axis.
 SHAPES = [
     ((2, 9, 3), (5,)),
     ((2, 7, 6, 3), (3, 5)),
@@ -16,7 +16,6 @@ SHAPES = [
     ((2, 3, 5, 4, 2), (3, 3, 5)),
     ((1, 2, 3, 2, 3, 2), (3, 1, 3, 3)),
 ]
-IMPLEMENTATIONS = ["lax", "shifted", "auto"]
 
 
 def make_inputs(shape, size, dtype=np.float64):
@@ -38,7 +37,7 @@ def by_definition(x, kernel):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", CONVOLUTIONS)
 @pytest.mark.parametrize(("shape", "size"), SHAPES)
 def test_computes_its_definition(shape, size, implementation):
     x, kernel = make_inputs(shape, size)
@@ -48,7 +47,7 @@ def test_computes_its_definition(shape, size, implementation):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("implementation", ["shifted", "auto"])
+@pytest.mark.parametrize("implementation", [n for n in CONVOLUTIONS if n != "lax"])
 @pytest.mark.parametrize(("shape", "size"), SHAPES)
 def test_gradients_agree_with_automatic_ones(shape, size, implementation):
     x, kernel = make_inputs(shape, size)
@@ -62,18 +61,19 @@ def test_gradients_agree_with_automatic_ones(shape, size, implementation):
         return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, kernel)
 
     for given, expected in zip(gradients(implementation), gradients("lax")):
-        # Rounding of sums over the whole map.
+        # The sums over the whole map are rounded in another order.
         np.testing.assert_allclose(given, expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", CONVOLUTIONS)
 def test_bfloat16_is_rounded_once(implementation):
     x, kernel = make_inputs((2, 7, 6, 3), (3, 5), jnp.bfloat16)
     result = depthwise_conv(x, kernel, implementation=implementation)
     assert result.dtype == jnp.bfloat16
     exact = by_definition(x.astype(jnp.float64), kernel.astype(jnp.float64))
-    # bfloat16 keeps 8 bits: half a unit is 2**-9 of the value; float32 sums add little.
+    # bfloat16 keeps 8 bits: half a unit is 2**-9 of the value. The float32 sums before
+    # that add little.
     np.testing.assert_allclose(result.astype(jnp.float64), exact, rtol=2**-8, atol=1e-5)
 
 
@@ -105,5 +105,5 @@ def test_refuses_even_kernels_and_unknown_implementations():
     x, kernel = make_inputs((2, 7, 6, 3), (3, 4), np.float32)
     with pytest.raises(ValueError, match=r"odd kernel sizes, got \(3, 4\)"):
         depthwise_conv(x, kernel)
-    with pytest.raises(ValueError, match="implementation='fast' is not one of"):
-        depthwise_conv(x, kernel[:, :3], implementation="fast")
+    with pytest.raises(ValueError, match="'shited' is unknown; did you mean 'shifted'"):
+        depthwise_conv(x, kernel[:, :3], implementation="shited")

@@ -1,11 +1,11 @@
-"""Context aggregation against its equations in PyTorch, and over numbers of axes."""
+"""Every implementation of the aggregation agrees with its equations in PyTorch."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from focalnet_jax.ops import aggregate_context
+from focalnet_jax.ops import IMPLEMENTATIONS, Implementation, aggregate_context
 
 LEVELS = 3
 SIZES = [3, 5, 7]
@@ -21,7 +21,10 @@ def make_inputs(spatial, channels=4):
 
 
 def in_torch(torch, context, gates, kernels, *, normalize):
-    """The official code's lines, channels first; gradients flow to its arguments."""
+    """The lines of the official code, which has channels first.
+
+    Gradients flow to the arguments.
+    """
     context, gates = context.permute(0, 3, 1, 2), gates.permute(0, 3, 1, 2)
     gelu = torch.nn.functional.gelu
     aggregated = 0
@@ -42,7 +45,7 @@ def in_torch(torch, context, gates, kernels, *, normalize):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("implementation", ["lax", "shifted"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_equals_the_official_code(implementation, normalize):
     torch = pytest.importorskip("torch", reason="the reference is written in torch")
     inputs = make_inputs((6, 5))
@@ -60,7 +63,7 @@ def test_equals_the_official_code(implementation, normalize):
     expected = in_torch(torch, *variables, normalize=normalize)
     (expected * torch.tensor(weights)).sum().backward()
 
-    # float64: sums of some hundred terms of order 1.
+    # These are sums of some hundred terms of order 1 in float64.
     np.testing.assert_allclose(result, expected.detach(), rtol=0, atol=1e-12)
     for given, variable in zip(jax.tree.leaves(gradients), jax.tree.leaves(variables)):
         np.testing.assert_allclose(given, variable.grad, rtol=0, atol=1e-11)
@@ -83,6 +86,23 @@ def test_axes_of_length_one_change_nothing():
     )
     np.testing.assert_allclose(plane[:, :, 0], line, rtol=0, atol=1e-14)
     np.testing.assert_allclose(volume[:, 0, :, 0], line, rtol=0, atol=1e-14)
+
+
+def test_an_implementation_replaces_the_whole_aggregation(monkeypatch):
+    def gated_mean(context, gates, kernels, *, normalize):
+        assert normalize
+        return context * gates.mean(-1, keepdims=True)
+
+    entry = Implementation(gated_mean, "Computes something else.")
+    monkeypatch.setitem(IMPLEMENTATIONS, "mine", entry)
+    inputs = jax.tree.map(jnp.array, make_inputs((6, 5)))
+    given = aggregate_context(*inputs, normalize=True, implementation="mine")
+    np.testing.assert_array_equal(given, gated_mean(*inputs, normalize=True))
+
+
+def test_names_that_the_table_lacks_are_errors():
+    with pytest.raises(ValueError, match="implementation='lex' .*did you mean 'lax'"):
+        aggregate_context(*make_inputs((6, 5)), implementation="lex")
 
 
 def test_refuses_gates_for_another_number_of_levels():
