@@ -1,4 +1,4 @@
-"""TFRecord files without TensorFlow, and data sets of them."""
+"""Makes TFRecord files, and data sets of them, without TensorFlow."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ from focalnet_jax.data.prepare.tfrecord import masked_crc32c
 
 
 def frame(payload):
-    """A record as it lies in a file."""
+    """The bytes of a record in a file."""
     length = struct.pack("<Q", len(payload))
     checksums = [struct.pack("<I", masked_crc32c(data)) for data in (length, payload)]
     return length + checksums[0] + payload + checksums[1]
@@ -30,7 +30,10 @@ def write_tfrecord():
 
 @pytest.fixture
 def as_tfrecord(data_dir, tmp_path, write_tfrecord):
-    """A function that prepares the digits as TFRecord, under any name."""
+    """A function that prepares the digits as TFRecord, under any name.
+
+    It returns the directory of the data set.
+    """
 
     def prepare(name="digits", config="", version="1.0.0", num_shards=3):
         digits = pathlib.Path(data_dir, "digits", "1.0.0")

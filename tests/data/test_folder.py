@@ -1,4 +1,4 @@
-"""Image folders: what is listed, in which order, and what is refused."""
+"""Image folders: the files that are listed, their order, and what is refused."""
 
 import pickle
 
@@ -10,7 +10,7 @@ from focalnet_jax.errors import SetupError
 
 @pytest.fixture
 def make_folder(tmp_path):
-    """A function from names of files, which hold their own names, to a folder."""
+    """A function that makes a folder of files, each of which contains its own name."""
 
     def make(*names):
         root = tmp_path / "folder"
@@ -65,7 +65,7 @@ def test_labels_are_places_in_the_given_classes(make_folder):
         (["train/cat/1.jpg"], r"train holds directories \('cat'\).*'train' is a split"),
     ],
 )
-def test_what_is_no_image_folder(make_folder, names, message):
+def test_what_is_no_image_folder_is_refused(make_folder, names, message):
     with pytest.raises(SetupError, match=message):
         ImageFolder(make_folder(*names))
 
@@ -84,12 +84,12 @@ def test_what_is_no_image_folder(make_folder, names, message):
         ),
     ],
 )
-def test_directories_that_are_no_classes(make_folder, classes, message):
+def test_directories_that_are_no_classes_are_refused(make_folder, classes, message):
     with pytest.raises(SetupError, match=message):
         ImageFolder(make_folder("n0144076/1.jpg"), classes=classes)
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(SetupError, match="can't be listed: .*No such file.*nowhere"):
         ImageFolder(tmp_path / "nowhere")
 
@@ -103,11 +103,11 @@ def test_a_file_that_vanishes_is_named(make_folder):
         folder[1]
 
 
-def test_a_folder_is_small_in_memory_and_on_its_way_to_workers(make_folder):
+def test_a_folder_takes_little_memory_and_is_pickled_small(make_folder):
     names = [f"n{c:08}/n{c:08}_{i}.JPEG" for c in range(4) for i in range(1000)]
     folder = ImageFolder(make_folder(*names))
     pickled = pickle.dumps(folder)
-    # Names have 18 characters at most, and 4 bytes tell where one ends.
+    # A name has 18 characters at most, and 4 bytes for the position at which it ends.
     assert len(pickled) < 23 * len(folder) + 1000
     copy = pickle.loads(pickled)
     assert [copy[i] for i in range(0, 4000, 37)] == [

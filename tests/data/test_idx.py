@@ -1,4 +1,4 @@
-"""IDX files, as MNIST and those like it are published."""
+"""The files of MNIST and of data sets in its format, and what is made of them."""
 
 import gzip
 import struct
@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from focalnet_jax.data import TrainTransform, open_source, train_batches
+from focalnet_jax.data import EvalTransform, open_source
 from focalnet_jax.data.images.decoding import decode
 from focalnet_jax.data.prepare.__main__ import main
 from focalnet_jax.data.prepare.idx import read_idx
@@ -43,7 +43,8 @@ def directory(arrays, tmp_path):
 
 
 def test_prepared_is_what_tfds_calls_by_that_name(arrays, directory, tmp_path, capsys):
-    main([f"idx:{directory}", "--name=fashion_mnist", f"--data-dir={tmp_path}"])
+    command = [f"idx:{directory}", "--name=fashion_mnist", f"--data-dir={tmp_path}"]
+    main(command)
     assert "--config.data.test_split=test" in capsys.readouterr().out
     for split, prefix in (("train", "train"), ("test", "t10k")):
         source = open_source("fashion_mnist", split=split, data_dir=str(tmp_path))
@@ -52,15 +53,14 @@ def test_prepared_is_what_tfds_calls_by_that_name(arrays, directory, tmp_path, c
             arrays[f"{prefix}-{kind}"]
             for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
         )
-        assert len(source) == len(images)
-        for i, image in enumerate(images):
-            encoded, label = source.read(i)
-            assert label == labels[i]
-            pixels = decode(encoded)
+        for record, image, label in zip(source.records, images, labels, strict=True):
+            assert record["label"] == label
+            pixels = decode(record["image"])
             np.testing.assert_array_equal(pixels, np.repeat(image[..., None], 3, -1))
-    batch = next(train_batches(source, TrainTransform(28), batch_size=4, seed=0))
-    assert batch["image"].shape == (4, 28, 28, 3)
+    assert EvalTransform(28)(record["image"]).shape == (28, 28, 3)
     main(["fashion_mnist", "--verify", f"--data-dir={tmp_path}"])
+    main(command)
+    assert "3.0.1 is prepared already: --verify" in capsys.readouterr().out
 
 
 def test_uncompressed_files_are_read(arrays, directory):
@@ -92,7 +92,7 @@ def test_uncompressed_files_are_read(arrays, directory):
         ("train-labels-idx1-ubyte.gz", None, "no train-labels-idx1-ubyte.gz in"),
     ],
 )
-def test_damage_is_said(directory, tmp_path, name, content, message):
+def test_damaged_files_are_refused(directory, tmp_path, name, content, message):
     (directory / name).unlink()
     if content:
         (directory / name).write_bytes(content)

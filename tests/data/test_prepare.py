@@ -1,4 +1,4 @@
-"""Preparing data sets: what comes out, what is said, and what survives an accident."""
+"""The command that prepares data sets: its files, its messages, and its accidents."""
 
 import errno
 import fcntl
@@ -16,6 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
+from focalnet_jax.command_line import run
 from focalnet_jax.data import open_source
 from focalnet_jax.data.prepare import writing
 from focalnet_jax.data.prepare.__main__ import main
@@ -44,7 +45,7 @@ def command(folder, tmp_path):
 
 
 def files(directory):
-    """What is in a directory, by name, but for hidden files."""
+    """The content of each file in a directory that is not hidden, by its name."""
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in directory.rglob("[!.]*")
@@ -53,14 +54,15 @@ def files(directory):
 
 
 def sole(directory, pattern):
+    """The only path in a directory that fits a pattern."""
     [path] = directory.glob(pattern)
     return path
 
 
-def flip(path, place):
-    """Inverts the bits of a byte."""
+def flip(path, offset):
+    """Inverts the bits of one byte of a file."""
     data = bytearray(path.read_bytes())
-    data[place] ^= 255
+    data[offset] ^= 255
     path.write_bytes(data)
 
 
@@ -143,10 +145,11 @@ def test_a_copy_has_the_same_records(
 
 def test_a_copy_goes_where_it_is_told(as_tfrecord, tmp_path):
     as_tfrecord()
-    main(["digits", f"--data-dir={tmp_path}/tfrecord", f"--to={tmp_path}/there"])
+    command = ["digits", f"--data-dir={tmp_path}/tfrecord"]
+    main([*command, f"--to={tmp_path}/there"])
     assert len(list((tmp_path / "there/digits/1.0.0").glob("*.array_record-*"))) == 6
-    with pytest.raises(SetupError, match="where the original lies"):
-        main(["digits", f"--data-dir={tmp_path}/tfrecord", f"--to={tmp_path}/tfrecord"])
+    with pytest.raises(SystemExit, match="error: --to=.* is where the original lies"):
+        run(lambda: main([*command, f"--to={tmp_path}/tfrecord"]))
 
 
 def test_what_is_array_record_already_is_used_as_it_is(data_dir, capsys):
@@ -204,7 +207,7 @@ def test_a_killed_run_goes_on(folder, tmp_path, command, capsys):
     with pytest.raises(SetupError, match="'pets'"):
         open_source("pets", split="train", data_dir=str(tmp_path))
     begun = sole(tmp_path, "pets/1.0.0.begun-*")
-    assert len(list(begun.glob(".*"))) == 1  # the half
+    assert len(list(begun.glob(".*"))) == 1  # the half-written file
     finished = {file: file.stat().st_mtime_ns for file in begun.glob("pets-*")}
     assert len(finished) == 3
 
@@ -220,7 +223,7 @@ def test_a_killed_run_goes_on(folder, tmp_path, command, capsys):
 
 
 class FullDisk:
-    """An ArrayRecordWriter with room for so many records."""
+    """Stands for an ArrayRecordWriter on a disk with room for a few records."""
 
     room = 9
     writer = array_record_module.ArrayRecordWriter
@@ -314,7 +317,9 @@ def test_what_is_prepared_stays(folder, tmp_path, command, capsys):
     before = files(tmp_path / "pets")
     (folder / "train/cat/0.png").unlink()
     main(command)
-    assert "is prepared already: --verify compares it" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "is prepared already: --verify compares it" in output
+    assert output.count("--config.data.test_split=val") == 2
     assert files(tmp_path / "pets") == before
 
 
@@ -328,8 +333,11 @@ def test_what_is_no_data_set_stays(tmp_path, command):
     ("arguments", "message"),
     [
         (["folder:{folder}"], "needs a name for the data set: --name=NAME"),
-        (["folder:{folder}", "--name=Pets"], "letters a-z"),
-        (["folder:{folder}", "--name=cifar10"], "is a data set of TFDS: choose another"),
+        (["folder:{folder}", "--name=Pets"], "error: --name=Pets: .*letters a-z"),
+        (
+            ["folder:{folder}", "--name=cifar10"],
+            "--name=cifar10 is a data set of TFDS: cho",
+        ),
         (["folder:{folder}", "--name=pets", "--to=x"], "--data-dir=DIR"),
         (["folder:{folder}/train/cat", "--name=pets"], "'0.png', .* belong to no class"),
         (["folder:nowhere", "--name=pets"], "can't be listed: .*nowhere"),
@@ -350,8 +358,8 @@ def test_what_is_no_data_set_stays(tmp_path, command):
 )
 def test_errors_say_what_to_do(folder, data_dir, tmp_path, arguments, message):
     arguments = [text.format(folder=folder, data_dir=data_dir) for text in arguments]
-    with pytest.raises(SetupError, match=message):
-        main([f"--data-dir={tmp_path}", *arguments])
+    with pytest.raises(SystemExit, match=message):
+        run(lambda: main([f"--data-dir={tmp_path}", *arguments]))
 
 
 @pytest.mark.parametrize(
@@ -369,7 +377,7 @@ def test_folders_that_make_no_data_set(folder, command, name, message):
         main(command)
 
 
-def test_errors_are_one_line_and_a_status():
+def test_an_error_is_one_line_and_a_status():
     module = [sys.executable, "-m", "focalnet_jax.data.prepare"]
     process = subprocess.run(
         [*module, "folder:/nowhere", "--name=pets"], capture_output=True, text=True

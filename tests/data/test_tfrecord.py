@@ -1,4 +1,4 @@
-"""TFRecord files: read as TensorFlow writes them, and no damage goes unnoticed."""
+"""TFRecord files: they are read as TensorFlow writes them, and all damage is found."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from focalnet_jax.data.prepare.tfrecord import read_tfrecord
 from focalnet_jax.errors import SetupError
 
 PAYLOADS = [b"focal", b"", bytes(range(256)) * 8]
-# What TensorFlow 2.21 writes for the first two.
+# TensorFlow 2.21 writes this for the first two payloads.
 BY_TENSORFLOW = bytes.fromhex(
     "0500000000000000eab2043e666f63616c161eb5a6000000000000000029039807d8ea82a2"
 )
@@ -47,11 +47,11 @@ def test_a_file_that_is_cut_off_anywhere(file):
 def test_a_flipped_bit_anywhere(file):
     data = file.read_bytes()
     begins = [0, 21, 37]
-    for place in range(0, len(data), 3):
+    for offset in range(0, len(data), 3):
         damaged = bytearray(data)
-        damaged[place] ^= 4
+        damaged[offset] ^= 4
         file.write_bytes(damaged)
-        within = max(begin for begin in begins if begin <= place)
+        within = max(begin for begin in begins if begin <= offset)
         with pytest.raises(SetupError, match=f"x.tfrecord is corrupt.* byte {within} "):
             list(read_tfrecord(file))
 

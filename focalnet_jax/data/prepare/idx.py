@@ -1,7 +1,7 @@
-"""IDX files: MNIST, Fashion-MNIST, KMNIST and others, as they are published.
+"""IDX files, the format in which MNIST, Fashion-MNIST, KMNIST and others are published.
 
-A file is two zero bytes, 8 for uint8, the number of axes, their sizes as big-endian
-32-bit integers, and the values: http://yann.lecun.com/exdb/mnist
+A file is two zero bytes, the number 8 for uint8, the number of axes, their sizes as
+big-endian 32-bit integers, and the values: http://yann.lecun.com/exdb/mnist
 """
 
 import gzip
@@ -13,15 +13,15 @@ import numpy as np
 
 from focalnet_jax.errors import SetupError
 
-# By split, how the names of its two files begin.
+# For each split, how the names of its two files begin.
 SPLITS = {"train": "train", "test": "t10k"}
 
 
 def read_idx(path: pathlib.Path) -> np.ndarray:
-    """The uint8 array in a file, compressed or not.
+    """The uint8 array in a file, which may be compressed by gzip.
 
     Raises:
-      SetupError: it is damaged, or no such file.
+      SetupError: the file is damaged, or is not an IDX file of bytes.
     """
     content = path.read_bytes()
     try:
@@ -43,10 +43,10 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
 
 
 def read_split(root: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images `[n, h, w]` and labels `[n]` of a split, both uint8.
+    """The images `[n, h, w]` and the labels `[n]` of a split, both uint8.
 
     Raises:
-      SetupError: a file is missing or damaged, or they don't belong together.
+      SetupError: a file is missing or damaged, or the two files don't belong together.
     """
     arrays = []
     for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):

@@ -1,8 +1,9 @@
-"""TFRecord files without TensorFlow.
+"""TFRecord files, read without TensorFlow.
 
-A record is uint64 length, uint32 checksum of the length, payload, uint32 checksum of the
-payload, little-endian, with nothing before, between or after records. Checksums are
-masked CRC-32C: https://www.tensorflow.org/tutorials/load_data/tfrecord.
+A record is its length as uint64, a uint32 checksum of the length, the payload, and a
+uint32 checksum of the payload, all little-endian. Nothing comes before, between or after
+the records. The checksums are masked CRC-32C:
+https://www.tensorflow.org/tutorials/load_data/tfrecord.
 """
 
 import os
@@ -17,11 +18,11 @@ _BUFFER_BYTES = 1 << 20
 
 
 def read_tfrecord(path: str | os.PathLike) -> Iterator[bytes]:
-    """Yields the payloads of a file's records, each after a look at both checksums.
+    """Yields the payload of each record, after it has checked both of its checksums.
 
     Raises:
       SetupError: the file can't be read, ends within a record, or doesn't fit a
-        checksum; names file and byte.
+        checksum. The message names the file and the byte at which the record begins.
     """
     try:
         with open(path, "rb", buffering=_BUFFER_BYTES) as file:
@@ -44,8 +45,8 @@ def read_tfrecord(path: str | os.PathLike) -> Iterator[bytes]:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """TFRecord's checksum: a rotated CRC-32C plus a constant."""
-    # So that a CRC of data that hold CRCs stays a good one.
+    """TFRecord's checksum of bytes: a CRC-32C, rotated, plus a constant."""
+    # A CRC of bytes that contain their own CRC would be a weak checksum, hence the mask.
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -54,14 +55,14 @@ def _fits(checksum: bytes, data: bytes) -> bool:
     return struct.unpack("<I", checksum) == (masked_crc32c(data),)
 
 
-def _truncated(path, offset: int) -> SetupError:
+def _truncated(path: str | os.PathLike, offset: int) -> SetupError:
     return SetupError(
         f"{path} is cut off: it ends within the record that begins at byte {offset:,}. "
         "Copy or prepare it again"
     )
 
 
-def _corrupt(path, offset: int) -> SetupError:
+def _corrupt(path: str | os.PathLike, offset: int) -> SetupError:
     return SetupError(
         f"{path} is corrupt, or no TFRecord file: the record that begins at byte "
         f"{offset:,} doesn't fit its checksum. Copy or prepare it again"

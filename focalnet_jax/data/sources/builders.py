@@ -1,4 +1,4 @@
-"""Data sets of TFDS by name: found, or said where they were sought."""
+"""Data sets of TFDS by name: opens them, or says where they were sought."""
 
 import os
 import pathlib
@@ -6,22 +6,19 @@ import pathlib
 import tensorflow_datasets as tfds
 from etils import epath
 
-from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.errors import SetupError, argument, first_line, nearest
 from focalnet_jax.paths import absolute_path, is_remote
 
 
-def open_builder(
-    name: str, *, data_dir: str | None, data_dir_option: str
-) -> tfds.core.DatasetBuilder:
-    """Opens a data set, which needn't be prepared if TFDS knows it.
+def open_builder(name: str, *, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """Opens a data set, which need not be prepared if TFDS knows it.
 
     Args:
-      name: as TFDS spells it, with config and version if need be.
-      data_dir: where data sets lie; None for TFDS's own place.
-      data_dir_option: how a user says that, for messages.
+      name: the name as TFDS spells it, with config and version if need be.
+      data_dir: the directory of all data sets; None for TFDS's own place.
 
     Raises:
-      SetupError: no such data set, or one whose preparation was cut short.
+      SetupError: there is no such data set, or its preparation was cut short.
     """
     try:
         return tfds.builder(name, data_dir=data_dir)
@@ -35,37 +32,53 @@ def open_builder(
             ) from error
         raise SetupError(
             f"{name!r} is no data set in {place}, nor one that TFDS knows"
-            f"{_near(name, place)}. Where data sets lie is {data_dir_option}, or else "
-            "TFDS_DATA_DIR in the environment"
+            f"{_alternatives(name, place)}. Where data sets lie is "
+            f"{argument('data_dir')}, or else TFDS_DATA_DIR in the environment"
         ) from error
     except (AssertionError, ValueError) as error:  # an unknown config or version
-        reason = str(error).splitlines()[0]
         raise SetupError(
-            f"{name!r} can't be opened: {reason}{folder_hint(name)}"
+            f"{name!r} can't be opened: {first_line(error)}{_folder_hint(name)}"
         ) from error
 
 
-def _near(name: str, place: epath.Path) -> str:
-    if hint := folder_hint(name):
+def open_prepared(name: str, *, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """Opens a data set that is prepared, as `open_builder` does.
+
+    Raises:
+      SetupError: there is no such data set, or it is not prepared.
+    """
+    builder = open_builder(name, data_dir=data_dir)
+    if not builder.is_prepared():
+        raise SetupError(
+            f"{name!r} is not prepared in {builder.data_dir}{_folder_hint(name)}. If the "
+            f"data set lies elsewhere, name the place, {argument('data_dir')}=DIR; else "
+            f"prepare it first:\n  pip install '.[prepare]' && tfds build {name}"
+        )
+    return builder
+
+
+def _alternatives(name: str, place: epath.Path) -> str:
+    """What may have been meant: a folder, a similar name, or else all names here."""
+    if hint := _folder_hint(name):
         return hint
     here = {
         str(path.parent.parent.relative_to(place))
         for depth in ("*/*", "*/*/*")  # without and with a config
         for path in place.glob(f"{depth}/dataset_info.json")
     }
-    near = did_you_mean(name, here | {*tfds.list_builders(with_community_datasets=False)})
-    if "did you mean" in near:
-        return near
+    known = tfds.list_builders(with_community_datasets=False)
+    if near := nearest(name, here.union(known)):
+        return f"; did you mean {near!r}?"
     return f"; there are {', '.join(sorted(here))}" if here else ""
 
 
-def folder_hint(name: str) -> str:
-    """How to spell it if it was meant for an image folder."""
+def _folder_hint(name: str) -> str:
+    """How to spell the name if it was meant for an image folder."""
     return f"; an image folder is written folder:{name}" if os.path.isdir(name) else ""
 
 
 def default_data_dir() -> str:
-    """TFDS's own place."""
+    """The directory of data sets that TFDS uses by default."""
     return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
 
 
@@ -73,7 +86,7 @@ def path_on_disk(path: str | os.PathLike) -> pathlib.Path:
     """An absolute path, with `~` expanded.
 
     Raises:
-      SetupError: it is the address of a bucket.
+      SetupError: the path is the address of a bucket.
     """
     if is_remote(path):
         raise SetupError(

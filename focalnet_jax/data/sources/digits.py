@@ -1,16 +1,17 @@
 """The handwritten digits that scikit-learn carries, as a TFDS data set.
 
-1,797 real images of 8 x 8 grey pixels, from 43 people: the test part of "Optical
-Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI, 1998). They lie inside the
-scikit-learn package, so nothing is downloaded.
+They are 1,797 images of 8 x 8 grey pixels, written by 43 people: the test part of
+"Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI, 1998). They lie
+inside the scikit-learn package, so nothing is downloaded.
 """
 
 import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
-# One fifth of each digit, drawn once: `train_test_split(arange(1797), test_size=360,
-# stratify=target, random_state=0)`. All other images are for training.
+# The images for testing are one fifth of each digit, drawn once by scikit-learn's
+# `train_test_split(arange(1797), test_size=360, stratify=target, random_state=0)`. All
+# other images are for training.
 _TEST_INDICES = """
 21 24 28 34 35 37 39 42 45 51 57 77 78 81 87 96 99 102 103 105 110 117 119 131 132 134
 148 159 170 173 186 188 197 198 202 204 205 211 214 227 240 243 245 252 254 264 267
@@ -36,7 +37,10 @@ TEST_INDICES = frozenset(map(int, _TEST_INDICES.split()))
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """`train`: 1,437 images, `test`: 360, both with all ten digits in proportion."""
+    """The splits `train`, 1,437 images, and `test`, 360 images.
+
+    Both have all ten digits in the same proportions.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -56,17 +60,17 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        del dl_manager  # Nothing to download.
+        del dl_manager  # There is nothing to download.
         return {
             "train": self._generate_examples(test=False),
             "test": self._generate_examples(test=True),
         }
 
     def _generate_examples(self, *, test: bool):
-        import sklearn.datasets  # takes a second, and is needed once
+        import sklearn.datasets  # This takes a second, and is needed only once.
 
         digits = sklearn.datasets.load_digits()
-        # Grey levels are stored as 0 to 16.
+        # scikit-learn stores grey levels from 0 to 16.
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)
         for index, (image, label) in enumerate(zip(images, digits.target)):
             if (index in TEST_INDICES) == test:

@@ -1,4 +1,4 @@
-"""Image folders, `CLASS/xxx.jpg`, as sequences of still-encoded records."""
+"""Image folders, `CLASS/xxx.jpg`, as sequences of records with encoded images."""
 
 import bisect
 import operator
@@ -9,50 +9,42 @@ from typing import Any
 
 import numpy as np
 
-from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.errors import SetupError, did_you_mean, first_few
 
-EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".ppm",
-    ".tif",
-    ".tiff",
-)
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 
 
 class ImageFolder(Sequence):
     """Records `{"image": encoded bytes, "label": int, "file_name": "CLASS/xxx.jpg"}`.
 
-    They are sorted by class directory, then by file name, as in torchvision's
-    `ImageFolder`. Other than there, a directory within a class directory is an error, so
-    that splits aren't taken for classes. Files of other kinds, and whatever begins with a
-    dot, are passed over. Files are read when they are asked for.
+    The records are sorted by class directory, then by file name, as in torchvision's
+    `ImageFolder`. Unlike there, a directory within a class directory is an error, so that
+    splits are not taken for classes. Files of other kinds are ignored, and so is every
+    name that begins with a dot. A file is read when its record is asked for.
 
-    The listing is one string of all names and the places where they end: some 350 MB for
-    the 14 million files of ImageNet-22K, of which every worker process gets a copy.
+    The listing is kept as one string of all names, and the position at which each ends.
+    For the 14 million files of ImageNet-22K it takes about 350 MB, and every worker
+    process gets a copy of it.
 
     Attributes:
       root: the folder.
-      class_names: by label.
-      labels: that occur, by directory.
+      class_names: the name of each class, by label.
+      labels: the label of each directory in the folder; the directories are sorted.
     """
 
     def __init__(self, root: str | os.PathLike, *, classes: Sequence[str] | None = None):
         """Lists the files.
 
         Args:
-          root: the folder. Each directory in it is a class, and needs to hold images: an
-            empty one is most likely half a copy (torchvision refuses it, too).
-          classes: names in the order of their labels, of which the folder may lack some;
-            None for the names of the directories, sorted.
+          root: the folder. Each directory in it is a class and has to contain images: an
+            empty one is most likely an unfinished copy. torchvision refuses it, too.
+          classes: the names of all classes, in the order of their labels; the folder may
+            lack some of them. None for the sorted names of the directories.
 
         Raises:
-          SetupError: no folder, no classes, a class without images, images that lie
-            elsewhere, or a directory that is not in `classes`.
+          SetupError: the folder does not exist or has no directories, a class has no
+            images, images lie outside of the class directories, or a directory is not in
+            `classes`.
         """
         self.root = pathlib.Path(root)
         self._directories = class_directories(self.root)
@@ -63,10 +55,11 @@ class ImageFolder(Sequence):
         if not all(counts):
             empty = [name for name, n in zip(self._directories, counts) if not n]
             raise SetupError(
-                f"no images in {some(empty)} of {self.root} (images end in "
+                f"no images in {first_few(empty)} of {self.root} (images end in "
                 f"{', '.join(EXTENSIONS)}): complete these classes, or delete them"
             )
-        # Numbers of images up to and with a class, of bytes up to and with a name.
+        # The number of images up to the end of each class, and the number of bytes up to
+        # the end of each name.
         self._class_ends = np.cumsum(counts).tolist()
         ends = np.cumsum(np.concatenate([lengths for _, lengths in listings]), dtype=int)
         self._name_ends = ends.astype(np.min_scalar_type(ends[-1]))
@@ -76,10 +69,10 @@ class ImageFolder(Sequence):
         return len(self._name_ends)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Reads a file.
+        """Reads a file and makes it a record.
 
         Raises:
-          OSError: it can't be read.
+          OSError: the file can't be read.
         """
         return {
             "image": self.path(index).read_bytes(),
@@ -88,24 +81,26 @@ class ImageFolder(Sequence):
         }
 
     def path(self, index: int) -> pathlib.Path:
-        """Where an image lies."""
+        """The path of an image."""
         return self.root / self.file_name(index)
 
     def label(self, index: int) -> int:
-        """The place of an image's class in `class_names`."""
+        """The label of an image: the index of its class in `class_names`."""
         return self.labels[self._class(self._position(index))]
 
     def file_name(self, index: int) -> str:
-        """`"CLASS/xxx.jpg"`."""
+        """The path of an image within the folder, `"CLASS/xxx.jpg"`."""
         position = self._position(index)
         start = self._name_ends[position - 1] if position else 0
         name = os.fsdecode(self._names[start : self._name_ends[position]])
         return f"{self._directories[self._class(position)]}/{name}"
 
     def _class(self, position: int) -> int:
+        """The index of the directory of an image."""
         return bisect.bisect_right(self._class_ends, position)
 
     def _position(self, index: int) -> int:
+        """An index from 0 on, for one that may count from the end."""
         index = operator.index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.root} has {len(self)} images, but none at {index}")
@@ -116,13 +111,13 @@ def class_directories(root: pathlib.Path) -> list[str]:
     """The sorted names of the directories in a folder.
 
     Raises:
-      SetupError: there are none, or images beside them.
+      SetupError: there are none, or there are images beside them.
     """
     entries = _scan(root)
     if images := sorted(entry.name for entry in entries if _is_image(entry)):
         raise SetupError(
-            f"{some(images)} in {root} belong to no class: images lie in directories "
-            "named after their classes, CLASS/xxx.jpg"
+            f"{first_few(images)} in {root} belong to no class: images lie in "
+            "directories named after their classes, CLASS/xxx.jpg"
         )
     directories = sorted(entry.name for entry in entries if entry.is_dir())
     if not directories:
@@ -134,45 +129,45 @@ def class_directories(root: pathlib.Path) -> list[str]:
 
 
 def has_splits(root: pathlib.Path) -> bool:
-    """Whether a folder is `SPLIT/CLASS/xxx.jpg`, by the first directory in it.
+    """Whether a folder is `SPLIT/CLASS/xxx.jpg` and not `CLASS/xxx.jpg`.
+
+    The first directory in it decides: that of a split contains directories.
 
     Raises:
-      SetupError: as `class_directories`.
+      SetupError: there are no directories, or there are images beside them.
     """
     first, *_ = class_directories(root)
     return any(entry.is_dir() for entry in _scan(root / first))
 
 
-def some(names: Sequence[str]) -> str:
-    """The first few of many names, for messages."""
-    shown = ", ".join(repr(name) for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3:,} more"
-
-
 def _labels(
-    root, directories: list[str], class_names: tuple[str, ...]
+    root: pathlib.Path, directories: list[str], class_names: tuple[str, ...]
 ) -> tuple[int, ...]:
     """The label of each directory."""
     label_of = {name: label for label, name in enumerate(class_names)}
     if len(label_of) != len(class_names):
-        twice = sorted({name for name in class_names if class_names.count(name) > 1})
-        raise SetupError(f"two classes of {root} have one name: {some(twice)}")
+        repeated = sorted({name for name in class_names if class_names.count(name) > 1})
+        raise SetupError(f"two classes of {root} have one name: {first_few(repeated)}")
     for name in directories:
         if name not in label_of:
             hint = did_you_mean(name, class_names)
-            # The list of all classes would bury the message.
-            hint = hint if len(hint) < 100 else f", one of {some(class_names)}"
+            if len(hint) >= 100:  # The names of all classes would bury the message.
+                hint = f", one of {first_few(class_names)}"
             raise SetupError(f"the directory {name!r} of {root} is no class{hint}")
     return tuple(label_of[name] for name in directories)
 
 
 def _image_names(directory: pathlib.Path) -> tuple[bytes, np.ndarray]:
-    """The sorted names of the images in a directory, joined, and the length of each."""
+    """The sorted names of the images in a directory, joined, and the length of each.
+
+    Raises:
+      SetupError: the directory contains directories, or cannot be listed.
+    """
     entries = _scan(directory)
     names = sorted(entry.name for entry in entries if _is_image(entry))
     if inner := sorted(entry.name for entry in entries if entry.is_dir()):
         raise SetupError(
-            f"{directory} holds directories ({some(inner)}): images lie directly in "
+            f"{directory} holds directories ({first_few(inner)}): images lie directly in "
             "directories named after their classes. If these are the classes, and "
             f"{directory.name!r} is a split, name {directory} as the folder"
         )
@@ -181,6 +176,7 @@ def _image_names(directory: pathlib.Path) -> tuple[bytes, np.ndarray]:
 
 
 def _scan(directory: pathlib.Path) -> list[os.DirEntry]:
+    """The entries of a directory, but for hidden ones."""
     try:
         with os.scandir(directory) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]

@@ -1,16 +1,18 @@
-"""What ImageNet-1K's classes are, and which of them its evaluation sets have.
+"""The classes of ImageNet-1K, and which of them its evaluation sets have.
 
-TFDS labels `imagenet_v2`, `imagenet_a`, `imagenet_r`, `imagenet_sketch` and
-`imagenet2012_real` by ImageNet-1K's 1,000 classes. Image folders of them are named after
-the classes' WordNet ids, those of ImageNet-V2 after their labels.
+In TFDS, `imagenet_v2`, `imagenet_a`, `imagenet_r`, `imagenet_sketch` and
+`imagenet2012_real` have the labels of ImageNet-1K's 1,000 classes. Where these sets are
+published as image folders, the directories are named after the WordNet ids of the
+classes, or, for ImageNet-V2, after the labels.
 """
 
 from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 
-# The 200 classes of ImageNet-A, Hendrycks et al., arXiv 1907.07174, and the 200 of
-# ImageNet-R, arXiv 2006.16241. Accuracy on them is that among these classes.
+# The labels of the 200 classes of ImageNet-A, Hendrycks et al., arXiv 1907.07174, and of
+# the 200 classes of ImageNet-R, arXiv 2006.16241. Accuracy on such a set is measured
+# among its own classes only.
 _IN_A = """
 6 11 13 15 17 22 23 27 30 37 39 42 47 50 57 70 71 76 79 89 90 94 96 97 99 105 107 108
 110 113 124 125 130 132 143 144 150 151 207 234 235 254 277 283 287 291 295 298 301 306
@@ -34,7 +36,7 @@ _IN_R = """
 943 945 947 948 949 951 953 954 957 963 965 967 980 981 983 988
 """
 
-# By TFDS's name, the classes that a data set has, where it hasn't all.
+# The labels that occur in each data set of TFDS that lacks some of the classes.
 SUBSETS = {
     "imagenet_a": tuple(map(int, _IN_A.split())),
     "imagenet_r": tuple(map(int, _IN_R.split())),
@@ -42,13 +44,16 @@ SUBSETS = {
 
 
 def wordnet_ids() -> list[str]:
-    """ImageNet-1K's classes, `"n01440764"` ..., by label; from a file inside TFDS."""
+    """The WordNet ids of ImageNet-1K's classes, `"n01440764"` and so on, by label.
+
+    They come from a file inside the package TFDS.
+    """
     path = tfds.core.tfds_path("datasets/imagenet2012/labels.txt")
     return path.read_text().split()
 
 
 def classes_of_folder(directories: Sequence[str]) -> list[str]:
-    """ImageNet-1K's classes by label, in the spelling of a folder's directories."""
+    """ImageNet-1K's classes by label, spelt as a folder's directories spell them."""
     if all(name.isdecimal() for name in directories):
         return [str(label) for label in range(1000)]
     return wordnet_ids()

@@ -1,4 +1,4 @@
-"""ArrayRecord files, the shards of a TFDS data set: written, counted and checked."""
+"""Writes, counts and checks ArrayRecord files, the shards of a TFDS data set."""
 
 import concurrent.futures
 import errno
@@ -15,23 +15,24 @@ from etils import epath
 from focalnet_jax.errors import SetupError
 from focalnet_jax.paths import written_aside
 
-# As `sha256sum` writes it, and checks it: `sha256sum -c SHA256SUMS`.
+# The file has the format of `sha256sum`: `sha256sum -c SHA256SUMS` checks it.
 CHECKSUMS = "SHA256SUMS"
 
 
 def check_shards(builder: tfds.core.DatasetBuilder, split: str) -> None:
-    """Looks whether the files of a split are there, whole and of the right length.
+    """Checks that the files of a split exist, are whole and have the right length.
 
-    Opens each file and reads its index, which takes about 0.2 ms, in a bucket some
-    requests: TFDS itself opens none before a record is asked for. Damage elsewhere in a
-    file is found when it is read, by ArrayRecord's own checksums.
+    It opens each file and reads its index. This takes about 0.2 ms on a disk, and a few
+    requests in a bucket. TFDS itself opens a file only when one of its records is asked
+    for. Damage to other parts of a file is found when they are read, by ArrayRecord's own
+    checksums.
 
     Args:
-      builder: of a data set that is prepared as array_record.
-      split: as TFDS spells it: `"train"`, `"train[:90%]"` ...
+      builder: opens a data set that is prepared as array_record.
+      split: the split as TFDS spells it, such as `"train"` or `"train[:90%]"`.
 
     Raises:
-      SetupError: naming the files.
+      SetupError: files can't be used. The message names them.
     """
     shards = builder.info.splits[split].file_instructions
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -46,7 +47,7 @@ def check_shards(builder: tfds.core.DatasetBuilder, split: str) -> None:
 
 
 def _fault(shard) -> str | None:
-    """What is wrong with the file of one of TFDS's `FileInstruction`s."""
+    """What is wrong with the file of a TFDS `FileInstruction`; None if nothing is."""
     try:
         count = count_records(shard.filename)
     except SetupError as error:
@@ -60,7 +61,7 @@ def _fault(shard) -> str | None:
 
 
 def count_records(path: str | os.PathLike) -> int:
-    """The number of records by a file's index, which is at its end.
+    """The number of records in a file, from its index, which is at its end.
 
     Raises:
       SetupError: the file is missing, cut off, or damaged at its end.
@@ -73,21 +74,22 @@ def count_records(path: str | os.PathLike) -> int:
     )
     count = reader.num_records()
     try:
-        reader.close()  # says what was wrong before, too
+        reader.close()  # It also raises errors that occurred earlier.
     except RuntimeError as error:
         raise SetupError(f"{path} is cut off or damaged: {error}") from error
     return count
 
 
 def write_shard(path: pathlib.Path, payloads: Iterable[bytes]) -> int:
-    """Writes an ArrayRecord file; returns the number of records.
+    """Writes an ArrayRecord file, and returns the number of records.
 
     Raises:
-      OSError: the disk is full, or the like; what lies at `path` then is useless.
+      OSError: the file could not be written, for example because the disk is full. What
+        is at `path` then is useless.
     """
     count = 0
     try:
-        # The option that TFDS writes with, for fast random access.
+        # TFDS writes with this option, for fast random access.
         writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
         for payload in payloads:
             writer.write(payload)
@@ -96,14 +98,17 @@ def write_shard(path: pathlib.Path, payloads: Iterable[bytes]) -> int:
     except RuntimeError as error:
         raise _os_error(path, error) from error
     with open(path, "rb+") as file:
-        os.fsync(file.fileno())  # where network file systems say that they are full
+        os.fsync(file.fileno())  # Network file systems say only here that they are full.
     if count_records(path) != count:
         raise OSError(errno.EIO, "not all records arrived", os.fspath(path))
     return count
 
 
 def _os_error(path: pathlib.Path, error: RuntimeError) -> OSError:
-    """ArrayRecord has but one kind of error; `errno` is in its text."""
+    """ArrayRecord's error as an OSError with its `errno`.
+
+    ArrayRecord raises RuntimeError for everything; the text says what happened.
+    """
     for number in (errno.ENOSPC, errno.EDQUOT):
         if os.strerror(number) in str(error):
             return OSError(number, os.strerror(number), os.fspath(path))
@@ -111,13 +116,16 @@ def _os_error(path: pathlib.Path, error: RuntimeError) -> OSError:
 
 
 def sha256(path: pathlib.Path) -> str:
-    """The checksum of a file, in hexadecimal digits."""
+    """The SHA-256 checksum of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_checksums(directory: pathlib.Path) -> dict[str, str]:
-    """The checksum of each file that `CHECKSUMS` lists; none if there is no such list."""
+    """The checksum of each file that `CHECKSUMS` lists, by file name.
+
+    The dict is empty if there is no such list.
+    """
     path = directory / CHECKSUMS
     if not path.exists():
         return {}
@@ -126,7 +134,7 @@ def read_checksums(directory: pathlib.Path) -> dict[str, str]:
 
 
 def write_checksums(directory: pathlib.Path, checksums: dict[str, str]) -> None:
-    """Writes `CHECKSUMS`."""
+    """Writes `CHECKSUMS`, the checksum of each file by its name."""
     lines = [f"{checksum}  {name}\n" for name, checksum in sorted(checksums.items())]
     with written_aside(directory / CHECKSUMS) as aside:
         aside.write_text("".join(lines))
