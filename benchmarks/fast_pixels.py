@@ -1,12 +1,13 @@
-"""How far `data.pixels=fast` is from PIL's pixels: crops and RandAugment's operations.
+"""Measures how much the pixels of `data.pixels=fast` differ from PIL's.
 
     pip install '.[fast]' scikit-image matplotlib
     python benchmarks/fast_pixels.py [--count=90]
 
-On views of photographs (benchmarks/photographs.py): absolute differences of grey levels
-out of 255, the mean over all images, that of the worst image, and the greatest; of the
-random resized crop to 224 pixels, and then of each operation alone on the exact crop, at
-magnitude 9, in both directions where it has two.
+It compares the random resized crop to 224 pixels, and each operation of RandAugment
+alone on the exact crop, at magnitude 9 and in both directions where there are two. The
+images are views of photographs (benchmarks/photographs.py). It prints absolute
+differences of levels, out of 255: the mean over all images, the mean in the worst image,
+and the greatest.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from focalnet_jax.data.images.randaugment import (
 
 
 class Drawn:
-    """Stands for a random generator: one operation, in one direction."""
+    """Stands for a random generator that draws one operation, in one direction."""
 
     def __init__(self, index, negative):
         self._index, self._negative, self._draws = index, negative, 0
@@ -41,19 +42,20 @@ class Drawn:
 
 
 def differences(exact, fast):
-    """Of one image: mean and greatest."""
+    """The mean and the greatest absolute difference of two images."""
     absolute = np.abs(np.asarray(exact).astype(int) - np.asarray(fast))
     return absolute.mean(), absolute.max()
 
 
 def show(name, results):
+    """Prints a line of the table, from the mean and greatest difference in each image."""
     means, greatest = np.array(results).T
     print(f"{name:24}{means.mean():8.3f}{means.max():14.3f}{greatest.max():10.0f}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=90, help="of images")
+    parser.add_argument("--count", type=int, default=90, help="number of images")
     args = parser.parse_args()
     encoded = [encode(view, 98) for view in views(args.count)]
     print(f"{'':24}{'mean':>8}{'worst image':>14}{'greatest':>10}")

@@ -1,12 +1,13 @@
-"""Makes JPEGs of ImageNet's kind from photographs that lie inside Python packages.
+"""Makes JPEGs like those of ImageNet from photographs inside Python packages.
 
     pip install scikit-learn scikit-image matplotlib
     python benchmarks/photographs.py DIR [--count=480]
 
-Nine photographs of scikit-learn, scikit-image and matplotlib; from each, views of 500 x
-375 pixels (a quarter of them 375 x 500) at random places and scales, in JPEG at the
-quality at which their mean size is nearest to 110 kB, that of ImageNet's training images.
-They lie in 20 class directories. The same command makes the same files.
+The images are views of nine photographs of scikit-learn, scikit-image and matplotlib, at
+random positions and scales. They have 500 x 375 pixels, a quarter of them 375 x 500. The
+quality of the JPEGs is the one at which their mean size is nearest to 110 kB, the mean
+size of ImageNet's training images. They lie in 20 class directories. The same command
+makes the same files.
 """
 
 import argparse
@@ -21,7 +22,7 @@ CLASSES = 20
 
 
 def photographs() -> list[PIL.Image.Image]:
-    """The originals, in RGB."""
+    """The nine photographs, in RGB."""
     import matplotlib
     import skimage
     import sklearn.datasets
@@ -36,7 +37,7 @@ def photographs() -> list[PIL.Image.Image]:
 
 
 def views(count: int) -> list[PIL.Image.Image]:
-    """Parts of the photographs, of ImageNet's usual size."""
+    """Random parts of the photographs, in ImageNet's usual size."""
     originals = photographs()
     rng = np.random.default_rng(0)
     result = []
@@ -55,13 +56,14 @@ def views(count: int) -> list[PIL.Image.Image]:
 
 
 def encode(image: PIL.Image.Image, quality: int) -> bytes:
+    """The bytes of a JPEG."""
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality)
     return stream.getvalue()
 
 
 def make(directory: pathlib.Path, *, count: int = 480) -> None:
-    """Writes `CLASS/xxx.jpg` files, and says how large they are."""
+    """Writes files `CLASS/xxx.jpg`, and prints their mean size."""
     images = views(count)
     qualities = {
         quality: np.mean([len(encode(image, quality)) for image in images[:90]])

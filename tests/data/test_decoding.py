@@ -1,4 +1,4 @@
-"""Decoding: PIL's pixels, PIL's verdicts."""
+"""Decoding: the pixels are those of PIL, and it refuses what PIL refuses."""
 
 import io
 
@@ -25,7 +25,7 @@ def encode(image, file_format="JPEG", **options):
 
 def rotated(image):
     exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # show it turned by a quarter
+    exif[0x0112] = 6  # viewers turn it by 90 degrees
     return encode(image, exif=exif)
 
 
@@ -75,11 +75,11 @@ def test_pixels_are_pils(kind, photograph):
 
 
 def test_an_exif_rotation_is_not_applied(photograph):
-    """As in timm, whose readers don't ask for it."""
+    """timm does not apply it either."""
     assert decode(rotated(photograph)).shape == (301, 403, 3)
 
 
-def test_what_libjpeg_warns_of_and_pil_accepts_is_accepted(photograph):
+def test_an_image_that_pil_accepts_in_spite_of_a_warning_is_accepted(photograph):
     encoded = encode(photograph, quality=95)
     middle = len(encoded) // 2
     damaged = encoded[:middle] + bytes(500) + encoded[middle + 500 :]
@@ -104,13 +104,13 @@ def test_bytes_that_are_no_whole_image_are_refused(damage, message, photograph):
 
 
 def test_samplings_without_a_name_are_left_to_pil(photograph):
-    """Luma four times as fine in height alone, here by a wrong byte in the header."""
+    """A wrong byte in the header makes luma four times as fine as chroma in height."""
     encoded = bytearray(encode(photograph, subsampling=0))
-    place = encoded.index(b"\xff\xc0") + 11
-    assert encoded[place] == 0x11
-    encoded[place] = 0x14
+    offset = encoded.index(b"\xff\xc0") + 11
+    assert encoded[offset] == 0x11
+    encoded[offset] = 0x14
     encoded = bytes(encoded)
-    with pytest.raises(KeyError):  # or this tests nothing
+    with pytest.raises(KeyError):  # Otherwise this would test nothing.
         simplejpeg.decode_jpeg_header(encoded)
     try:
         expected = np.asarray(PIL.Image.open(io.BytesIO(encoded)).convert("RGB"))
@@ -122,11 +122,11 @@ def test_samplings_without_a_name_are_left_to_pil(photograph):
 
 
 def test_sizes_that_pil_refuses_are_refused_at_once():
-    """Of a damaged header: 65,000 x 65,000 pixels would be 12 GB."""
+    """A damaged header asks for 65,000 x 65,000 pixels, which would take 12 GB."""
     encoded = bytearray(encode(PIL.Image.new("RGB", (64, 64))))
-    place = encoded.index(b"\xff\xc0") + 5
-    assert encoded[place : place + 4] == bytes([0, 64, 0, 64])
-    encoded[place : place + 4] = bytes([0xFD, 0xE8]) * 2
+    offset = encoded.index(b"\xff\xc0") + 5
+    assert encoded[offset : offset + 4] == bytes([0, 64, 0, 64])
+    encoded[offset : offset + 4] = bytes([0xFD, 0xE8]) * 2
     with pytest.raises(BadRecordError, match="DecompressionBomb"):
         decode(bytes(encoded))
 

@@ -1,4 +1,4 @@
-"""RandAugment beside timm's: the same pixels, the same distributions."""
+"""RandAugment has the same pixels and the same distributions as timm's."""
 
 import numpy as np
 import PIL.Image
@@ -21,20 +21,20 @@ FILL = (124, 116, 104)
 NAMES = sorted({*OPERATIONS, *INCREASING_OPERATIONS})
 RECIPE = "rand-m9-mstd0.5-inc1"
 
-# A distribution that is right fails a test once in so many seeds; the seeds are fixed.
+# A right distribution fails a test for this share of all seeds; the seeds are fixed.
 P_VALUE = 1e-3
 
 
 @pytest.fixture(scope="module")
 def timm(torch):
-    """timm's module, mended where Pillow has become stricter than it expects."""
+    """timm's module, changed where Pillow is stricter now than timm expects."""
     pytest.importorskip("timm", reason="it is the reference")
     from timm.data import auto_augment
 
     posterize = auto_augment.posterize
 
     def posterize_to_any(image, bits, **options):
-        # Magnitude 10 leaves no bit. PIL made that black, and refuses it today.
+        # Magnitude 10 keeps no bit. PIL made such an image black, and refuses it now.
         if bits == 0:
             return PIL.Image.new("RGB", image.size)
         return posterize(image, bits, **options)
@@ -56,7 +56,7 @@ def photographs():
 
 
 class Fixed:
-    """Stands for a random generator: everything happens, with one sign."""
+    """Stands for a random generator: every operation is applied, with a given sign."""
 
     def __init__(self, name, names, magnitude, sign):
         self._index, self._magnitude, self._sign = names.index(name), magnitude, sign
@@ -74,7 +74,7 @@ class Fixed:
 
 
 def one_operation(name, magnitude, sign, interpolation="bicubic"):
-    """What is drawn at a magnitude."""
+    """The operation of a name at a magnitude, as `draw` returns it."""
     increasing = name in INCREASING_OPERATIONS
     policy = RandAugment(magnitude_std=1, layers=1, increasing=increasing)
     names = INCREASING_OPERATIONS if increasing else OPERATIONS
@@ -82,7 +82,7 @@ def one_operation(name, magnitude, sign, interpolation="bicubic"):
 
 
 def timms(timm, name, magnitude, sign, image, interpolation, monkeypatch):
-    """The same by timm."""
+    """The pixels that timm makes by the same operation."""
     monkeypatch.setattr(timm.random, "random", lambda: 1.0 if sign < 0 else 0.0)
     resampling = exact_images.INTERPOLATIONS[interpolation]
     hparams = dict(img_mean=FILL, interpolation=resampling)
@@ -137,11 +137,11 @@ def test_the_image_modules_have_the_same_functions():
 
 @pytest.mark.parametrize("policy", [RECIPE, "rand-m7-mstd1", "rand-m6-n3-p0.8-mstdinf"])
 def test_operations_are_drawn_as_often_and_as_much_as_timms(policy, timm, monkeypatch):
-    """The share of each operation, and the distribution of each one's argument."""
+    """The share of each operation and the distribution of its amount equal timm's."""
     draws = 6000
     drawn_by_timm = []
     for name in timm.NAME_TO_OP:
-        # The argument is all there is to it.
+        # The operation does nothing but note its argument.
         monkeypatch.setitem(
             timm.NAME_TO_OP,
             name,
@@ -178,10 +178,10 @@ def test_operations_are_drawn_as_often_and_as_much_as_timms(policy, timm, monkey
     numbers = [np.bincount([len(o) for o in drawn]), np.bincount(counts)]
     assert stats.chi2_contingency(numbers).pvalue > P_VALUE
     for name in names:
-        arguments = [o.argument for o in flat if o.name == name]
+        arguments = [o.amount for o in flat if o.name == name]
         expected = [level for drawn_name, *level in drawn_by_timm if drawn_name == name]
         if arguments[0] is None:
-            # Inversion and the like have none, in timm either.
+            # Inversion and the like take no amount, in timm either.
             assert not any(expected)
             continue
         test = stats.ks_2samp(arguments, [level for [level] in expected])

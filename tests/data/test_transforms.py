@@ -7,8 +7,9 @@ import PIL.Image
 import pytest
 from scipy import stats
 
-from focalnet_jax.data import EvalTransform, Preprocessing, RandAugment, TrainTransform
+from focalnet_jax.data import EvalTransform, RandAugment, TrainTransform
 from focalnet_jax.data.images.randaugment import Operation
+from focalnet_jax.preprocessing import Preprocessing
 
 
 def encode(pixels):
@@ -69,14 +70,14 @@ def test_crops_cover_the_stated_areas_and_aspects():
     width, height = right - left, lower - upper
     share = width * height / 400**2
     aspect = np.log2(width / height)
-    # Sides are whole numbers, so the limits are met to a few parts in a thousand.
+    # Sides are whole numbers, so the limits hold to a few parts in a thousand.
     assert share.min() > 0.195
     assert share.max() < 0.505
     assert abs(aspect).max() < 1.02
-    # Uniform between the limits; five standard errors of a mean of 20,000.
+    # A uniform variable has these means, to five standard errors of 20,000 draws.
     assert share.mean() == pytest.approx(0.35, abs=5 * 0.3 / np.sqrt(12 * 20_000))
     assert aspect.mean() == pytest.approx(0, abs=5 * 2 / np.sqrt(12 * 20_000))
-    # The place is uniform over what is left of each side.
+    # The position is uniform over what is left of each side.
     slack = left / np.maximum(400 - width, 1)
     assert slack.mean() == pytest.approx(0.5, abs=5 / np.sqrt(12 * 20_000) + 0.005)
 
@@ -104,7 +105,7 @@ def test_half_of_the_images_are_mirrored():
 
 
 def photographs():
-    """The two photographs that come with scikit-learn, and crops of odd sizes."""
+    """The two photographs of scikit-learn, and crops of them with odd sizes."""
     from sklearn.datasets import load_sample_images
 
     china, flower = load_sample_images().images
@@ -114,7 +115,7 @@ def photographs():
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [224, 384])
 def test_evaluation_equals_torchvisions_to_the_last_bit(size, interpolation, torch):
-    """As the official code evaluates: 256 / 224 of the crop, PIL, the middle."""
+    """The official code resizes to 256 / 224 of the crop by PIL, and takes the middle."""
     from torchvision import transforms
 
     reference = transforms.Compose(
@@ -143,19 +144,19 @@ def test_normalisation_equals_torchvisions(torch):
     )
     for pixels in photographs():
         expected = reference(PIL.Image.fromarray(pixels)).movedim(0, -1).numpy()
-        # The same operations on float32; one rounding may fall otherwise.
+        # The operations on float32 are the same, but one may be rounded otherwise.
         np.testing.assert_allclose(
             preprocessing.normalize(pixels), expected, rtol=0, atol=2**-21
         )
 
 
-# A distribution that is right fails a test once in so many seeds; the seeds are fixed.
+# A right distribution fails a test for this share of all seeds; the seeds are fixed.
 P_VALUE = 1e-3
 
 
 @pytest.fixture(scope="module")
 def timm(torch):
-    """timm's transforms."""
+    """timm's module of transforms."""
     pytest.importorskip("timm", reason="it is the reference")
     from timm.data import transforms
 
@@ -164,7 +165,7 @@ def timm(torch):
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (1200, 300), (64, 64)])
 def test_crops_are_distributed_as_timms(size, timm):
-    """Area, aspect and place, by two-sample Kolmogorov-Smirnov tests."""
+    """Two-sample Kolmogorov-Smirnov tests compare area, aspect and position."""
     draws = 4000
     width, height = size
     transform = TrainTransform(224)
@@ -191,7 +192,7 @@ def test_crops_are_distributed_as_timms(size, timm):
 def test_equals_timms_whole_transform_at_equal_draws(
     flip, interpolation, timm, monkeypatch
 ):
-    """Crop, resize, flip, then the operations in their order, to the last bit."""
+    """Crop, resizing, flip and operations, in this order, give equal pixels."""
     from timm.data import create_transform
 
     box = (31, 22, 301, 242)
@@ -216,7 +217,7 @@ def test_equals_timms_whole_transform_at_equal_draws(
     for operation in drawn:
         [op] = [op for op in augment.ops if op.name == operation.name]
         op.prob = 1.0
-        op.level_fn = lambda *_, argument=operation.argument: (argument,)
+        op.level_fn = lambda *_, amount=operation.amount: (amount,)
         chosen.append(op)
     monkeypatch.setattr(np.random, "choice", lambda *_, **__: chosen)
     assert len(mirror) == flip
@@ -264,7 +265,7 @@ def test_color_jitter_equals_torchvisions_at_equal_draws(torch, monkeypatch):
 
 
 def test_color_jitter_draws_as_stated(monkeypatch):
-    """Each factor uniform in [0.6, 1.4], each order as often."""
+    """Each factor is uniform in [0.6, 1.4], and all orders are equally frequent."""
     from focalnet_jax.data.images import exact as exact_images
 
     drawn = []
@@ -308,7 +309,7 @@ def test_random_interpolation_is_either():
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
 def test_fast_crops_are_near_the_exact_ones(interpolation):
-    """0.2 levels in the mean, over crops of all sizes; the same draws."""
+    """Crops of all sizes differ by less than 0.2 levels in the mean, at equal draws."""
     options = dict(interpolation=interpolation)
     differences = []
     for seed, pixels in enumerate(photographs() * 4):

@@ -1,7 +1,9 @@
-"""Operations on images by PIL: what timm's transforms compute, to the last bit.
+"""Operations on images by PIL; the results equal those of timm's transforms.
 
-Images are PIL's, in RGB. `fast` has the same functions on numpy arrays.
+Images are PIL's, in RGB. The module `fast` has the same functions on numpy arrays.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import PIL.Image
@@ -11,7 +13,8 @@ from focalnet_jax.data.images.decoding import decode
 
 Image = PIL.Image.Image
 Fill = tuple[int, int, int]
-Matrix = tuple[float, float, float, float, float, float]  # two rows
+Matrix = tuple[float, float, float, float, float, float]  # the rows (a, b, c), (d, e, f)
+ChooseBox = Callable[[int, int], tuple[int, int, int, int]]
 
 INTERPOLATIONS = {
     "bicubic": PIL.Image.Resampling.BICUBIC,
@@ -21,9 +24,17 @@ INTERPOLATIONS = {
 
 
 def crop_and_resize(
-    encoded: bytes, choose_box, *, size: int, interpolation: str
+    encoded: bytes, choose_box: ChooseBox, *, size: int, interpolation: str
 ) -> Image:
-    """Decodes, and resizes `choose_box(width, height)` to a square, antialiased."""
+    """Decodes an image, crops it and resizes the crop to a square, antialiased.
+
+    Args:
+      encoded: the bytes of the image.
+      choose_box: a function from the width and height of the image to the left, upper,
+        right and lower edge of the crop, in pixels.
+      size: the side of the square, in pixels.
+      interpolation: a name in `exact.INTERPOLATIONS`.
+    """
     pixels = decode(encoded)
     left, upper, right, lower = choose_box(pixels.shape[1], pixels.shape[0])
     image = PIL.Image.fromarray(pixels[upper:lower, left:right])
@@ -31,22 +42,26 @@ def crop_and_resize(
 
 
 def to_array(image: Image) -> np.ndarray:
-    """`uint8 [h, w, 3]`."""
+    """The pixels, `uint8 [h, w, 3]`."""
     return np.asarray(image)
 
 
 def size_of(image: Image) -> tuple[int, int]:
-    """Width and height."""
+    """The width and the height of an image, in pixels."""
     return image.size
 
 
 def mirror(image: Image) -> Image:
-    """Left becomes right."""
+    """Mirrors an image left to right."""
     return image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def affine(image: Image, matrix: Matrix, *, fill: Fill, interpolation: str) -> Image:
-    """Takes each pixel from where `matrix` sends it, in pixels from the corner."""
+    """Takes each pixel from the point to which `matrix` maps it.
+
+    Points are in pixels from the upper left corner. A pixel whose point is outside of the
+    image becomes `fill`.
+    """
     return image.transform(
         image.size,
         PIL.Image.Transform.AFFINE,
@@ -57,40 +72,40 @@ def affine(image: Image, matrix: Matrix, *, fill: Fill, interpolation: str) -> I
 
 
 def rotate(image: Image, degrees: float, *, fill: Fill, interpolation: str) -> Image:
-    """Turns the image anticlockwise about its middle."""
+    """Turns an image anticlockwise about its centre."""
     return image.rotate(degrees, INTERPOLATIONS[interpolation], fillcolor=fill)
 
 
 def auto_contrast(image: Image) -> Image:
-    """Stretches each channel to the whole range."""
+    """Stretches the levels of each channel to the whole range."""
     return ImageOps.autocontrast(image)
 
 
 def equalize(image: Image) -> Image:
-    """Spreads the grey levels of each channel evenly."""
+    """Spreads the levels of each channel evenly."""
     return ImageOps.equalize(image)
 
 
 def map_levels(image: Image, table: tuple[int, ...]) -> Image:
-    """Replaces each of the 256 levels by its entry in a table."""
+    """Replaces each level by its entry in a table of 256 levels."""
     return image.point([*table] * 3)
 
 
 def brightness(image: Image, factor: float) -> Image:
-    """Blends with black: 0 is black, 1 the image."""
+    """Blends an image with black; factor 0 gives black, 1 the image itself."""
     return ImageEnhance.Brightness(image).enhance(factor)
 
 
 def contrast(image: Image, factor: float) -> Image:
-    """Blends with the image's mean grey."""
+    """Blends an image with its mean grey level."""
     return ImageEnhance.Contrast(image).enhance(factor)
 
 
 def color(image: Image, factor: float) -> Image:
-    """Blends with the image in grey."""
+    """Blends an image with its greyscale version."""
     return ImageEnhance.Color(image).enhance(factor)
 
 
 def sharpness(image: Image, factor: float) -> Image:
-    """Blends with the image smoothed over 3 x 3 pixels."""
+    """Blends an image with itself smoothed over 3 x 3 pixels."""
     return ImageEnhance.Sharpness(image).enhance(factor)

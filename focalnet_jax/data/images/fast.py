@@ -1,12 +1,13 @@
-"""Operations on images by OpenCV and fast_image_resize: near to PIL's, and quicker.
+"""Operations on images by OpenCV and fast_image_resize: similar to PIL's, and faster.
 
-The functions are those of `exact`, on `uint8 [h, w, 3]`. Operations by level are
-PIL's to the last bit or within a level; geometry differs where the cubic kernel (here
-a = -0.75, in PIL -0.5) and the border do.
+The functions are those of `exact`, on arrays `uint8 [h, w, 3]`. Operations on levels
+equal PIL's, or differ by one level. Geometric operations differ for two reasons: the
+cubic kernel has a = -0.75 here and -0.5 in PIL, and the border is treated otherwise.
 """
 
 import math
 import threading
+from collections.abc import Callable
 
 import cv2
 import cykooz_resizer
@@ -16,12 +17,13 @@ from focalnet_jax.data.images.decoding import decode
 
 Image = np.ndarray
 Fill = tuple[int, int, int]
-Matrix = tuple[float, float, float, float, float, float]  # two rows
+Matrix = tuple[float, float, float, float, float, float]  # the rows (a, b, c), (d, e, f)
+ChooseBox = Callable[[int, int], tuple[int, int, int, int]]
 
-# Processes and threads of the pipeline share the cores out already.
+# The pipeline has its own threads and processes for all cores.
 cv2.setNumThreads(0)
 
-_FILTERS = {  # antialiased, as PIL's
+_FILTERS = {  # They are antialiased, as PIL's are.
     "bicubic": cykooz_resizer.FilterType.catmull_rom,
     "bilinear": cykooz_resizer.FilterType.bilinear,
 }
@@ -30,13 +32,22 @@ _INTERPOLATIONS = {
     "bilinear": cv2.INTER_LINEAR,
     "nearest": cv2.INTER_NEAREST,
 }
-_of_thread = threading.local()  # a Resizer keeps buffers, and serves one caller at a time
+# A Resizer keeps buffers and serves one caller at a time, so each thread has its own.
+_of_thread = threading.local()
 
 
 def crop_and_resize(
-    encoded: bytes, choose_box, *, size: int, interpolation: str
+    encoded: bytes, choose_box: ChooseBox, *, size: int, interpolation: str
 ) -> Image:
-    """Decodes, and resizes `choose_box(width, height)` to a square, antialiased."""
+    """Decodes an image, crops it and resizes the crop to a square, antialiased.
+
+    Args:
+      encoded: the bytes of the image.
+      choose_box: a function from the width and height of the image to the left, upper,
+        right and lower edge of the crop, in pixels.
+      size: the side of the square, in pixels.
+      interpolation: a name in `exact.INTERPOLATIONS`.
+    """
     pixels = decode(encoded)
     left, upper, right, lower = choose_box(pixels.shape[1], pixels.shape[0])
     crop = pixels[upper:lower, left:right]
@@ -58,25 +69,29 @@ def _resize_options(interpolation: str) -> cykooz_resizer.ResizeOptions:
 
 
 def to_array(image: Image) -> np.ndarray:
-    """`uint8 [h, w, 3]`."""
+    """The pixels, `uint8 [h, w, 3]`."""
     return image
 
 
 def size_of(image: Image) -> tuple[int, int]:
-    """Width and height."""
+    """The width and the height of an image, in pixels."""
     height, width, _ = image.shape
     return width, height
 
 
 def mirror(image: Image) -> Image:
-    """Left becomes right."""
+    """Mirrors an image left to right."""
     return cv2.flip(image, 1)
 
 
 def affine(image: Image, matrix: Matrix, *, fill: Fill, interpolation: str) -> Image:
-    """Takes each pixel from where `matrix` sends it, in pixels from the corner."""
+    """Takes each pixel from the point to which `matrix` maps it.
+
+    Points are in pixels from the upper left corner. A pixel whose point is outside of the
+    image becomes `fill`.
+    """
     a, b, c, d, e, f = matrix
-    # OpenCV's places count from the middle of the first pixel.
+    # OpenCV's points are in pixels from the centre of the first pixel.
     c += (a + b - 1) / 2
     f += (d + e - 1) / 2
     return cv2.warpAffine(
@@ -90,7 +105,7 @@ def affine(image: Image, matrix: Matrix, *, fill: Fill, interpolation: str) -> I
 
 
 def rotate(image: Image, degrees: float, *, fill: Fill, interpolation: str) -> Image:
-    """Turns the image anticlockwise about its middle."""
+    """Turns an image anticlockwise about its centre."""
     x, y = (side / 2 for side in size_of(image))
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     matrix = (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)
@@ -98,7 +113,7 @@ def rotate(image: Image, degrees: float, *, fill: Fill, interpolation: str) -> I
 
 
 def auto_contrast(image: Image) -> Image:
-    """Stretches each channel to the whole range."""
+    """Stretches the levels of each channel to the whole range."""
     tables = np.tile(np.arange(256, dtype=np.uint8)[:, None], 3)
     for channel in range(3):
         least, greatest, _, _ = cv2.minMaxLoc(cv2.extractChannel(image, channel))
@@ -110,7 +125,7 @@ def auto_contrast(image: Image) -> Image:
 
 
 def equalize(image: Image) -> Image:
-    """Spreads the grey levels of each channel evenly."""
+    """Spreads the levels of each channel evenly."""
     return cv2.merge([_equalize(cv2.extractChannel(image, c)) for c in range(3)])
 
 
@@ -127,17 +142,17 @@ def _equalize(channel: np.ndarray) -> np.ndarray:
 
 
 def map_levels(image: Image, table: tuple[int, ...]) -> Image:
-    """Replaces each of the 256 levels by its entry in a table."""
+    """Replaces each level by its entry in a table of 256 levels."""
     return cv2.LUT(image, np.array(table, np.uint8))
 
 
 def brightness(image: Image, factor: float) -> Image:
-    """Blends with black: 0 is black, 1 the image."""
+    """Blends an image with black; factor 0 gives black, 1 the image itself."""
     return _blend_with_level(image, 0, factor)
 
 
 def contrast(image: Image, factor: float) -> Image:
-    """Blends with the image's mean grey."""
+    """Blends an image with its mean grey level."""
     mean = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
     return _blend_with_level(image, int(mean + 0.5), factor)
 
@@ -148,21 +163,22 @@ def _blend_with_level(image: Image, level: int, factor: float) -> Image:
 
 
 def color(image: Image, factor: float) -> Image:
-    """Blends with the image in grey."""
+    """Blends an image with its greyscale version."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     return _blend(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), image, factor)
 
 
 def sharpness(image: Image, factor: float) -> Image:
-    """Blends with the image smoothed over 3 x 3 pixels."""
+    """Blends an image with itself smoothed over 3 x 3 pixels."""
     kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
     smooth = cv2.filter2D(image, -1, kernel)
-    # PIL leaves the border as it is.
+    # PIL does not smooth the border.
     for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
         smooth[edge] = image[edge]
     return _blend(smooth, image, factor)
 
 
 def _blend(degenerate: Image, image: Image, factor: float) -> Image:
-    # PIL cuts fractions off, OpenCV rounds, and whole values are to stay.
+    # PIL cuts fractions off, but OpenCV rounds. With almost a half subtracted, OpenCV
+    # rounds down, too, and whole values stay what they are.
     return cv2.addWeighted(degenerate, 1 - factor, image, factor, -0.499)

@@ -1,8 +1,8 @@
-"""RandAugment as timm has it: Cubuk et al., arXiv 1909.13719, with timm's variations.
+"""RandAugment, Cubuk et al., arXiv 1909.13719, with the variations that timm has.
 
-A policy is spelt as in timm, `rand-m9-mstd0.5-inc1` in the recipe. Drawing and doing are
-apart: `RandAugment.draw` says which operations an image gets and by how much, and
-`apply_operations` does them, by `exact` or `fast`.
+A policy is spelt as in timm; that of the recipe is `rand-m9-mstd0.5-inc1`.
+`RandAugment.draw` decides which operations an image gets, and how strong they are.
+`apply_operations` then applies them, with the functions of `exact` or `fast`.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, argument
 
-_FULL_LEVEL = 10.0  # of a magnitude, whatever the policy's own
+_FULL_MAGNITUDE = 10.0  # the magnitude at which the range of every operation ends
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _PART = (
@@ -29,61 +29,66 @@ class Operation(NamedTuple):
     """One operation on an image.
 
     Attributes:
-      name: as in timm.
-      argument: how much of it, in the unit of `exact`; None where it has none.
-      interpolation: of a geometric operation, else None.
+      name: its name in timm.
+      amount: the number that the operation takes, such as the degrees of a rotation, a
+        factor of contrast, or the bits that are kept; None if it takes none.
+      interpolation: the interpolation of a geometric operation; None for others.
     """
 
     name: str
-    argument: Any = None
+    amount: Any = None
     interpolation: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """A policy: each image gets `layers` operations, each with some probability.
+    """A policy: `layers` operations are drawn, and each is applied with a probability.
 
     Attributes:
-      magnitude: mean of the magnitude, of which 10 is the full one.
-      magnitude_std: its standard deviation; infinite: uniform from 0 to `magnitude`.
-      greatest_magnitude: draws are clipped to 0 and this.
-      increasing: whether every operation does more at a greater magnitude.
-      layers: operations drawn for an image, with replacement.
-      probability: of doing an operation that was drawn.
+      magnitude: the mean of the magnitudes; the range of every operation ends at 10.
+      magnitude_std: their standard deviation. If it is infinite, they are uniform from 0
+        to `magnitude`.
+      greatest_magnitude: magnitudes are clipped to the range from 0 to this number.
+      increasing: whether every operation becomes stronger with the magnitude.
+      layers: the number of operations that are drawn for an image, with replacement.
+      probability: the probability that an operation that was drawn is applied.
     """
 
     magnitude: float = 10
     magnitude_std: float = 0.0
-    greatest_magnitude: float = _FULL_LEVEL
+    greatest_magnitude: float = _FULL_MAGNITUDE
     increasing: bool = False
     layers: int = 2
     probability: float = 0.5
 
     @classmethod
     def parse(cls, policy: str) -> "RandAugment":
-        """Reads `rand-m9-mstd0.5-inc1` and the like.
+        """Reads a policy such as `rand-m9-mstd0.5-inc1`.
 
         Raises:
-          SetupError: a part that is not one of m, mstd, mmax, inc, n and p with a number,
-            or is given twice. timm's sets of operations (`t`) are not here.
+          SetupError: a part is not one of m, mstd, mmax, inc, n and p with a number, or
+            is given twice. timm's part `t`, sets of operations, is not supported.
         """
         kind, *parts = policy.split("-")
         matches = [re.fullmatch(_PART, part) for part in parts]
         if kind == "rand" and all(matches):
             given = {match.lastgroup: float(match[match.lastgroup]) for match in matches}
-            if len(given) == len(parts):  # none twice
+            if len(given) == len(parts):  # No part is given twice.
                 return cls._from_values(**given)
         raise SetupError(
-            f"data.rand_augment={policy!r} is no policy such as 'rand-m9-mstd0.5-inc1': "
-            "'rand', then any of m (magnitude), mstd (its standard deviation), mmax (its "
-            "limit), inc (0 or 1), n (operations an image), p (probability of each)"
+            f"{argument('policy')}={policy!r} is no policy such as "
+            "'rand-m9-mstd0.5-inc1': 'rand', then any of m (magnitude), mstd (its "
+            "standard deviation), mmax (its limit), inc (0 or 1), n (operations an "
+            "image), p (probability of each)"
         )
 
     @classmethod
-    def _from_values(cls, m=_FULL_LEVEL, mstd=0.0, mmax=_FULL_LEVEL, inc=0, n=2, p=0.5):
+    def _from_values(
+        cls, m=_FULL_MAGNITUDE, mstd=0.0, mmax=_FULL_MAGNITUDE, inc=0, n=2, p=0.5
+    ):
         return cls(
             magnitude=m,
-            # As in timm: there is no infinity to spell there.
+            # In timm, a number above 100 stands for infinity.
             magnitude_std=float("inf") if mstd > 100 else mstd,
             greatest_magnitude=mmax,
             increasing=bool(inc),
@@ -94,7 +99,12 @@ class RandAugment:
     def draw(
         self, rng: np.random.Generator, interpolations: Sequence[str]
     ) -> list[Operation]:
-        """Draws what to do to an image; geometry takes one of `interpolations`."""
+        """Draws the operations for an image.
+
+        Args:
+          rng: the random generator.
+          interpolations: the names from which each geometric operation draws one.
+        """
         names = INCREASING_OPERATIONS if self.increasing else OPERATIONS
         drawn = [names[i] for i in rng.integers(len(names), size=self.layers)]
         operations = []
@@ -102,12 +112,12 @@ class RandAugment:
             if rng.random() >= self.probability:
                 continue
             kind = _KINDS[name]
-            argument = interpolation = None
-            if kind.argument:
-                argument = kind.argument(self._draw_magnitude(rng) / _FULL_LEVEL, rng)
+            amount = interpolation = None
+            if kind.amount:
+                amount = kind.amount(self._draw_magnitude(rng) / _FULL_MAGNITUDE, rng)
             if kind.is_geometric:
                 interpolation = interpolations[rng.integers(len(interpolations))]
-            operations.append(Operation(name, argument, interpolation))
+            operations.append(Operation(name, amount, interpolation))
         return operations
 
     def _draw_magnitude(self, rng: np.random.Generator) -> float:
@@ -120,25 +130,30 @@ class RandAugment:
 
 
 def apply_operations(
-    image: Any, operations: Sequence[Operation], images: ModuleType, *, fill
+    image: Any,
+    operations: Sequence[Operation],
+    images: ModuleType,
+    *,
+    fill: tuple[int, int, int],
 ) -> Any:
-    """Does the operations one after the other.
+    """Applies operations to an image, one after the other.
 
     Args:
-      image: of the type that `images` works on.
-      operations: from `RandAugment.draw`.
-      images: `exact` or `fast`.
-      fill: RGB levels where geometry leaves the image.
+      image: an image of the type that `images` works on.
+      operations: the operations, from `RandAugment.draw`.
+      images: the module `exact` or `fast`.
+      fill: the RGB levels of pixels that a geometric operation takes from outside of the
+        image.
     """
-    for name, argument, interpolation in operations:
+    for name, amount, interpolation in operations:
         kind = _KINDS[name]
         arguments, options = [], {}
         if kind.levels:
-            arguments = [_level_table(name, argument)]
+            arguments = [_level_table(name, amount)]
         elif kind.matrix:
-            arguments = [kind.matrix(argument, *images.size_of(image))]
-        elif kind.argument:
-            arguments = [argument]
+            arguments = [kind.matrix(amount, *images.size_of(image))]
+        elif kind.amount:
+            arguments = [amount]
         if kind.is_geometric:
             options = {"fill": fill, "interpolation": interpolation}
         image = getattr(images, kind.function)(image, *arguments, **options)
@@ -146,34 +161,39 @@ def apply_operations(
 
 
 @functools.cache
-def _level_table(name: str, argument: int | None) -> tuple[int, ...]:
-    return tuple(map(_KINDS[name].levels(argument), range(256)))
+def _level_table(name: str, amount: int | None) -> tuple[int, ...]:
+    """What each of the 256 levels becomes."""
+    return tuple(map(_KINDS[name].levels(amount), range(256)))
 
 
 class _Kind(NamedTuple):
-    """What a name stands for.
+    """How the operation of a name is drawn and applied.
 
     Attributes:
-      function: of the images' modules.
-      argument: from the magnitude, as a share of the full one, to the argument.
-      is_geometric: takes `fill` and `interpolation`.
-      matrix: for affine maps, from the argument and the image's width and height to what
-        `exact.affine` takes.
-      levels: for operations on levels, from the argument to a function of a level.
+      function: the name of a function in `exact` and `fast`.
+      amount: draws the amount, given the magnitude as a share of the full one, 10; None
+        if the operation takes no amount.
+      is_geometric: whether the function takes `fill` and `interpolation`.
+      matrix: for affine maps, a function from the amount and the image's width and
+        height to the matrix that `exact.affine` takes.
+      levels: for operations on levels, a function from the amount to a function that
+        maps an old level to a new one.
     """
 
     function: str
-    argument: Callable[[float, np.random.Generator], Any] | None = None
+    amount: Callable[[float, np.random.Generator], Any] | None = None
     is_geometric: bool = False
     matrix: Callable[[float, int, int], tuple[float, ...]] | None = None
     levels: Callable[[Any], Callable[[int], int]] | None = None
 
 
 def _either_sign(value: float, rng: np.random.Generator) -> float:
+    """The value, or its negative with a probability of one half."""
     return -value if rng.random() > 0.5 else value
 
 
 def _geometric(function: str, greatest: float, matrix=None) -> _Kind:
+    """An operation whose amount is at most `greatest`, with either sign."""
     return _Kind(
         function,
         lambda share, rng: _either_sign(share * greatest, rng),
@@ -183,34 +203,35 @@ def _geometric(function: str, greatest: float, matrix=None) -> _Kind:
 
 
 def _enhancing(function: str) -> _Kind:
-    """From a tenth of the property to almost twice as much; 5 leaves it as it is."""
+    """An operation by a factor from 0.1 to 1.9; magnitude 5 leaves the image as it is."""
     return _Kind(function, lambda share, rng: share * 1.8 + 0.1)
 
 
 def _enhancing_increasing(function: str) -> _Kind:
-    """Less or more of the property; 0 leaves it as it is."""
+    """An operation by a factor that moves away from 1 as the magnitude increases."""
     return _Kind(
         function, lambda share, rng: max(0.1, 1.0 + _either_sign(share * 0.9, rng))
     )
 
 
-def _by_level(argument: Callable[[float], int], levels) -> _Kind:
-    return _Kind("map_levels", lambda share, rng: argument(share), levels=levels)
+def _by_level(amount: Callable[[float], int], levels) -> _Kind:
+    """An operation that maps each level to another one."""
+    return _Kind("map_levels", lambda share, rng: amount(share), levels=levels)
 
 
 def _posterized(bits: int) -> Callable[[int], int]:
-    """Keeps the highest bits of a level."""
+    """Keeps the given number of highest bits of a level."""
     mask = ~(2 ** (8 - bits) - 1) & 255
     return lambda level: level & mask
 
 
 def _solarized(threshold: int) -> Callable[[int], int]:
-    """Inverts levels from a threshold on."""
+    """Inverts the levels from a threshold on."""
     return lambda level: level if level < threshold else 255 - level
 
 
 def _solarized_by_adding(addend: int) -> Callable[[int], int]:
-    """Brightens the darker half."""
+    """Adds a number to the levels of the darker half."""
     return lambda level: min(255, level + addend) if level < 128 else level
 
 
@@ -242,11 +263,12 @@ _KINDS = {
     "SharpnessIncreasing": _enhancing_increasing("sharpness"),
     "ShearX": _geometric("affine", 0.3, lambda x, w, h: (1, x, 0, 0, 1, 0)),
     "ShearY": _geometric("affine", 0.3, lambda y, w, h: (1, 0, 0, y, 1, 0)),
-    # By a share of the width or the height.
+    # The amount is a share of the width or the height.
     "TranslateXRel": _geometric("affine", 0.45, lambda x, w, h: (1, 0, x * w, 0, 1, 0)),
     "TranslateYRel": _geometric("affine", 0.45, lambda y, w, h: (1, 0, 0, 0, 1, y * h)),
 }
-# All that come in two variants are in one of the sets each.
+# Each set has all operations that have one variant only. Of the others, each set has one
+# variant: `INCREASING_OPERATIONS` has those that become stronger with the magnitude.
 OPERATIONS = tuple(name for name in _KINDS if not name.endswith("Increasing"))
 INCREASING_OPERATIONS = tuple(
     name for name in _KINDS if name + "Increasing" not in _KINDS

@@ -1,7 +1,7 @@
-"""From an encoded image to `uint8 [size, size, 3]`, for training and for evaluation.
+"""Makes `uint8 [size, size, 3]` of encoded images, for training and for evaluation.
 
-What follows per pixel or per batch (normalisation, random erasing, mixup, cutmix) runs on
-the accelerator, in the training step.
+The accelerator does the rest, in the training step: normalisation, random erasing, mixup
+and cutmix.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import functools
 import importlib
 import math
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -16,50 +17,54 @@ import PIL.Image
 from focalnet_jax.data.images.decoding import decode
 from focalnet_jax.data.images.exact import INTERPOLATIONS
 from focalnet_jax.data.images.randaugment import RandAugment, apply_operations
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, argument
 
-# Which pixels a training transform makes: PIL's own, or some near them sooner.
+# A training transform makes either the pixels that PIL makes, or similar ones faster.
 PIXELS = ("exact", "fast")
 
-# What "random" chooses from, as in timm.
+# An interpolation that is "random" is drawn from these, as in timm.
 RANDOM_INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def image_operations(pixels: str) -> ModuleType:
-    """The module that works on images in the mode `pixels`.
+    """The module `exact` or `fast`, by its name.
 
     Raises:
-      SetupError: its libraries are not installed.
+      SetupError: the libraries that it needs are not installed.
     """
     try:
         return importlib.import_module(f"focalnet_jax.data.images.{pixels}")
     except ImportError as error:
         raise SetupError(
-            f"data.pixels={pixels!r} needs packages that are not there ({error}):\n"
-            "  pip install '.[fast]'"
+            f"{argument('pixels')}={pixels!r} needs packages that are not there "
+            f"({error}):\n  pip install '.[fast]'"
         ) from error
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Random resized crop, horizontal flip, RandAugment, colour jitter, in this order.
+    """Random resized crop, horizontal flip, RandAugment and colour jitter, in this order.
 
-    The crop covers a uniform share of the image's area at an aspect ratio whose
-    logarithm is uniform: Szegedy et al., arXiv 1409.4842, as in torchvision's
+    The crop covers a uniformly random share of the image's area, at an aspect ratio whose
+    logarithm is uniformly random: Szegedy et al., arXiv 1409.4842. This is torchvision's
     `RandomResizedCrop`, which the official recipe uses through timm.
 
     Attributes:
-      size: side of the result, in pixels.
-      crop_area: least and greatest share of the image's area.
-      crop_aspect: least and greatest width / height.
-      flip: whether to mirror half of the images left to right.
-      interpolation: `"bicubic"`, `"bilinear"`, `"nearest"`, or `"random"`: of the first
-        two, drawn for each image, and again for each geometric operation.
-      rand_augment: the policy; None for none.
-      color_jitter: j draws brightness, contrast and saturation from [1 - j, 1 + j], to
-        apply in random order; 0 for none. As torchvision's `ColorJitter(j, j, j)`.
-      fill: RGB levels where an operation leaves the image; in timm the data's mean.
-      pixels: `"exact"`: equal to PIL's and so to timm's; `"fast"`: near them.
+      size: the side of the result, in pixels.
+      crop_area: the least and the greatest share of the image's area in a crop.
+      crop_aspect: the least and the greatest width / height of a crop.
+      flip: whether half of the images are mirrored left to right.
+      interpolation: `"bicubic"`, `"bilinear"`, `"nearest"` or `"random"`. Random means
+        that one of the first two is drawn for each image, and again for each geometric
+        operation.
+      rand_augment: the policy of RandAugment; None for no such operations.
+      color_jitter: for a number j, factors of brightness, contrast and saturation are
+        drawn from [1 - j, 1 + j] and applied in random order, as by torchvision's
+        `ColorJitter(j, j, j)`. 0 switches it off.
+      fill: the RGB levels of pixels that a geometric operation takes from outside of the
+        image. timm takes the mean of the data.
+      pixels: `"exact"` makes the pixels of PIL, and so of timm; `"fast"` makes similar
+        ones faster.
     """
 
     size: int
@@ -73,10 +78,10 @@ class TrainTransform:
     pixels: str = "exact"
 
     def __call__(self, encoded: bytes, rng: np.random.Generator) -> np.ndarray:
-        """Returns `uint8 [size, size, 3]`.
+        """Makes an encoded image `uint8 [size, size, 3]`.
 
         Raises:
-          BadRecordError: the bytes are no whole image.
+          BadRecordError: the bytes are not a whole image.
         """
         images = image_operations(self.pixels)
         interpolations = (self.interpolation,)
@@ -100,7 +105,7 @@ class TrainTransform:
     def _crop_box(
         self, width: int, height: int, rng: np.random.Generator
     ) -> tuple[int, int, int, int]:
-        """Left, upper, right and lower edge of the crop."""
+        """The left, upper, right and lower edge of a random crop, in pixels."""
         log_aspect = [math.log(aspect) for aspect in self.crop_aspect]
         for _ in range(10):
             area = width * height * rng.uniform(*self.crop_area)
@@ -110,14 +115,16 @@ class TrainTransform:
                 left = int(rng.integers(width - w + 1))
                 upper = int(rng.integers(height - h + 1))
                 return left, upper, left + w, upper + h
-        # An image too oblong for any of them: the middle, within the allowed aspects.
+        # No crop fits into an image so oblong: its middle is taken, as large as
+        # the allowed aspect ratios permit.
         least, greatest = self.crop_aspect
         w = min(width, round(height * greatest))
         h = min(height, round(width / least))
         left, upper = (width - w) // 2, (height - h) // 2
         return left, upper, left + w, upper + h
 
-    def _jitter(self, image, images: ModuleType, rng: np.random.Generator):
+    def _jitter(self, image: Any, images: ModuleType, rng: np.random.Generator) -> Any:
+        """Changes brightness, contrast and saturation, in random order."""
         least, greatest = max(0.0, 1 - self.color_jitter), 1 + self.color_jitter
         properties = (images.brightness, images.contrast, images.color)
         factors = rng.uniform(least, greatest, size=3)
@@ -128,14 +135,14 @@ class TrainTransform:
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """Resizes the shorter side to `size / crop` and cuts out the middle.
+    """Resizes the shorter side of an image to `size / crop`, and cuts out the middle.
 
-    As torchvision's `Resize` and `CenterCrop`, with which the official code evaluates;
-    by PIL, whatever mode training uses.
+    The result equals that of torchvision's `Resize` and `CenterCrop`, with which the
+    official code evaluates. It is PIL's, whatever pixels training uses.
 
     Attributes:
-      size: side of the result, in pixels.
-      crop: share of the resized shorter side that is kept: 224 / 256 in the recipe.
+      size: the side of the result, in pixels.
+      crop: the share of the resized shorter side that is kept; 224 / 256 in the recipe.
       interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`.
     """
 
@@ -147,7 +154,7 @@ class EvalTransform:
         """Makes an encoded or a decoded image `uint8 [size, size, 3]`.
 
         Raises:
-          BadRecordError: bytes that are no whole image.
+          BadRecordError: the bytes are not a whole image.
         """
         if isinstance(image, bytes):
             image = PIL.Image.fromarray(decode(image))
