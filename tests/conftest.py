@@ -24,7 +24,6 @@ import pathlib
 
 import jax
 import pytest
-import tiny
 
 from focalnet_jax.data import open_source
 from focalnet_jax.train import default_config, train
@@ -63,12 +62,6 @@ def peers(torch):
     from focalnet_jax.parity import peers
 
     return peers
-
-
-@pytest.fixture(scope="session")
-def random_params():
-    """A function from a model to random parameters, as nested numpy arrays."""
-    return tiny.random_params
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from tiny import random_params, tiny_model
 
-from focalnet_jax import create_model, load_model
+from focalnet_jax import load_model
 from focalnet_jax.convert import to_torch
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
@@ -18,17 +19,15 @@ from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.tasks.classification import normalize
 from focalnet_jax.weights import releases
 
-SMALL = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 3))
-
 
 @pytest.fixture
 def model():
-    return create_model("focalnet_tiny_srf", num_classes=5, **SMALL)
+    return tiny_model()
 
 
 @pytest.fixture
-def params(model, random_params):
-    return jax.tree.map(np.float32, random_params(model))
+def params(model):
+    return random_params(model, "float32")
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):

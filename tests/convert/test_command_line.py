@@ -10,25 +10,25 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tiny import TINY, random_params, tiny_model
 
-from focalnet_jax import create_model, load_model
+from focalnet_jax import load_model
 from focalnet_jax.convert import from_torch, to_torch
 from focalnet_jax.convert.__main__ import main
 from focalnet_jax.convert.weight_files import read_weights, write_weights
 from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config, evaluate, train
 
-SMALL = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 3))
-OPTIONS = [f"--set={option}={value}" for option, value in SMALL.items()]
+OPTIONS = [f"--set={option}={value}" for option, value in TINY.items()]
 
 
 @pytest.fixture
 def model():
-    return create_model("focalnet_tiny_srf", num_classes=5, **SMALL)
+    return tiny_model()
 
 
 @pytest.fixture
-def weights(model, random_params, tmp_path, monkeypatch):
+def weights(model, tmp_path, monkeypatch):
     """Writes float16 weights with timm's names to a safetensors file in the cwd."""
     monkeypatch.chdir(tmp_path)
     tensors = to_torch(random_params(model), model, dialect="timm", dtype="float16")
@@ -105,7 +105,7 @@ def test_files_are_loaded_strictly_by_the_peers(weights, model, peers, torch):
 def test_runs_start_from_a_converted_directory(weights, tiny_config, tmp_path, capsys):
     """Only evaluation is tested here; the tests of the loop train from a directory."""
     run("weights.safetensors", "start", "--head=reset", "--num-classes=10")
-    tiny_config.model.update(SMALL)
+    tiny_config.model.update(TINY)
     tiny_config.model.name = "focalnet_tiny_srf"
     tiny_config.init_from = "start"
     metrics = evaluate(*check_config(tiny_config), tmp_path / "run")
@@ -229,9 +229,7 @@ def test_what_was_there_comes_back_when_renaming_fails(weights, monkeypatch):
     assert sorted(os.listdir()) == ["out", "weights.safetensors"]
 
 
-def test_double_precision_goes_from_file_to_file_to_the_bit(
-    model, random_params, tmp_path
-):
+def test_double_precision_goes_from_file_to_file_to_the_bit(model, tmp_path):
     source = to_torch(random_params(model), model, dialect="timm")
     write_weights(tmp_path / "double.safetensors", source)
     run(
@@ -273,10 +271,9 @@ def test_a_safetensors_file_carries_model_and_preprocessing(weights):
     assert not load_model("named").model.encoder.normalize_modulator
 
 
-def test_transformers_own_directories(random_params, peers, tmp_path):
+def test_transformers_own_directories(peers, tmp_path):
     """`save_pretrained` writes a config that tells what the weights don't show."""
-    options = SMALL | dict(num_classes=5, use_postln=True, normalize_modulator=True)
-    model = create_model("focalnet_tiny_srf", **options)
+    model = tiny_model(use_postln=True, normalize_modulator=True)
     peer = peers.build_peer("transformers", model)
     peer.save_pretrained(tmp_path / "hub")
     loaded = load_model(tmp_path / "hub")
@@ -321,9 +318,8 @@ def test_with_a_name_every_missing_tensor_is_listed(weights):
         run("cut.safetensors", "out")
 
 
-def test_what_a_file_does_not_hold_is_said(random_params, tmp_path, capsys):
-    options = SMALL | dict(num_classes=5, stem_padding=3)
-    model = create_model("focalnet_large_fl4", **options)
+def test_what_a_file_does_not_hold_is_said(tmp_path, capsys):
+    model = tiny_model("focalnet_large_fl4", stem_padding=3)
     tensors = to_torch(random_params(model), model, dialect="microsoft")
     write_weights(tmp_path / "a.safetensors", tensors)
     settings = ["--model=focalnet_large_fl4", "--set=stem_padding=3", *OPTIONS]

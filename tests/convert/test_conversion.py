@@ -1,5 +1,6 @@
 """Conversion in both directions is bit-exact and complete, and its errors are clear."""
 
+import functools
 import logging
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from tiny import random_params, tiny_backbone, tiny_model
 
 from focalnet_jax import create_backbone, create_model
 from focalnet_jax.convert import from_torch, infer_model, to_torch
@@ -16,16 +18,12 @@ from focalnet_jax.models import abstract_params
 from focalnet_jax.models.modulation import FocalModulation
 from focalnet_jax.trees import named_leaves
 
-SMALL = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 5))
-
-
-def small(name="focalnet_tiny_srf", **options):
-    return create_model(name, **SMALL | dict(num_classes=5) | options)
+small = functools.partial(tiny_model, focal_windows=(3, 5))
 
 
 @pytest.fixture
-def params(random_params):
-    return jax.tree.map(np.float32, random_params(small()))
+def params():
+    return random_params(small(), "float32")
 
 
 def assert_same_trees(ours, theirs):
@@ -37,9 +35,9 @@ def assert_same_trees(ours, theirs):
 
 @pytest.mark.parametrize("name", ["focalnet_tiny_srf", "focalnet_huge_fl4"])
 @pytest.mark.parametrize("first", DIALECTS)
-def test_round_trips_across_dialects_are_exact(first, name, random_params):
+def test_round_trips_across_dialects_are_exact(first, name):
     model = small(name)
-    params = jax.tree.map(np.float32, random_params(model))
+    params = random_params(model, "float32")
     there = to_torch(params, model, dialect=first)
     for second in DIALECTS:
         elsewhere = to_torch(from_torch(there, model), model, dialect=second)
@@ -155,18 +153,18 @@ def test_prefixes_are_seen_through(prefix, dialect, params):
     assert_same_trees(from_torch(source, small()), params)
 
 
-def test_transformers_bare_model_has_no_inner_prefix(random_params):
+def test_transformers_bare_model_has_no_inner_prefix():
     model = small(num_classes=0)
-    params = jax.tree.map(np.float32, random_params(model))
+    params = random_params(model, "float32")
     source = to_torch(params, model, dialect="transformers")
     bare = {key.removeprefix("focalnet."): array for key, array in source.items()}
     assert "encoder.stages.0.downsample.norm.bias" in bare
     assert_same_trees(from_torch(bare, model), params)
 
 
-def test_a_detector_gives_its_backbone_when_asked(random_params):
-    model = create_backbone("focalnet_tiny_srf", **SMALL, out_stages=(0, 1))
-    params = jax.tree.map(np.float32, random_params(model))
+def test_a_detector_gives_its_backbone_when_asked():
+    model = tiny_backbone(focal_windows=(3, 5))
+    params = random_params(model, "float32")
     backbone = to_torch(params, model, dialect="microsoft")
     assert "norm1.weight" in backbone
     assert_same_trees(from_torch(backbone, model), params)
@@ -334,14 +332,14 @@ def test_head_reset_leaves_the_rest(params):
 
 def test_a_classifier_becomes_a_backbone(params):
     source = to_torch(params, small(), dialect="timm")
-    backbone = create_backbone("focalnet_tiny_srf", **SMALL, out_stages=(0, 1))
+    backbone = tiny_backbone(focal_windows=(3, 5))
     given = from_torch(source, backbone, head="reset")
     assert given["norm0"]["scale"].shape == (8,)
     assert (given["norm1"]["scale"] == 1).all()
     assert_same_trees(given["layers_1"], params["layers_1"])
 
 
-def test_the_1k_part_of_a_22k_head_is_its_first_thousand_rows(random_params):
+def test_the_1k_part_of_a_22k_head_is_its_first_thousand_rows():
     """Row 850 is among them, though the published label map lacks it."""
     large = small(num_classes=21_842)
     source = to_torch(random_params(large), large, dialect="microsoft")
@@ -358,10 +356,10 @@ def test_the_1k_part_of_a_22k_head_is_its_first_thousand_rows(random_params):
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 7), (7, 3)])
-def test_kernels_are_padded_or_cropped_around_their_centre(before, after, random_params):
+def test_kernels_are_padded_or_cropped_around_their_centre(before, after):
     options = dict(focal_levels=(1, 1))
     model = small(focal_windows=(before, before), **options)
-    params = jax.tree.map(np.float32, random_params(model))
+    params = random_params(model, "float32")
     target = small(focal_windows=(after, after), **options)
     source = to_torch(params, model, dialect="timm")
     given = from_torch(source, target, resize_kernels=True)
@@ -380,9 +378,9 @@ def test_kernels_are_padded_or_cropped_around_their_centre(before, after, random
         np.testing.assert_array_equal(new, old[2:5, 2:5])
 
 
-def test_added_levels_change_only_what_the_global_level_sees(random_params):
+def test_added_levels_change_only_what_the_global_level_sees():
     model = small(focal_levels=(2, 2))
-    params = jax.tree.map(np.float32, random_params(model))
+    params = random_params(model, "float32")
     target = small(focal_levels=(3, 4))
     source = to_torch(params, model, dialect="microsoft")
     given = from_torch(source, target, add_levels=True, seed=3)
@@ -423,7 +421,7 @@ def test_trees_of_other_models_are_refused(params):
         to_torch(params, small(), dialect="tim")
 
 
-def test_nets_that_a_dialect_can_not_be_are_refused(random_params):
+def test_nets_that_a_dialect_can_not_be_are_refused():
     model = create_model("focalnet_tiny_iso", depths=(1,), embed_dim=8)
     with pytest.raises(SetupError, match="timm's FocalNet always has patch_size=4"):
         to_torch(random_params(model), model, dialect="timm")

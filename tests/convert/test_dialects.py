@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tiny import random_params
 
 from focalnet_jax import create_backbone, create_model
 from focalnet_jax.convert.dialects import DIALECTS
@@ -43,7 +44,7 @@ def test_only_microsoft_names_the_norms_of_a_backbone():
 
 
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda d: d.name)
-def test_layouts_are_inverse(dialect, random_params):
+def test_layouts_are_inverse(dialect):
     params = random_params(create_model("focalnet_huge_fl3", **EVERYTHING))
     for path, array in named_leaves(params).items():
         back = dialect.from_torch(path, dialect.to_torch(path, array))

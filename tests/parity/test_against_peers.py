@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import classification
+from tiny import classification, random_params
 
 from focalnet_jax import create_model
 from focalnet_jax.convert import to_torch
@@ -119,7 +119,7 @@ def assert_close(name, ours, theirs, tolerance):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_nets_and_gradients(case, peers, random_params, torch):
+def test_nets_and_gradients(case, peers, torch):
     """Compares every layer's output and the gradient to every parameter in float64."""
     model, images = case.model(**FLOAT64), case.images()
     params = random_params(model)
@@ -145,10 +145,10 @@ def test_nets_and_gradients(case, peers, random_params, torch):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_nets_in_single_and_half_precision(case, peers, random_params, torch):
+def test_nets_in_single_and_half_precision(case, peers, torch):
     """float32 has rounding errors only; bfloat16 is as near to float64 as torch's."""
     images = np.float32(case.images())
-    params = jax.tree.map(np.float32, random_params(case.model()))
+    params = random_params(case.model(), "float32")
     exact = {}
     for kind in case.peers:
         peer = loaded_peer(peers, kind, case.model(), params)
@@ -180,7 +180,7 @@ def test_nets_in_single_and_half_precision(case, peers, random_params, torch):
     "name",
     ["focalnet_huge_fl4", pytest.param("focalnet_tiny_lrf", marks=pytest.mark.extended)],
 )
-def test_operator_block_and_stage(name, peers, random_params, torch):
+def test_operator_block_and_stage(name, peers, torch):
     """Compares each alone on the same input, with the gradient to the input."""
     model = Case(name, stages=2).model(**FLOAT64, normalize_modulator=True, depths=(2, 1))
     params = random_params(model)
@@ -276,7 +276,7 @@ def test_schedule_equals_timms_at_every_step(warmup_prefix, torch):
 @pytest.mark.parametrize(
     "kind", ["timm", pytest.param("transformers", marks=pytest.mark.extended)]
 )
-def test_twenty_steps_of_training(kind, peers, random_params, torch):
+def test_twenty_steps_of_training(kind, peers, torch):
     """Compares the losses and the final weights, with the same batches and AdamW.
 
     Adam divides each gradient by its own size. So the rounding error of a gradient that

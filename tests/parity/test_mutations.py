@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import random_params, tiny_model
 
-from focalnet_jax import create_model
 from focalnet_jax.models import focalnet, layers, modulation
 from focalnet_jax.ops import focal_modulation
 from focalnet_jax.parity.layers import compare_layers
@@ -97,17 +97,12 @@ MUTATIONS = [
 @pytest.mark.parametrize(
     "mutate", [None, *MUTATIONS], ids=lambda m: m.__name__ if m else "nothing"
 )
-def test_mutations_are_found(mutate, monkeypatch, peers, random_params):
+def test_mutations_are_found(mutate, monkeypatch, peers):
     """The precision and the tolerance are those that the parity tool has by default."""
-    model = create_model(
-        "focalnet_large_fl4",
-        num_classes=5,
-        depths=(1,),
-        embed_dim=8,
-        focal_levels=(4,),
-        focal_windows=(3,),
+    model = tiny_model(
+        "focalnet_large_fl4", depths=(1,), focal_levels=(4,), focal_windows=(3,)
     )
-    params = jax.tree.map(np.float32, random_params(model))
+    params = random_params(model, "float32")
     images = np.float32(np.random.default_rng(1).normal(size=(2, 32, 40, 3)))
     # With small values, a wrong epsilon makes a difference.
     params["patch_embed"]["proj"] = jax.tree.map(

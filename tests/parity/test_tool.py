@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from tiny import random_params, tiny_model
 
-from focalnet_jax import create_model
 from focalnet_jax.convert import to_torch
 from focalnet_jax.convert.dialects import Dialect
 from focalnet_jax.convert.weight_files import write_weights
@@ -20,15 +20,13 @@ from focalnet_jax.parity.__main__ import main
 from focalnet_jax.parity.compare import Comparison, Difference, Verdict, difference, table
 from focalnet_jax.parity.report import picture
 
-SMALL = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 3))
-
 
 @pytest.fixture
-def weights(random_params, tmp_path, monkeypatch):
+def weights(tmp_path, monkeypatch):
     """A function that writes weights in a dialect; at the end JAX is set as before."""
     monkeypatch.chdir(tmp_path)
-    model = create_model("focalnet_tiny_srf", num_classes=5, **SMALL)
-    params = jax.tree.map(np.float32, random_params(model))
+    model = tiny_model()
+    params = random_params(model, "float32")
 
     def write(dialect, **changes):
         path = tmp_path / f"{dialect}.safetensors"
