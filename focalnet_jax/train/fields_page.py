@@ -1,0 +1,74 @@
+"""The page of documentation that lists all fields of a configuration.
+
+python -m focalnet_jax.train.fields_page > docs/configuration.md
+"""
+
+from collections.abc import Iterator
+
+from focalnet_jax.fields import Field, Fields
+from focalnet_jax.tasks.registry import TASKS
+from focalnet_jax.train.config import RUN_FIELDS
+
+_HEAD = """\
+# Configuration
+
+The command `python -m focalnet_jax.train.fields_page > docs/configuration.md` makes this
+page from the tables of fields in the code. To change the page, change a field and run the
+command again.
+
+A recipe is a Python file with a function `get_config`. It starts from
+`default_config(task)`, which has all fields of this page, and changes some of them. The
+command line changes fields after the recipe:
+
+```
+python main.py --config=configs/base.py --config.batch_size=256 \\
+    --config.model.depths="(2,2,6,2)" --noconfig.data.flip
+```
+
+A field that is "unset" has no value until somebody gives it one; the type of its values
+stands behind it. The options of `create_model` are explained in the docstring of
+`FocalNetEncoder` in [focalnet.py](../focalnet_jax/models/focalnet.py). A misspelt field is
+an error, and the message names the nearest field. A run that goes on may change its
+fields, except for those that decide which examples a step sees. The tables mark these
+fields with "fixed"."""
+
+
+def page(run_fields: Fields, task_fields: dict[str, Fields]) -> str:
+    """The page in Markdown.
+
+    Args:
+      run_fields: the fields that every run has.
+      task_fields: the fields of each task, by the task's name.
+    """
+    parts = [_HEAD, *_section("Fields of every run", run_fields)]
+    for task, fields in task_fields.items():
+        parts += _section(f"Fields of the task `{task}`", fields)
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(title: str, fields: Fields) -> Iterator[str]:
+    """A heading, and a table for each group of fields."""
+    yield f"## {title}"
+    groups: dict[str, dict[str, Field]] = {}
+    for name, field in fields.items():
+        groups.setdefault(name.rpartition(".")[0], {})[name] = field
+    for group, members in groups.items():
+        yield f"### {f'`{group}`' if group else 'Without a group'}"
+        rows = [_row(name, field) for name, field in members.items()]
+        yield "\n".join(["| field | default | meaning |", "|---|---|---|", *rows])
+
+
+def _row(name: str, field: Field) -> str:
+    meaning = field.meaning + (" (fixed)" if field.decides_examples else "")
+    cells = f"`{name}`", _default(field), meaning
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _default(field: Field) -> str:
+    if field.default is None:
+        return f"unset ({field.kind.__name__})"
+    return f"`{field.default}`"
+
+
+if __name__ == "__main__":
+    print(page(RUN_FIELDS, {name: task.fields for name, task in TASKS.items()}), end="")
