@@ -59,6 +59,7 @@ class Repeated:
 
 def ours(pixels, task, workers, images):
     from focalnet_jax.data import RandAugment, TrainTransform, open_source, train_batches
+    from focalnet_jax.tasks.examples import TrainExample
 
     transform = TrainTransform(
         SIZE,
@@ -68,7 +69,12 @@ def ours(pixels, task, workers, images):
     folder = open_source(f"folder:{images}", split="train")
     source = dataclasses.replace(folder, records=Repeated(folder.records))
     batches = train_batches(
-        source, transform, batch_size=BATCH_SIZE, seed=0, threads=1, workers=workers
+        source,
+        TrainExample(transform, source.labels()),
+        batch_size=BATCH_SIZE,
+        seed=0,
+        threads=1,
+        workers=workers,
     )
     for batch in batches:
         yield batch["image"]

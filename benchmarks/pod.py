@@ -15,7 +15,6 @@ import argparse
 import concurrent.futures
 import dataclasses
 import importlib.metadata
-import importlib.util
 import json
 import math
 import multiprocessing
@@ -25,8 +24,7 @@ import pathlib
 from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config
 from focalnet_jax.train.aot.compile_for import compile_for
-
-ROOT = pathlib.Path(__file__).parent.parent
+from focalnet_jax.train.recipes import load_recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,22 +37,14 @@ class Job:
 
 
 JOBS = {
-    "tiny_lrf": Job("configs/base.py:tiny_lrf", guess=128),
-    "small_lrf": Job("configs/base.py:small_lrf", guess=64),
-    "base_lrf": Job("configs/base.py:base_lrf", guess=32),
-    "large_fl4": Job("configs/finetune.py:large_fl4,384", guess=4, fsdp=16),
-    "xlarge_fl4": Job("configs/finetune.py:xlarge_fl4,384", guess=4, fsdp=16),
-    "huge_fl4": Job("configs/finetune.py:huge_fl4,384", guess=2, fsdp=16),
+    "tiny_lrf": Job("base:tiny_lrf", guess=128),
+    "small_lrf": Job("base:small_lrf", guess=64),
+    "base_lrf": Job("base:base_lrf", guess=32),
+    "large_fl4": Job("finetune:large_fl4,384", guess=4, fsdp=16),
+    "xlarge_fl4": Job("finetune:xlarge_fl4,384", guess=4, fsdp=16),
+    "huge_fl4": Job("finetune:huge_fl4,384", guess=2, fsdp=16),
 }
 MORE_WITH_REMAT = {"none": 1, "dots": 2, "full": 4}
-
-
-def load_recipe(recipe):
-    path, _, variant = recipe.partition(":")
-    spec = importlib.util.spec_from_file_location("recipe", ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
 
 
 def compile_one(name, remat, batch_per_chip, slice_name):
@@ -66,11 +56,12 @@ def compile_one(name, remat, batch_per_chip, slice_name):
         mesh=dict(fsdp=job.fsdp),
         model=dict(scan=True, remat=remat),
     )
-    report = compile_for(check_config(config), slice_name)
-    result = dict(model=name, remat=remat, batch_per_chip=batch_per_chip)
-    result |= dataclasses.asdict(report)
+    report = compile_for(*check_config(config), slice_name)
+    result = dataclasses.asdict(report)
+    result |= dict(model=name, remat=remat, batch_per_chip=batch_per_chip)
+    result["image_size"] = config.data.image_size
     if report.step_seconds:
-        result["images_per_second_and_chip"] = report.images_per_second_and_chip
+        result["images_per_second_and_chip"] = report.examples_per_second_and_chip
         result["model_flops_utilization"] = report.model_flops_utilization
     for package in ("jax", "libtpu"):
         result[package] = importlib.metadata.version(package)

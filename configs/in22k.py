@@ -5,9 +5,9 @@
     python main.py --config=configs/in22k.py:large_fl4
 
 The official release has no recipe for this: 90 epochs, batch 4,096 and a learning rate of
-1e-3 are the paper's from memory, not checked against its text; a warmup of 5 epochs is
-our choice, and the rest is that of configs/base.py. No number to expect is published for
-this step, only after fine-tuning (configs/finetune.py).
+1e-3 are the paper's from memory, not checked against its text. A warmup of 5 epochs is
+our choice. The rest is the recipe of configs/base.py. No number to expect is published
+for this step, only after fine-tuning (configs/finetune.py).
 
 There are no splits: `prepare` makes all images `train`, of which this takes the last
 hundredth for testing. Where they aren't the 14,197,122 of the release of 2011, a message
@@ -17,7 +17,7 @@ order is their own; `--config.model.num_classes` sets another number.
 """
 
 from focalnet_jax.errors import SetupError, did_you_mean
-from focalnet_jax.train import default_config
+from focalnet_jax.train import load_recipe
 
 # Stochastic depth of each variant; of the large ones as in the official files.
 DROP_PATH_RATES = {
@@ -42,39 +42,22 @@ def get_config(variant: str = ""):
         hint = did_you_mean(variant, DROP_PATH_RATES)
         raise SetupError(f"configs/in22k.py has no variant {variant!r}{hint}")
 
-    config = default_config()
+    config = load_recipe("base")
     config.batch_size = 4096
     config.num_epochs = 90.0
-
-    config.learning_rate = 1e-3
-    config.warmup_learning_rate = 1e-6
-    config.final_learning_rate = 1e-5
     config.learning_rate_batch_size = 4096
     config.warmup_epochs = 5.0
-
-    config.weight_decay = 0.05
-    config.clip_norm = 5.0
-    config.label_smoothing = 0.1
-
-    config.random_erasing = 0.25
-    config.mixup_alpha = 0.8
-    config.cutmix_alpha = 1.0
 
     config.model.name = f"focalnet_{variant}"
     config.model.num_classes = 21842
     config.model.drop_path_rate = DROP_PATH_RATES[variant]
-    config.model.dtype = "bfloat16"
 
     config.data.name = "imagenet22k"
     config.data.train_split = "train[:99%]"
     config.data.num_train_examples = 14_055_151
     config.data.test_split = "train[99%:]"
-    config.data.image_size = 224
-    config.data.rand_augment = "rand-m9-mstd0.5-inc1"
     config.data.max_bad_records = 100  # among 14 million files from the web
-    config.data.workers = 8
 
     config.checkpoint.every_steps = 1000
     config.evaluate_every_steps = 10_000
-    config.log_every_steps = 50
     return config

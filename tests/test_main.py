@@ -3,11 +3,16 @@
 import json
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 
 import pytest
 from running import ROOT, TINY, run
+
+import focalnet_jax
+from focalnet_jax.errors import SetupError
+from focalnet_jax.models import MODULATIONS
 
 MISSPELT = """
 from focalnet_jax.train import default_config
@@ -74,11 +79,31 @@ def test_default_run_resumes_and_is_evaluated(environment, tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
+def test_an_operator_of_ones_own_trains(environment, tmp_path):
+    """By a recipe that defines it; the run's parameters need it again."""
+    recipe = ROOT / "tests" / "train" / "operator_recipe.py"
+    here = dict(directory=tmp_path, environment=environment)
+    code, output, errors = run(f"--config={recipe}", *TINY, "--workdir=run", **here)
+    assert code == 0, errors
+    assert "finished: step 4 of 4" in output
+    assert '"modulation": "row_mean"' in (tmp_path / "run" / "model.json").read_text()
+
+    with pytest.raises(SetupError, match="modulation='row_mean' is unknown"):
+        focalnet_jax.load_model(tmp_path / "run")
+    runpy.run_path(str(recipe))  # It adds the operator to the table.
+    try:
+        model, params, _ = focalnet_jax.load_model(tmp_path / "run")
+        assert not model.encoder.has_focal_modulation
+    finally:
+        del MODULATIONS["row_mean"]
+    assert params["layers_0"]["blocks_0"]["modulation"].keys() == {"f", "proj"}
+
+
 FULL = """
 import errno, os, runpy
 import focalnet_jax.train
 
-def train(config, workdir):
+def train(config, task, workdir):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
 
 focalnet_jax.train.train = train

@@ -25,6 +25,7 @@ from running import (
 )
 
 from focalnet_jax.data import TrainTransform, open_source, train_batches
+from focalnet_jax.tasks.examples import TrainExample
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.extended)])
@@ -151,7 +152,8 @@ def test_a_kill_repeats_and_skips_no_example(count, environment, data_dir, tmp_p
     assert killed == steps[: len(killed)]
     # And the same whatever the number of processes.
     source = open_source("digits", split="train[:96]", data_dir=data_dir)
-    batches = train_batches(source, TrainTransform(8), batch_size=16, seed=0)
+    example = TrainExample(TrainTransform(8), source.labels())
+    batches = train_batches(source, example, batch_size=16, seed=0)
     for ids, batch in zip(steps, batches):
         np.testing.assert_array_equal(ids, batch["id"])
 

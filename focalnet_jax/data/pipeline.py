@@ -29,6 +29,9 @@ Batch = dict[str, np.ndarray]
 # Arrays by name, of one row.
 Example = dict[str, Any]
 
+# What the pipeline adds to the arrays of an example.
+_OWN_NAMES = {"id", "mask", "fault"}
+
 # The sequence of epochs has no end; Grain's own endless repetition overflows with
 # batches of one row.
 _EPOCHS = 1 << 31
@@ -275,7 +278,7 @@ class _ForEvaluation(grain.transforms.Map):
 def _make(source: Source, index: int, make_example: Callable, *rng) -> Example:
     record = source.read(index)
     try:
-        return make_example(record, *rng)
+        return _checked(make_example(record, *rng))
     except BadRecordError:
         raise
     except WrongRecordError as error:
@@ -285,6 +288,13 @@ def _make(source: Source, index: int, make_example: Callable, *rng) -> Example:
         raise RuntimeError(
             f"{source.describe(index)}: {type(error).__name__}: {error}"
         ) from error
+
+
+def _checked(example: Example) -> Example:
+    """The example, whose arrays must leave the pipeline's own names free."""
+    if taken := _OWN_NAMES & example.keys():
+        raise ValueError(f"arrays are called {sorted(taken)}, as the pipeline's own are")
+    return example
 
 
 def _fault(index: int, error: BadRecordError) -> tuple[int, bytes]:

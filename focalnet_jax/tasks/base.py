@@ -102,8 +102,8 @@ class Split(NamedTuple):
         training; or arrays for `Task.predict` and the evaluator of a record alone, or of
         None for a blank row that doesn't count. It is pickled for other processes, so it
         holds nothing of JAX. BadRecordError passes over a record, WrongRecordError ends
-        the run. The trainer adds `id`, the index of the record, and for evaluation
-        `mask`, which is False where a row doesn't count.
+        the run. The pipeline adds `id`, the index of the record, and for evaluation
+        `mask`, which is False where a row doesn't count; so these names are taken.
     """
 
     source: Source

@@ -208,7 +208,8 @@ class Classification:
         return {"image": images, "target": targets}
 
     def loss(self, variables: Variables, batch: Batch, keys: Keys) -> Loss:
-        logits, _ = self.model.apply(variables, batch["image"], train=True, rngs=keys)
+        rngs = {name: keys[name] for name in ("drop_path", "dropout")}
+        logits, _ = self.model.apply(variables, batch["image"], train=True, rngs=rngs)
         losses = cross_entropy(
             logits, batch["target"], label_smoothing=self.label_smoothing
         )

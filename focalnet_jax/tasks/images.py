@@ -12,7 +12,7 @@ from focalnet_jax.data import (
     RandAugment,
     TrainTransform,
 )
-from focalnet_jax.errors import OptionError, SetupError
+from focalnet_jax.errors import OptionError, SetupError, arguments_spelt
 from focalnet_jax.fields import (
     Field,
     Fields,
@@ -166,16 +166,19 @@ def train_transform_of(config: ConfigDict) -> TrainTransform:
     """What the config does to each training image on the host.
 
     Raises:
-      SetupError: `rand_augment` is no policy.
+      SetupError: `data.rand_augment` is no policy.
     """
-    policy = config.data.rand_augment
+    rand_augment = None
+    if policy := config.data.rand_augment:
+        with arguments_spelt(lambda _: "data.rand_augment"):
+            rand_augment = RandAugment.parse(policy)
     return TrainTransform(
         config.data.image_size,
         crop_area=config.data.crop_area,
         crop_aspect=config.data.crop_aspect,
         flip=config.data.flip,
         interpolation=config.data.interpolation,
-        rand_augment=RandAugment.parse(policy) if policy else None,
+        rand_augment=rand_augment,
         color_jitter=config.data.color_jitter,
         fill=tuple(min(255, round(255 * mean)) for mean in config.data.mean),
         pixels=config.data.pixels,

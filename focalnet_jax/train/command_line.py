@@ -89,11 +89,10 @@ def parse_flags(argv):
             recipe = value if equals else next(arguments, "")
         else:
             others.append(argument)
-    names = [re.match(r"-*(?:no)?config\.([^=]+)", argument) for argument in others]
-    if names := [name[1] for name in names if name]:
-        task = recipes.load_recipe(recipe).task
-        for name in names:
-            train.check_field_name(name, task)
+    task = recipes.load_recipe(recipe).task
+    for argument in others:
+        if field := re.match(r"-*(?:no)?config\.([^=]+)", argument):
+            train.check_field_name(field[1], task)
     # The fields of a recipe can be parsed only after it.
     argv[1:] = [f"--config={recipes.find_recipe(recipe)}", *others]
     return app.parse_flags_with_usage(argv)

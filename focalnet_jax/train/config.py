@@ -57,6 +57,7 @@ RUN_FIELDS: Fields = {
         CLASSIFICATION,
         "What is learnt. A recipe chooses it by `default_config(task)`, since the other "
         "fields follow from it.",
+        decides_examples=True,
     ),
     "seed": Field(
         0,

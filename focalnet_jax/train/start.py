@@ -15,6 +15,7 @@ from focalnet_jax.train.program import Program
 from focalnet_jax.train.run.checkpoints import Checkpoints
 from focalnet_jax.train.run.workdir import changed_fields
 from focalnet_jax.train.state import TrainState
+from focalnet_jax.trees import named_leaves, nested
 from focalnet_jax.weights.params import (
     check_holds_params,
     load_params,
@@ -105,15 +106,16 @@ def _start_from(
         average = "ema_" if init_from.name == "ema" else ""
         stored = init_from.parent / f"{average}batch_stats"
         if batch_stats and stored.exists():
-            batch_stats |= load_params(stored, abstract.batch_stats, new=new)
+            batch_stats = load_params(stored, abstract.batch_stats, new=new)
     except SetupError as error:
         if not differences:
             raise
         lines = "\n  ".join(["set these fields as there:", *differences])
-        raise SetupError(f"{error}\n{lines}") from error
-    state = dataclasses.replace(
-        state, params=state.params | params, batch_stats=batch_stats
-    )
+        raise SetupError(f"{error.args[0]}\n{lines}") from error
+    # What was left out above keeps its new values.
+    params = nested(named_leaves(state.params) | named_leaves(params))
+    batch_stats = nested(named_leaves(state.batch_stats) | named_leaves(batch_stats))
+    state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
     if config.ema_decay:
         state = state.starting_average()
     origin = f"starting from {init_from}" + (", with a new head" if new else "")

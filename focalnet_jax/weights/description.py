@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import OptionError, SetupError
 from focalnet_jax.models import create_backbone, create_model
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
@@ -114,6 +114,9 @@ def parse_description(text: str, *, origin: str) -> ModelDescription:
     """
     try:
         content = json.loads(text)
+        task = content.get("task", ModelDescription.task)
+        if task != ModelDescription.task:
+            raise SetupError(f"{origin} is of the task {task!r}, not of classification")
         preprocessing = Preprocessing.from_json(content)
         others = content.keys() - preprocessing.to_json().keys()
         description = ModelDescription(
@@ -121,6 +124,8 @@ def parse_description(text: str, *, origin: str) -> ModelDescription:
         )
         description.create()
         return description
+    except OptionError as error:
+        raise SetupError(f"{origin}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SetupError(f"{origin} is no description of a model: {error!r}") from error
 

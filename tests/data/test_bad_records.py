@@ -23,6 +23,7 @@ from focalnet_jax.data import (
     train_batches,
 )
 from focalnet_jax.errors import SetupError
+from focalnet_jax.tasks.examples import EvalExample, TrainExample
 
 BAD = {3: b"", 11: b"no image", 12: None}  # None: half an image
 
@@ -47,11 +48,9 @@ def source():
 
 def take(source, count, **options):
     defaults = dict(batch_size=8, seed=0)
-    return [
-        *itertools.islice(
-            train_batches(source, TrainTransform(4), **defaults | options), count
-        )
-    ]
+    example = TrainExample(TrainTransform(4), source.labels())
+    batches = train_batches(source, example, **defaults | options)
+    return [*itertools.islice(batches, count)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -60,7 +59,7 @@ def test_the_first_one_stops_the_run_and_is_named(source, workers):
         take(source, 3, workers=workers)
     message = str(error.value)
     assert "of shapes (a/" in message
-    assert "That makes 1, and data.max_bad_records=0 are allowed" in message
+    assert "That makes 1, and max_bad_records=0 are allowed" in message
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -89,7 +88,7 @@ def test_within_the_budget_the_next_good_one_takes_the_place(source, workers, ca
 
 
 def test_one_more_than_the_budget_stops_the_run(source):
-    with pytest.raises(SetupError, match="That makes 3, and data.max_bad_records=2"):
+    with pytest.raises(SetupError, match="That makes 3, and max_bad_records=2"):
         take(source, 6, bad_records=BadRecords(source.describe, allowed=2))
 
 
@@ -118,13 +117,13 @@ def test_nothing_but_bad_records_is_an_error_not_a_hang():
 
 def test_evaluation_masks_them_within_the_budget(source):
     bad_records = BadRecords(source.describe, allowed=3)
-    transform = EvalTransform(4)
-    batches = [*eval_batches(source, transform, batch_size=10, bad_records=bad_records)]
+    example = EvalExample(EvalTransform(4), source.labels())
+    batches = [*eval_batches(source, example, batch_size=10, bad_records=bad_records)]
     ids = np.concatenate([batch["id"][batch["mask"]] for batch in batches])
     np.testing.assert_array_equal(ids, sorted({*range(24)} - {*BAD}))
     assert len(bad_records) == 3
-    with pytest.raises(SetupError, match="data.max_bad_records=0"):
-        [*eval_batches(source, transform, batch_size=10)]
+    with pytest.raises(SetupError, match="max_bad_records=0"):
+        [*eval_batches(source, example, batch_size=10)]
 
 
 def test_a_bad_last_record_is_not_read_again_to_fill_up(source):
@@ -137,7 +136,8 @@ def test_a_bad_last_record_is_not_read_again_to_fill_up(source):
     for rows in (range(10), range(10, 20)):
         bad_records = BadRecords(source.describe, allowed=4)
         options = dict(batch_size=20, rows=rows, bad_records=bad_records)
-        [*eval_batches(source, EvalTransform(4), **options)]
+        example = EvalExample(EvalTransform(4), source.labels())
+        [*eval_batches(source, example, **options)]
         shards.append(len(bad_records))
     assert shards == [2, 2]  # 3 and 23, 11 and 12
 
@@ -153,15 +153,14 @@ def test_a_damaged_shard_names_record_and_file(tmp_path, data_dir):
     content[middle : middle + 64] = bytes(b ^ 0xFF for b in content[middle : middle + 64])
     shard.write_bytes(content)
     source = open_source("digits", split="test", data_dir=str(tmp_path))
+    example = EvalExample(EvalTransform(8), source.labels())
     with pytest.raises(
         SetupError, match=rf"record \d+ of digits.*{shard.name}.*can't be"
     ):
-        [*eval_batches(source, EvalTransform(8), batch_size=60)]
+        [*eval_batches(source, example, batch_size=60)]
     bad_records = BadRecords(source.describe, allowed=20)
     kept = 0
-    for batch in eval_batches(
-        source, EvalTransform(8), batch_size=60, bad_records=bad_records
-    ):
+    for batch in eval_batches(source, example, batch_size=60, bad_records=bad_records):
         kept += batch["mask"].sum()
     assert 0 < len(bad_records) < 20
     assert kept == 360 - len(bad_records)
@@ -170,7 +169,8 @@ def test_a_damaged_shard_names_record_and_file(tmp_path, data_dir):
 def test_a_worker_that_is_killed_ends_the_run_with_a_message(source):
     for i in BAD:
         source.records[i]["image"] = encode(10 * i)
-    batches = train_batches(source, TrainTransform(4), batch_size=8, seed=0, workers=1)
+    example = TrainExample(TrainTransform(4), source.labels())
+    batches = train_batches(source, example, batch_size=8, seed=0, workers=1)
     next(batches)
     [worker] = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGKILL)
@@ -181,10 +181,12 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_message(source):
 ORPHAN = """
 import os, signal, sys
 from focalnet_jax.data import TrainTransform, open_source, train_batches
+from focalnet_jax.tasks.examples import TrainExample
 
 if __name__ == "__main__":
     source = open_source("digits", split="train", data_dir=sys.argv[1])
-    batches = train_batches(source, TrainTransform(8), batch_size=8, seed=0, workers=1)
+    example = TrainExample(TrainTransform(8), source.labels())
+    batches = train_batches(source, example, batch_size=8, seed=0, workers=1)
     next(batches)
     import multiprocessing
     print(multiprocessing.active_children()[0].pid, flush=True)

@@ -13,6 +13,7 @@ from focalnet_jax.data import (
     train_batches,
 )
 from focalnet_jax.errors import SetupError
+from focalnet_jax.tasks.examples import EvalExample, TrainExample
 
 BATCH_SIZE = 60
 
@@ -22,10 +23,10 @@ def source(data_dir):
     return open_source("digits", split="train[:400]", data_dir=data_dir)
 
 
-def take(source, count, **options):
-    transform = TrainTransform(8)
+def take(source, count, num_classes=None, **options):
+    example = TrainExample(TrainTransform(8), source.labels(num_classes))
     batches = train_batches(
-        source, transform, **{"batch_size": BATCH_SIZE, "seed": 0} | options
+        source, example, **{"batch_size": BATCH_SIZE, "seed": 0} | options
     )
     return list(itertools.islice(batches, count))
 
@@ -102,7 +103,7 @@ def test_evaluation_sees_every_example_once(source, processes):
         for index in range(processes)
         for batch in eval_batches(
             source,
-            EvalTransform(8),
+            EvalExample(EvalTransform(8), source.labels()),
             batch_size=120,
             rows=range(120)[index::processes],
         )

@@ -11,12 +11,17 @@ import pytest
 import sklearn.datasets
 import tensorflow_datasets as tfds
 
-from focalnet_jax.data import EvalTransform, eval_batches, open_source
+from focalnet_jax.data import (
+    EvalTransform,
+    WrongRecordError,
+    eval_batches,
+    open_source,
+)
 from focalnet_jax.data.prepare import __main__ as prepare
 from focalnet_jax.data.sources import imagenet
 from focalnet_jax.data.sources.digits import TEST_INDICES
-from focalnet_jax.data.sources.opening import check_label
 from focalnet_jax.errors import SetupError
+from focalnet_jax.tasks.examples import EvalExample
 
 
 def test_digits_are_scikit_learns_images(data_dir):
@@ -49,7 +54,7 @@ def test_slices_of_splits(data_dir):
         (
             "qqqqqqq",
             "train",
-            "nor one that TFDS knows.* there are digits.* data.data_dir",
+            r"(?s)nor one that TFDS knows.* are digits.*\nData sets lie where data_dir",
         ),
         ("digits", "trian", "no split 'trian'; did you mean 'train'"),
         ("digits", "train[:0]", r"split 'train\[:0\]' of digits is empty"),
@@ -103,26 +108,27 @@ def test_folders_are_sources(folder):
     source = open_source(f"folder:{folder}", split="train")
     assert source.class_names == ("n01440764", "n15075141")
     assert source.num_classes == 2
-    assert [source.read(i)[1] for i in range(5)] == [0, 0, 0, 1, 1]
+    assert [source.read(i)["label"] for i in range(5)] == [0, 0, 0, 1, 1]
     assert source.subset is None
     assert source.describe(4) == (
         f"record 4 of folder:{folder}, split 'train' (n15075141/1.png)"
     )
-    (batch,) = eval_batches(source, EvalTransform(4), batch_size=5)
+    example = EvalExample(EvalTransform(4), source.labels())
+    (batch,) = eval_batches(source, example, batch_size=5)
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], range(5))
     assert len(open_source(f"folder:{folder / 'train'}", split="train")) == 5
 
 
 def test_folders_may_count_in_imagenets_labels(folder):
     source = open_source(f"folder:{folder}", split="val", classes="imagenet2012")
-    assert [source.read(i)[1] for i in range(2)] == [0, 999]
+    assert [source.read(i)["label"] for i in range(2)] == [0, 999]
     assert source.num_classes == 1000
     assert source.subset == (0, 999)
     # The folders of ImageNet-V2 are named after the labels.
     for i, name in enumerate(("n01440764", "n15075141")):
         (folder / "val" / name).rename(folder / "val" / f"{10 - i}")
     source = open_source(f"folder:{folder}", split="val", classes="imagenet2012")
-    assert {source.read(i)[1] for i in range(2)} == {9, 10}
+    assert {source.read(i)["label"] for i in range(2)} == {9, 10}
 
 
 def test_folders_may_count_in_labels_of_a_file(folder, tmp_path):
@@ -130,7 +136,7 @@ def test_folders_may_count_in_labels_of_a_file(folder, tmp_path):
     classes.write_text("cat\nn15075141\nn01440764\n")
     source = open_source(f"folder:{folder}", split="val", classes=str(classes))
     assert source.class_names == ("cat", "n15075141", "n01440764")
-    assert [source.read(i)[1] for i in range(2)] == [2, 1]
+    assert [source.read(i)["label"] for i in range(2)] == [2, 1]
     assert source.subset is None  # an answer may be any class, in the split or not
 
 
@@ -139,7 +145,7 @@ def test_folders_may_count_in_labels_of_a_file(folder, tmp_path):
     [
         ("pets", "vla", None, "has no split 'vla'; did you mean 'val'"),
         ("pts", "train", None, "can't be listed.*No such file"),
-        ("pets/val", "test", None, r"data.name=folder:.*pets and 'val'"),
+        ("pets/val", "test", None, r" name=folder:.*pets and 'val'"),
         ("pets", "val", "imagenet", "neither 'imagenet2012' nor a file of classes"),
     ],
 )
@@ -159,18 +165,18 @@ def test_labels_that_are_plain_integers(tmp_path):
     Integers(data_dir=tmp_path).download_and_prepare(file_format="array_record")
     source = open_source("integers", split="train", data_dir=str(tmp_path))
     assert source.num_classes is None
-    assert source.read(0)[1] == 7
+    assert source.read(0)["label"] == 7
 
 
 def test_labels_outside_of_the_subset_are_refused(folder):
     source = open_source(f"folder:{folder}", split="val", classes="imagenet2012")
-    check_label(source, 0, 999, num_classes=1000)
-    with pytest.raises(SetupError, match=r"record 0 of .* has label 1, .* the 2 classes"):
-        check_label(source, 0, 1, num_classes=1000)
+    source.labels(1000).check(999)
+    with pytest.raises(WrongRecordError, match=r"has label 1, .* the 2 classes"):
+        source.labels(1000).check(1)
 
 
 def test_classes_are_for_folders(data_dir):
-    with pytest.raises(SetupError, match="data.classes='imagenet2012' is for image fold"):
+    with pytest.raises(SetupError, match="^classes='imagenet2012' is for image fold"):
         open_source("digits", split="test", data_dir=data_dir, classes="imagenet2012")
 
 
@@ -292,7 +298,8 @@ def test_sets_of_labels_become_masks_over_the_classes(tmp_path):
     assert source.has_label_sets
     assert source.num_classes == 5
     assert "(2.JPEG)" in source.describe(2)
-    (batch,) = eval_batches(source, EvalTransform(8), batch_size=4, num_classes=1000)
+    example = EvalExample(EvalTransform(8), source.labels(1000))
+    (batch,) = eval_batches(source, example, batch_size=4)
     assert "label" not in batch
     assert [tuple(np.flatnonzero(row)) for row in batch["labels"]] == [
         *LabelSets.SETS,

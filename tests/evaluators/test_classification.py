@@ -13,7 +13,9 @@ def evaluate(logits, labels, mask):
         {"image": logits[i : i + 4], "label": labels[i : i + 4], "mask": mask[i : i + 4]}
         for i in range(0, len(labels), 4)
     ]
-    evaluator = Classification(lambda params, x: x * params, lambda: batches)
+    evaluator = Classification(
+        lambda scale, batch: scale * batch["image"], lambda: batches
+    )
     return dict(evaluator.run(jnp.float32(1)))
 
 
@@ -48,7 +50,9 @@ def test_answers_are_sought_in_the_subset():
         "label": np.array([2, 2, 1]),
         "mask": np.array([True, True, False]),
     }
-    evaluator = Classification(lambda _, x: x, lambda: [batch], subset=(1, 2))
+    evaluator = Classification(
+        lambda _, batch: batch["image"], lambda: [batch], subset=(1, 2)
+    )
     metrics = dict(evaluator.run(None))
     assert metrics["test/top1"] == 0.5
     assert metrics["test/examples"] == 2
@@ -71,6 +75,6 @@ def test_any_label_of_a_set_is_right_and_empty_sets_do_not_count():
         "labels": labels,  # of three classes, where the model has four
         "mask": np.array([True, True, True, True, False]),
     }
-    evaluator = Classification(lambda _, x: x, lambda: [batch])
+    evaluator = Classification(lambda _, batch: batch["image"], lambda: [batch])
     # Right, wrong, beyond the sets' classes, empty set, masked.
     assert dict(evaluator.run(None)) == {"test/top1": 1 / 3, "test/examples": 3}

@@ -3,7 +3,8 @@
 import pytest
 
 from focalnet_jax.errors import SetupError
-from focalnet_jax.train import check_config, compile_for, default_config
+from focalnet_jax.train import check_config, default_config
+from focalnet_jax.train.aot import compile_for, hlo
 
 PROGRAM = """\
 %body.1 (x: f32[2]) -> f32[2] {
@@ -56,7 +57,7 @@ def tiny_config(**fields):
 
 
 def test_cycles_and_collectives_are_read_off_the_program():
-    cycles, collectives = compile_for.analyse(PROGRAM)
+    cycles, collectives = hlo.analyse(PROGRAM)
     assert cycles == 100 + 3 * 7 + 20
     assert collectives == {
         "all-gather": (2, 24 + 8),
@@ -67,10 +68,10 @@ def test_cycles_and_collectives_are_read_off_the_program():
 
 def test_loops_of_unknown_length_have_to_be_short():
     unknown = PROGRAM.replace("constant(3)", "copy(%x)")
-    cycles, collectives = compile_for.analyse(unknown)
+    cycles, collectives = hlo.analyse(unknown)
     assert cycles is None
     assert collectives["all-reduce"] == (2, 16)
-    cycles, _ = compile_for.analyse(unknown.replace(':"100"', ':"10000"'))
+    cycles, _ = hlo.analyse(unknown.replace(':"100"', ':"10000"'))
     assert cycles == 10000 + 7 + 20
 
 
@@ -80,7 +81,7 @@ def test_the_training_step_for_a_slice():
     config = tiny_config(
         mesh=dict(data=2, fsdp=2), model=dict(depths=(2,), scan=True), ema_decay=0.9
     )
-    report = compile_for.compile_for(config, "v5e:2x2")
+    report = compile_for.compile_for(*config, "v5e:2x2")
     assert report.fits
     assert report.chips == 4
     # Adam's two moments and its count, the schedule's, and the average.
@@ -88,15 +89,23 @@ def test_the_training_step_for_a_slice():
     assert report.activation_bytes > 0
     assert {"all-gather", "all-reduce"} <= report.collectives.keys()
     assert 0 < report.model_flops_utilization < 1
-    for part in ("4 chips", "fits", "ms a step", "images/s/chip", "MFU", "all-gather"):
+    for part in (
+        "4 chips",
+        "fits",
+        "images of 16 x 16 x 3",
+        "ms a step",
+        "images/s/chip",
+        "MFU",
+        "all-gather",
+    ):
         assert part in str(report)
     with pytest.raises(SetupError, match='v5e:3x3: .*"v5e:3x3" is not divisible'):
-        compile_for.compile_for(config, "v5e:3x3")
+        compile_for.compile_for(*config, "v5e:3x3")
     for name in ("v5e:2x2", "v4:2x2x1"):  # of each chip one device
         with pytest.raises(SetupError, match="batch_size=6 doesn't divide over 4 device"):
-            compile_for.compile_for(tiny_config(batch_size=6), name)
+            compile_for.compile_for(*tiny_config(batch_size=6), name)
 
-    report = compile_for.compile_for(tiny_config(batch_size=1 << 24), "v5e:2x2")
+    report = compile_for.compile_for(*tiny_config(batch_size=1 << 24), "v5e:2x2")
     assert not report.fits
     assert "does NOT fit: the total memory required" in str(report)
     assert "ms a step" not in str(report)
@@ -126,11 +135,11 @@ def test_the_compiler_says_what_is_too_large(message, problem):
 @pytest.mark.parametrize("name", ["v5e", "v5e:", "v5e:2", "v9:2x2", "v5e:2x2; ls"])
 def test_what_is_no_slice_is_said(name):
     with pytest.raises(SetupError, match="is no slice such as v5e:16x16 or v4:4x4x4"):
-        compile_for.compile_for(tiny_config(), name)
+        compile_for.compile_for(*tiny_config(), name)
 
 
 def test_the_schedule_needs_the_number_of_examples():
     with pytest.raises(SetupError, match="num_train_examples has to be set"):
         compile_for.compile_for(
-            tiny_config(data=dict(num_train_examples=None)), "v5e:2x2"
+            *tiny_config(data=dict(num_train_examples=None)), "v5e:2x2"
         )

@@ -1,6 +1,5 @@
 """Configurations: recipes, errors at the door, and no field that nothing reads."""
 
-import importlib.util
 import pathlib
 
 import pytest
@@ -9,31 +8,32 @@ from ml_collections import ConfigDict
 
 from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config, default_config, evaluate, train
-from focalnet_jax.train.config import (
-    check_field_name,
-    field_names,
-    model_of,
-    total_steps,
-    train_transform_of,
-)
-
-RECIPES = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+from focalnet_jax.train.config import all_fields, check_field_name, total_steps
+from focalnet_jax.train.recipes import find_recipe, load_recipe, own_recipes
 
 
-def load_recipe(path, *args):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*args)
+@pytest.mark.parametrize("name", own_recipes())
+def test_recipes_pass_the_door(name):
+    check_config(load_recipe(name))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipes_pass_the_door(path):
-    check_config(load_recipe(path))
+def test_recipes_are_found_by_name_or_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = own_recipes()
+    assert own.keys() >= {"digits", "base", "in22k", "finetune", "fashion_mnist"}
+    for given in ("base", "configs/base.py", str(own["base"])):
+        assert find_recipe(f"{given}:tiny_srf") == f"{own['base']}:tiny_srf"
+    pathlib.Path("base.py").write_text("")
+    assert find_recipe("base.py:x") == "base.py:x"
+    assert find_recipe("base") == str(own["base"])
+    with pytest.raises(SetupError, match="no recipe 'digit'; did you mean 'digits'"):
+        find_recipe("digit")
+    with pytest.raises(SetupError, match="did you mean 'configs/digits.py'"):
+        find_recipe("configs/digit.py")
 
 
 def test_base_is_the_release_recipe():
-    config = load_recipe(next(p for p in RECIPES if p.stem == "base"))
+    config = load_recipe("base")
     assert config.model.name == "focalnet_base_lrf"
     assert config.model.drop_path_rate == 0.5
     assert (config.num_epochs, config.warmup_epochs) == (300, 20)
@@ -51,33 +51,30 @@ def test_base_is_the_release_recipe():
 
 
 def test_base_has_a_variant_for_every_1k_model():
-    path = next(p for p in RECIPES if p.stem == "base")
-    config = load_recipe(path, "tiny_srf")
+    config = load_recipe("base:tiny_srf")
     assert config.model.name == "focalnet_tiny_srf"
     assert config.model.drop_path_rate == 0.2
     with pytest.raises(SetupError, match="did you mean 'tiny_iso'"):
-        load_recipe(path, "tiny_is")
+        load_recipe("base:tiny_is")
 
 
 def test_pretraining_and_fine_tuning_vary_the_recipe():
-    path = next(p for p in RECIPES if p.stem == "in22k")
-    config = check_config(load_recipe(path, "large_fl4"))
+    config, _ = check_config(load_recipe("in22k:large_fl4"))
     assert config.model.name == "focalnet_large_fl4"
     assert config.model.num_classes == 21842
     with pytest.raises(SetupError, match="did you mean 'huge_fl4'"):
-        load_recipe(path, "huge_fl5")
-    path = next(p for p in RECIPES if p.stem == "finetune")
-    config = check_config(load_recipe(path, "large_fl3,224"))
+        load_recipe("in22k:huge_fl5")
+    config, _ = check_config(load_recipe("finetune:large_fl3,224"))
     assert (config.data.image_size, config.data.eval_crop) == (224, 0.875)
     assert (config.mixup_alpha, config.cutmix_alpha) == (0, 0)
-    config = check_config(load_recipe(path))
+    config, _ = check_config(load_recipe("finetune"))
     assert (config.data.image_size, config.data.eval_crop) == (384, 1.0)
     with pytest.raises(SetupError, match="'big' is no image size"):
-        load_recipe(path, "base_lrf,big")
+        load_recipe("finetune:base_lrf,big")
 
 
 def test_fill_is_the_mean_as_in_timm(tiny_config):
-    assert train_transform_of(tiny_config).fill == (124, 116, 104)
+    assert check_config(tiny_config)[1].train_transform.fill == (124, 116, 104)
 
 
 def set_field(config, field, value):
@@ -148,7 +145,7 @@ def test_fields_that_do_not_exist_are_named():
 def test_every_option_of_the_model_is_a_field(tiny_config):
     tiny_config.model.use_postln = True
     tiny_config.model.dtype = "bfloat16"
-    encoder = model_of(tiny_config).encoder
+    encoder = check_config(tiny_config)[1].model.encoder
     assert encoder.use_postln
     assert encoder.dtype == "bfloat16"
 
@@ -161,23 +158,25 @@ def test_every_field_is_read_by_someone(tiny_config, tmp_path, monkeypatch):
     """
     tiny_config.num_steps = 2
     tiny_config.data.image_size = 8
-    config = check_config(tiny_config)
     groups = ("model", "data", "mesh", "checkpoint")
-    prefixes = {id(config): ""} | {id(config[group]): f"{group}." for group in groups}
     read = set()
     get = ConfigDict.__getattr__
 
     def noting(self, name):
-        read.add(prefixes.get(id(self), "?.") + name)
+        if name in self:
+            own = [group for group in groups if {*self} <= {*default[group]}]
+            read.add(".".join([*own, name]))
         return get(self, name)
 
+    default = default_config().to_dict()
     monkeypatch.setattr(ConfigDict, "__getattr__", noting)
-    train(config, epath.Path(tmp_path))
-    evaluate(config, epath.Path(tmp_path))
+    run = check_config(tiny_config)
+    train(*run, epath.Path(tmp_path))
+    evaluate(*run, epath.Path(tmp_path))
     monkeypatch.undo()
 
     # The model's options go to `create_model` as a whole, which refuses unknown ones.
-    # `num_steps`, set here, stands in for `num_epochs`; `reset_head` is of `init_from`.
-    unread = set(field_names(default_config())) - read
+    # `num_steps` is set here, and stands in for `num_epochs`.
+    unread = all_fields("classification").keys() - read
     unread = {name for name in unread if not name.startswith("model.")}
-    assert unread == {"num_epochs", "reset_head"}
+    assert unread == {"num_epochs"}

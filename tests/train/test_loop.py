@@ -18,8 +18,9 @@ from running import read_metrics, without_speeds
 
 import focalnet_jax
 from focalnet_jax.errors import SetupError
+from focalnet_jax.tasks import classification
 from focalnet_jax.tasks.losses import cross_entropy
-from focalnet_jax.train import check_config, evaluate, loop, step, train
+from focalnet_jax.train import cadence, check_config, evaluate, train
 from focalnet_jax.train.feed import DeviceFeed
 from focalnet_jax.train.run.preemption import Preemption
 from focalnet_jax.weights.params import newest_params_path
@@ -63,17 +64,17 @@ def test_resumed_run_is_the_unbroken_one_bit_for_bit(
     tiny_config.random_erasing = 0.5
     tiny_config.mixup_alpha, tiny_config.cutmix_alpha = 0.8, 1.0
     tiny_config.ema_decay = 0.5
-    config = check_config(tiny_config)
+    run = check_config(tiny_config)
     unbroken, broken = epath.Path(tmp_path / "unbroken"), epath.Path(tmp_path / "broken")
-    train(config, unbroken)
+    train(*run, unbroken)
     expected_ids = seen_ids.copy()
     seen_ids.clear()
 
-    train_until(config, broken, 5)  # the newest checkpoint is of step 3
+    train_until(run, broken, 5)  # the newest checkpoint is of step 3
     assert [line["step"] for line in read_metrics(broken)] == [1, 2, 3, 4, 5]
     assert seen_ids == expected_ids[:5]
     seen_ids.clear()
-    train(config, broken)
+    train(*run, broken)
     assert seen_ids == expected_ids[3:]
 
     traces = [without_speeds(read_metrics(workdir)) for workdir in (unbroken, broken)]
@@ -89,7 +90,7 @@ def test_resumed_run_is_the_unbroken_one_bit_for_bit(
 
 def test_workdir_describes_the_run(tiny_config, tmp_path, capsys):
     workdir = epath.Path(tmp_path)
-    metrics = train(check_config(tiny_config), workdir)
+    metrics = train(*check_config(tiny_config), workdir)
     assert json.loads((workdir / "config.json").read_text())["batch_size"] == 16
     assert json.loads((workdir / "versions.json").read_text())["jax"] == jax.__version__
     model = json.loads((workdir / "model.json").read_text())
@@ -110,9 +111,9 @@ def test_workdir_describes_the_run(tiny_config, tmp_path, capsys):
     assert "finished: step 6 of 6" in capsys.readouterr().out
 
     # Again: it is finished, and says so; and evaluation finds the same.
-    again = train(check_config(tiny_config), workdir)
+    again = train(*check_config(tiny_config), workdir)
     assert "the run is finished: step 6 of 6" in capsys.readouterr().out
-    evaluated = evaluate(check_config(tiny_config), workdir)
+    evaluated = evaluate(*check_config(tiny_config), workdir)
     for name in ("test/top1", "test/top5", "test/loss", "test/examples"):
         assert again[name] == evaluated[name] == metrics[name]
     assert len(read_metrics(workdir)) == 6
@@ -125,21 +126,21 @@ def test_training_learns(tiny_config, tmp_path):
     tiny_config.checkpoint.every_steps = 60
     tiny_config.data.crop_area = (0.8, 1.0)
     tiny_config.data.flip = False
-    metrics = train(check_config(tiny_config), epath.Path(tmp_path))
+    metrics = train(*check_config(tiny_config), epath.Path(tmp_path))
     assert metrics["test/top1"] > 0.5  # chance is 0.1
 
 
 def test_starting_from_other_parameters(tiny_config, tmp_path, capsys):
     first, second = epath.Path(tmp_path / "first"), epath.Path(tmp_path / "second")
-    trained = train(check_config(tiny_config), first)
+    trained = train(*check_config(tiny_config), first)
     tiny_config.init_from = str(first)
-    assert evaluate(check_config(tiny_config), second) == {
+    assert evaluate(*check_config(tiny_config), second) == {
         name: value for name, value in trained.items() if name.startswith("test/")
     }
     tiny_config.num_steps = 1
     tiny_config.learning_rate = tiny_config.warmup_learning_rate = 0.0
     tiny_config.final_learning_rate = 0.0
-    started = train(check_config(tiny_config), second)
+    started = train(*check_config(tiny_config), second)
     assert f"starting from {first}" in capsys.readouterr().out
     assert started["test/loss"] == trained["test/loss"]
     assert newest_params_path(second) == second / "checkpoints" / "1" / "params"
@@ -150,16 +151,16 @@ def test_starting_with_a_new_head(tiny_config, tmp_path, capsys):
     first, second = epath.Path(tmp_path / "first"), epath.Path(tmp_path / "second")
     tiny_config.num_steps = 1
     tiny_config.ema_decay = 0.9
-    train(check_config(tiny_config), first)
+    train(*check_config(tiny_config), first)
     average = first / "checkpoints" / "1" / "ema"
     tiny_config.init_from = str(average)
     tiny_config.model.num_classes = 12
-    with pytest.raises(SetupError, match=r"has \(16, 12\)\n.*config.reset_head=True"):
-        train(check_config(tiny_config), second)
+    with pytest.raises(SetupError, match=r"has \(16, 12\)\n.*reset_head=True"):
+        train(*check_config(tiny_config), second)
     tiny_config.reset_head = True
     tiny_config.learning_rate = tiny_config.warmup_learning_rate = 0.0
     tiny_config.final_learning_rate = 0.0
-    train(check_config(tiny_config), second)
+    train(*check_config(tiny_config), second)
     said = capsys.readouterr().out
     assert f"starting from {average}, with a new head\n" in said
     assert "but with" not in said
@@ -174,12 +175,12 @@ def test_starting_with_a_new_head(tiny_config, tmp_path, capsys):
 def test_parameters_that_do_not_fit_are_listed(tiny_config, tmp_path):
     first = epath.Path(tmp_path / "first")
     tiny_config.num_steps = 1
-    train(check_config(tiny_config), first)
+    train(*check_config(tiny_config), first)
     tiny_config.init_from = str(first)
     tiny_config.model.use_layerscale = True
     tiny_config.model.focal_levels = (2, 2)
     with pytest.raises(SetupError) as error:
-        train(check_config(tiny_config), epath.Path(tmp_path / "second"))
+        train(*check_config(tiny_config), epath.Path(tmp_path / "second"))
     message = str(error.value)
     assert "layers_0/blocks_0/gamma_1 (8,) is not stored" in message
     assert "f/bias is stored as (34,), the model has (35,)" in message
@@ -192,15 +193,15 @@ def test_parameters_that_do_not_fit_are_listed(tiny_config, tmp_path):
 
     tiny_config.init_from = None
     with pytest.raises(SetupError, match=r"model.use_layerscale: False there, True here"):
-        train(check_config(tiny_config), first)
+        train(*check_config(tiny_config), first)
 
 
 def test_changed_fields_are_said_on_resumption(tiny_config, tmp_path, capsys):
     workdir = epath.Path(tmp_path)
     tiny_config.num_steps = 3
-    train(check_config(tiny_config), workdir)
+    train(*check_config(tiny_config), workdir)
     tiny_config.num_steps = 4
-    train(check_config(tiny_config), workdir)
+    train(*check_config(tiny_config), workdir)
     output = capsys.readouterr().out
     assert "with num_steps: 3 -> 4" in output
     assert "resuming after step 3" in output
@@ -209,7 +210,7 @@ def test_changed_fields_are_said_on_resumption(tiny_config, tmp_path, capsys):
     tiny_config.batch_size = 8
     message = r"on other examples:\n  seed: 0 -> 1\n  batch_size: 16 -> 8\nSet these"
     with pytest.raises(SetupError, match=message):
-        train(check_config(tiny_config), workdir)
+        train(*check_config(tiny_config), workdir)
 
 
 @pytest.mark.parametrize(("look", "step"), [(4, 2), (15, 6)])
@@ -224,12 +225,12 @@ def test_a_notice_to_end_ends_evaluation(
     monkeypatch.setattr(Preemption, "reached", lambda self: next(looks) == look)
     tiny_config.evaluate_every_steps = 2
     workdir = epath.Path(tmp_path)
-    metrics = train(check_config(tiny_config), workdir)
+    metrics = train(*check_config(tiny_config), workdir)
     assert f"told to end: saved step {step} of 6" in capsys.readouterr().out
     assert "test/loss" not in metrics
     assert newest_params_path(workdir) == workdir / "checkpoints" / str(step) / "params"
     monkeypatch.undo()
-    metrics = train(check_config(tiny_config), workdir)
+    metrics = train(*check_config(tiny_config), workdir)
     assert metrics["test/examples"] == 60
     assert [line["step"] for line in read_metrics(workdir)] == [1, 2, 3, 4, 5, 6]
 
@@ -248,26 +249,26 @@ def test_a_notice_to_end_ends_evaluation(
 def test_errors_come_before_compilation(tiny_config, tmp_path, changes, message):
     tiny_config.update_from_flattened_dict(changes)
     with pytest.raises(SetupError, match=message):
-        train(check_config(tiny_config), epath.Path(tmp_path))
+        train(*check_config(tiny_config), epath.Path(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 def test_evaluation_without_parameters_says_what_to_do(tiny_config, tmp_path):
     with pytest.raises(SetupError, match="nothing to evaluate.*init_from is not set"):
-        evaluate(check_config(tiny_config), epath.Path(tmp_path))
+        evaluate(*check_config(tiny_config), epath.Path(tmp_path))
 
 
 def test_checkpoints_do_not_depend_on_the_mesh(tiny_config, tmp_path):
     """Written by 8 x 1 devices, read by 2 x 4."""
     workdir = epath.Path(tmp_path)
-    trained = train(check_config(tiny_config), workdir)
+    trained = train(*check_config(tiny_config), workdir)
     tiny_config.mesh.fsdp = 4
-    evaluated = evaluate(check_config(tiny_config), workdir)
+    evaluated = evaluate(*check_config(tiny_config), workdir)
     assert evaluated["test/top1"] == trained["test/top1"]
     assert evaluated["test/loss"] == pytest.approx(trained["test/loss"], rel=1e-6)
     resumed_config = ConfigDict(tiny_config)
     resumed_config.num_steps = 7
-    assert train(check_config(resumed_config), workdir)["test/examples"] == 60
+    assert train(*check_config(resumed_config), workdir)["test/examples"] == 60
 
 
 def test_options_that_leave_no_trace_in_parameters_are_compared(
@@ -276,41 +277,41 @@ def test_options_that_leave_no_trace_in_parameters_are_compared(
     """Evaluation refuses them, a new run from the parameters says them."""
     first = epath.Path(tmp_path / "first")
     tiny_config.num_steps = 1
-    train(check_config(tiny_config), first)
+    train(*check_config(tiny_config), first)
     tiny_config.model.mlp_ratio = 4.0  # the default, spelt out
     tiny_config.model.drop_path_rate = 0.0
-    evaluate(check_config(tiny_config), first)
+    evaluate(*check_config(tiny_config), first)
     tiny_config.model.normalize_modulator = True
     message = "model.normalize_modulator: False there, True here"
     for workdir, init_from in [(first, None), (tmp_path / "second", str(first))]:
         tiny_config.init_from = init_from
         with pytest.raises(SetupError, match=message):
-            evaluate(check_config(tiny_config), epath.Path(workdir))
+            evaluate(*check_config(tiny_config), epath.Path(workdir))
     capsys.readouterr()
-    train(check_config(tiny_config), epath.Path(tmp_path / "second"))
+    train(*check_config(tiny_config), epath.Path(tmp_path / "second"))
     assert message in capsys.readouterr().out
 
 
 def test_started_runs_do_not_need_their_origin_any_more(tiny_config, tmp_path):
     first, second = epath.Path(tmp_path / "first"), epath.Path(tmp_path / "second")
     tiny_config.num_steps = 1
-    train(check_config(tiny_config), first)
+    train(*check_config(tiny_config), first)
     tiny_config.init_from = str(first)
-    train(check_config(tiny_config), second)
+    train(*check_config(tiny_config), second)
     first.rmtree()
     tiny_config.num_steps = 2
-    assert train(check_config(tiny_config), second)["test/examples"] == 60
+    assert train(*check_config(tiny_config), second)["test/examples"] == 60
 
 
 def test_diverged_runs_stop_before_they_save(tiny_config, tmp_path):
     workdir = epath.Path(tmp_path)
     tiny_config.num_steps = 3
-    train(check_config(tiny_config), workdir)
+    train(*check_config(tiny_config), workdir)
     tiny_config.num_steps = 9
     tiny_config.warmup_epochs = 0.0
     tiny_config.learning_rate = tiny_config.final_learning_rate = 1e30
     with pytest.raises(SetupError, match=r"norm of step \d is (nan|inf).*is of step 3"):
-        train(check_config(tiny_config), workdir)
+        train(*check_config(tiny_config), workdir)
     assert newest_params_path(workdir) == workdir / "checkpoints" / "3" / "params"
 
 
@@ -332,11 +333,11 @@ def test_steps_that_are_not_finite_are_skipped(
         )
 
     monkeypatch.setattr(DeviceFeed, "next", noting)
-    monkeypatch.setattr(step, "cross_entropy", broken_loss)
+    monkeypatch.setattr(classification, "cross_entropy", broken_loss)
     tiny_config.num_steps = 40
     tiny_config.max_nonfinite_steps = 40
     workdir = epath.Path(tmp_path)
-    train(check_config(tiny_config), workdir)
+    train(*check_config(tiny_config), workdir)
     lines = read_metrics(workdir)
     skipped = [i for i, label in enumerate(firsts, start=1) if label == 3]
     assert len(skipped) > 1
@@ -349,30 +350,30 @@ def test_steps_that_are_not_finite_are_skipped(
     tiny_config.max_nonfinite_steps = 1
     message = rf"the loss of step {skipped[1]} is nan"
     with pytest.raises(SetupError, match=message):
-        train(check_config(tiny_config), workdir / "one")
+        train(*check_config(tiny_config), workdir / "one")
 
 
 def test_average_is_evaluated_and_kept(tiny_config, tmp_path, capsys):
     workdir = epath.Path(tmp_path)
     tiny_config.num_steps = 3
     tiny_config.log_every_steps = 3
-    train(check_config(tiny_config), workdir)
+    train(*check_config(tiny_config), workdir)
     tiny_config.num_steps = 6
     tiny_config.ema_decay = 0.99
-    metrics = train(check_config(tiny_config), workdir)
+    metrics = train(*check_config(tiny_config), workdir)
     said = capsys.readouterr().out
     assert "with ema_decay: 0.0 -> 0.99" in said
     assert "test of the average: top-1" in said
     assert metrics["test_ema/loss"] != metrics["test/loss"]
     assert metrics["test_ema/examples"] == 60
-    evaluated = evaluate(check_config(tiny_config), workdir)
+    evaluated = evaluate(*check_config(tiny_config), workdir)
     tests = {n: v for n, v in metrics.items() if n.startswith("test")}
     assert evaluated == tests
 
     # It can be started from, and its model is known.
     average = workdir / "checkpoints" / "6" / "ema"
     tiny_config.init_from = str(average)
-    alone = evaluate(check_config(tiny_config), workdir / "other")
+    alone = evaluate(*check_config(tiny_config), workdir / "other")
     assert alone["test/loss"] == metrics["test_ema/loss"]
     assert "test_ema/loss" not in alone
     model, params, _ = focalnet_jax.load_model(str(average))
@@ -389,7 +390,7 @@ def test_best_checkpoint_is_kept_beside_the_newest(tiny_config, tmp_path):
     for metric, best in [("test/top1", max), ("test/loss", min)]:
         tiny_config.checkpoint.best_metric = metric
         workdir = epath.Path(tmp_path / metric.replace("/", "_"))
-        train(check_config(tiny_config), workdir)
+        train(*check_config(tiny_config), workdir)
         values = {
             line["step"]: line[metric] for line in read_metrics(workdir) if metric in line
         }
@@ -400,7 +401,7 @@ def test_best_checkpoint_is_kept_beside_the_newest(tiny_config, tmp_path):
 
     # A later run knows of it.
     tiny_config.num_steps = 14
-    train(check_config(tiny_config), workdir)
+    train(*check_config(tiny_config), workdir)
     values |= {
         line["step"]: line[metric]
         for line in read_metrics(workdir)[12:]
@@ -411,28 +412,28 @@ def test_best_checkpoint_is_kept_beside_the_newest(tiny_config, tmp_path):
 
     (workdir / "checkpoints" / "14" / "metrics" / "metrics").write_text("{")
     with pytest.raises(SetupError, match="metrics of a checkpoint are damaged: .*/14: "):
-        train(check_config(tiny_config), workdir)
+        train(*check_config(tiny_config), workdir)
 
 
 def test_checkpoints_by_minutes(tiny_config, tmp_path, monkeypatch):
     """At logged steps, on a clock that runs by a minute a look."""
     minutes = itertools.count()
     clock = types.SimpleNamespace(monotonic=lambda: 60.0 * next(minutes))
-    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(cadence, "time", clock)
     tiny_config.num_steps = 9
     tiny_config.log_every_steps = 2
     tiny_config.checkpoint.every_steps = 100
     tiny_config.checkpoint.every_minutes = 2.0
     tiny_config.checkpoint.keep = 9
     workdir = epath.Path(tmp_path)
-    train(check_config(tiny_config), workdir)
+    train(*check_config(tiny_config), workdir)
     steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert steps == [4, 8, 9]
 
 
 def test_damaged_checkpoints_are_named_and_the_older_goes_on(tiny_config, tmp_path):
     workdir = epath.Path(tmp_path)
-    train(check_config(tiny_config), workdir)
+    train(*check_config(tiny_config), workdir)
     newest = workdir / "checkpoints" / "6"
     arrays = pathlib.Path(newest).glob("params/**/d/*")
     largest = max(arrays, key=lambda path: path.stat().st_size)
@@ -440,16 +441,16 @@ def test_damaged_checkpoints_are_named_and_the_older_goes_on(tiny_config, tmp_pa
     message = rf"checkpoint is damaged, or .*: {newest}: .*\nTo go on from step 3, move"
     for _ in range(2):  # nothing has changed
         with pytest.raises(SetupError, match=message):
-            train(check_config(tiny_config), workdir)
+            train(*check_config(tiny_config), workdir)
     with pytest.raises(SetupError, match=f"{newest}/params is damaged: "):
-        evaluate(check_config(tiny_config), workdir)
+        evaluate(*check_config(tiny_config), workdir)
     newest.rename(workdir / "aside")
-    train(check_config(tiny_config), workdir)
+    train(*check_config(tiny_config), workdir)
     assert [line["step"] for line in read_metrics(workdir)] == [1, 2, 3, 4, 5, 6]
 
     (newest / "optimizer").rmtree()
     with pytest.raises(SetupError, match="checkpoint is damaged.*it has no optimizer"):
-        train(check_config(tiny_config), workdir)
+        train(*check_config(tiny_config), workdir)
 
 
 def test_checkpoints_of_other_programs_are_refused(tiny_config, tmp_path):
@@ -459,7 +460,7 @@ def test_checkpoints_of_other_programs_are_refused(tiny_config, tmp_path):
         checkpointer.save(workdir / "checkpoints" / "9" / "default", {"w": np.ones(3)})
     message = "or of another program: .*/9: it has no params and no optimizer\nTo go on "
     with pytest.raises(SetupError, match=message + "from the start, move"):
-        train(check_config(tiny_config), workdir)
+        train(*check_config(tiny_config), workdir)
 
 
 def test_checkpoints_need_room(tiny_config, tmp_path, monkeypatch):
@@ -477,20 +478,20 @@ def test_checkpoints_need_room(tiny_config, tmp_path, monkeypatch):
         patch.setattr(shutil, "disk_usage", getting_full)
         message = "no room .* has .* MB, and 0.0 MB are free; the newest .* of step 3$"
         with pytest.raises(SetupError, match=message):
-            train(check_config(tiny_config), workdir)
+            train(*check_config(tiny_config), workdir)
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["3"]
-    train(check_config(tiny_config), workdir)
+    train(*check_config(tiny_config), workdir)
     assert [line["step"] for line in read_metrics(workdir)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_state_of_another_optimizer_is_refused(tiny_config, tmp_path):
     workdir = epath.Path(tmp_path)
     tiny_config.num_steps = 1
-    train(check_config(tiny_config), workdir)
+    train(*check_config(tiny_config), workdir)
     tiny_config.num_steps = 2
     tiny_config.frozen = ("patch_embed",)
     with pytest.raises(SetupError, match="state of another optimiser; it differs in"):
-        train(check_config(tiny_config), workdir)
+        train(*check_config(tiny_config), workdir)
 
 
 def test_bad_records_are_counted_and_said_once(tiny_config, tmp_path, capsys, caplog):
@@ -512,7 +513,7 @@ def test_bad_records_are_counted_and_said_once(tiny_config, tmp_path, capsys, ca
     tiny_config.num_steps = 4
     tiny_config.log_every_steps = tiny_config.evaluate_every_steps = 2
     workdir = epath.Path(tmp_path / "run")
-    train(check_config(tiny_config), workdir)
+    train(*check_config(tiny_config), workdir)
     lines = read_metrics(workdir)
     assert [line["test/bad_records"] for line in lines] == [1, 1]
     assert lines[-1]["train/bad_records"] == 2
@@ -522,7 +523,7 @@ def test_bad_records_are_counted_and_said_once(tiny_config, tmp_path, capsys, ca
 
     for path in test_images:
         path.write_bytes(b"")
-    metrics = evaluate(check_config(tiny_config), workdir)
+    metrics = evaluate(*check_config(tiny_config), workdir)
     assert metrics == {"test/examples": 0, "test/bad_records": 3}
     assert "test: nothing over 0 images, 3 unusable" in capsys.readouterr().out
 
@@ -530,7 +531,7 @@ def test_bad_records_are_counted_and_said_once(tiny_config, tmp_path, capsys, ca
 def test_checkpoints_are_not_used_for_other_classes(tiny_config, tmp_path):
     workdir = epath.Path(tmp_path)
     tiny_config.num_steps = 1
-    train(check_config(tiny_config), workdir)
+    train(*check_config(tiny_config), workdir)
     description = json.loads((workdir / "model.json").read_text())
     description["classes"][3] = "three"
     (workdir / "model.json").write_text(json.dumps(description))
@@ -539,11 +540,11 @@ def test_checkpoints_are_not_used_for_other_classes(tiny_config, tmp_path):
         with pytest.raises(
             SetupError, match="the model has three and only the data set has 3. So"
         ):
-            use(check_config(tiny_config), workdir)
+            use(*check_config(tiny_config), workdir)
     description["classes"] = None
     (workdir / "model.json").write_text(json.dumps(description))
     for use in (train, evaluate):
-        use(check_config(tiny_config), workdir)
+        use(*check_config(tiny_config), workdir)
 
 
 def test_splits_with_other_classes_are_refused(tiny_config, tmp_path):
@@ -556,9 +557,9 @@ def test_splits_with_other_classes_are_refused(tiny_config, tmp_path):
     tiny_config.data.test_split = "val"
     message = "other classes: only the former has cat. So .*in data.classes"
     with pytest.raises(SetupError, match=message):
-        train(check_config(tiny_config), epath.Path(tmp_path / "run"))
+        train(*check_config(tiny_config), epath.Path(tmp_path / "run"))
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     tiny_config.data.classes = str(tmp_path / "classes.txt")
     tiny_config.num_steps = 1
-    metrics = train(check_config(tiny_config), epath.Path(tmp_path / "run"))
+    metrics = train(*check_config(tiny_config), epath.Path(tmp_path / "run"))
     assert metrics["test/examples"] == 1

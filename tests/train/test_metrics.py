@@ -12,9 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from focalnet_jax import chips
 from focalnet_jax.errors import SetupError
+from focalnet_jax.tasks.classification import METRICS
 from focalnet_jax.train import check_config, train
 from focalnet_jax.train.run.metrics import MetricsWriter
-from focalnet_jax.train.run.summary import curves
+from focalnet_jax.train.run.summary import curves, pictures_of
 
 
 def test_metrics_are_cut_back_to_the_restored_step(tmp_path):
@@ -56,7 +57,7 @@ def test_trace_of_steps(environment, tmp_path):
 def test_page_of_a_run(tiny_config, tmp_path):
     workdir = epath.Path(tmp_path)
     tiny_config.evaluate_every_steps = 3
-    train(check_config(tiny_config), workdir)
+    train(*check_config(tiny_config), workdir)
     text = (workdir / "summary.html").read_text()
     assert text.startswith("<!doctype html>")
     assert "http" not in text.replace("http://www.w3.org", "").replace(
@@ -66,7 +67,7 @@ def test_page_of_a_run(tiny_config, tmp_path):
     assert f"<td>train/loss</td><td>{last['train/loss']:.5g}</td>" in text
     assert "batch_size" in text  # the configuration
 
-    figure = curves(read_metrics(workdir))
+    figure = curves(read_metrics(workdir), pictures_of(METRICS, unit="images"))
     lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
     assert lines.keys() >= {"train/loss", "test/loss", "test/top1", "train/weight_norm"}
     assert lines["train/loss"].get_xdata().tolist() == [1, 2, 3, 4, 5, 6]
@@ -76,7 +77,7 @@ def test_page_of_a_run(tiny_config, tmp_path):
 
 def test_speeds_and_norms_are_measured(tiny_config, tmp_path):
     workdir = epath.Path(tmp_path)
-    train(check_config(tiny_config), workdir)
+    train(*check_config(tiny_config), workdir)
     for line in read_metrics(workdir):
         speed, seconds = line["train/images_per_second"], line["train/step_seconds"]
         assert speed * seconds == pytest.approx(16)

@@ -10,6 +10,7 @@ import pytest
 
 from focalnet_jax import create_model
 from focalnet_jax.errors import SetupError
+from focalnet_jax.models import abstract_params
 from focalnet_jax.tasks.losses import cross_entropy
 from focalnet_jax.train import check_config
 from focalnet_jax.train.optimizer import make_optimizer, make_schedule, rate_factors
@@ -51,7 +52,7 @@ def test_rates_scale_with_the_batch(tiny_config):
 def test_weight_decay_masks(tiny_config, mask, decayed):
     """With no gradient, what decays shrinks by the rate times the weight decay."""
     tiny_config.weight_decay_mask = mask
-    optimizer = make_optimizer(tiny_config, lambda step: 0.1)
+    optimizer = make_optimizer(tiny_config, lambda step: 0.1, depth_of=len)
     params = {
         "dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
         "norm": {"scale": jnp.ones(3)},
@@ -73,7 +74,7 @@ def test_gradients_are_clipped_by_their_global_norm(tiny_config):
     tiny_config.adam_b1 = tiny_config.adam_b2 = 0.0
     tiny_config.adam_eps = 1.0  # so that the update shows the gradient's size
     tiny_config.weight_decay = 0.0
-    optimizer = make_optimizer(tiny_config, lambda step: 1.0)
+    optimizer = make_optimizer(tiny_config, lambda step: 1.0, depth_of=len)
     params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
     gradients = {"a": jnp.array([2.0, 3.0]), "b": jnp.array([6.0])}  # norm 7
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
@@ -89,7 +90,7 @@ def test_cross_entropy_equals_torchs(smoothing):
     torch = pytest.importorskip("torch", reason="the reference is torch's loss")
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(7, 5)), rng.integers(0, 5, 7)
-    given = cross_entropy(jnp.array(logits), labels, label_smoothing=smoothing)
+    given = cross_entropy(jnp.array(logits), labels, label_smoothing=smoothing).mean()
     expected = torch.nn.functional.cross_entropy(
         torch.tensor(logits), torch.tensor(labels), label_smoothing=smoothing
     )
@@ -101,24 +102,26 @@ def test_cross_entropy_of_bfloat16_is_float32():
     assert cross_entropy(logits, jnp.array([0])).dtype == jnp.float32
 
 
+MODEL = create_model(
+    "focalnet_tiny_srf",
+    num_classes=3,
+    depths=(2, 1),
+    embed_dim=4,
+    focal_levels=(1, 1),
+    focal_windows=(3, 3),
+)
+depth_of = MODEL.encoder.depth_of
+
+
 @pytest.fixture(scope="module")
 def params():
     """Ones, of two stages with two blocks and one."""
-    model = create_model(
-        "focalnet_tiny_srf",
-        num_classes=3,
-        depths=(2, 1),
-        embed_dim=4,
-        focal_levels=(1, 1),
-        focal_windows=(3, 3),
-    )
-    abstract = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
-    return jax.tree.map(lambda leaf: jnp.ones(leaf.shape), abstract["params"])
+    return jax.tree.map(lambda leaf: jnp.ones(leaf.shape), abstract_params(MODEL))
 
 
 def test_rates_decay_from_the_head_down(params):
     """As timm's `param_groups_layer_decay` groups the layers of a hierarchical net."""
-    factors = rate_factors(params, 0.5, ())
+    factors = rate_factors(params, 0.5, (), depth_of=depth_of)
     assert set(jax.tree.leaves(factors["patch_embed"])) == {0.5**4}
     assert set(jax.tree.leaves(factors["layers_0"]["blocks_0"])) == {0.5**3}
     assert set(jax.tree.leaves(factors["layers_0"]["blocks_1"])) == {0.5**2}
@@ -129,15 +132,21 @@ def test_rates_decay_from_the_head_down(params):
 
 def test_factors_come_on_top_of_the_decay(params):
     factors = (("head", 10.0), ("layers_0/blocks_1/mlp", 3.0), ("layers_", 2.0))
-    given = rate_factors(params, 0.5, factors)
+    given = rate_factors(params, 0.5, factors, depth_of=depth_of)
     assert set(jax.tree.leaves(given["head"])) == {10.0}
     assert set(jax.tree.leaves(given["layers_0"]["blocks_1"]["mlp"])) == {6 * 0.25}
     assert set(jax.tree.leaves(given["layers_1"])) == {2 * 0.5}
     assert set(jax.tree.leaves(given["norm"])) == {1.0}
 
 
+def test_a_decay_needs_depths(params):
+    with pytest.raises(SetupError, match="layer_decay=0.5 has no effect"):
+        rate_factors(params, 0.5, (), depth_of=lambda name: 3)
+
+
 def updates_of(config, params):
-    optimizer = make_optimizer(check_config(config), lambda step: 0.1)
+    config, _ = check_config(config)
+    optimizer = make_optimizer(config, lambda step: 0.1, depth_of=depth_of)
     gradients = jax.tree.map(lambda leaf: 0.01 * jnp.ones_like(leaf), params)
     state = jax.jit(optimizer.init)(params)
     return jax.jit(optimizer.update)(gradients, state, params)[0], state
@@ -147,7 +156,7 @@ def test_updates_and_weight_decay_are_scaled_together(tiny_config, params):
     expected, _ = updates_of(tiny_config, params)
     tiny_config.layer_decay = 0.5
     given, _ = updates_of(tiny_config, params)
-    factors = rate_factors(params, 0.5, ())
+    factors = rate_factors(params, 0.5, (), depth_of=depth_of)
     chex.assert_trees_all_close(
         given, jax.tree.map(jnp.multiply, expected, factors), rtol=1e-6
     )
@@ -174,8 +183,8 @@ def test_what_is_frozen_stays_and_has_no_part_in_the_norm(tiny_config, params):
     ("field", "value", "message"),
     [
         ("frozen", ("patch_embde",), "begins with 'patch_embde'; did you mean 'patch_e"),
-        ("frozen", ("qqqqq",), "'qqqqq', such as 'layers_0/blocks_0/mlp'"),
-        ("frozen", ("(",), "frozen: '\\(' is no regular expression"),
+        ("frozen", ("qqqqq",), "'qqqqq', such as 'head/bias'"),
+        ("frozen", ("(",), "holds '\\(', which is no regular expression"),
         (
             "learning_rate_factors",
             (("hed", 2.0),),

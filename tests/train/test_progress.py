@@ -18,7 +18,9 @@ def clock(monkeypatch):
 
 
 def test_lines_where_there_is_no_terminal(clock, capsys):
-    with Progress(first_step=100, total_steps=200, batch_size=32) as progress:
+    with Progress(
+        first_step=100, total_steps=200, batch_size=32, unit="images"
+    ) as progress:
         clock["now"] = 1000.0  # compilation
         progress.restart_clock(101, waited=500.0)
         clock["now"] = 1009.0
@@ -39,12 +41,12 @@ def test_bar_on_a_terminal(clock, monkeypatch, capsys):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
-    with Progress(first_step=0, total_steps=20, batch_size=32) as progress:
+    with Progress(first_step=0, total_steps=20, batch_size=32, unit="clips") as progress:
         clock["now"] = 5.0
         progress.update(10, loss=0.5, waited=0.05)
         progress.say("test: top-1 97.00%")
     shown = terminal.getvalue()
     assert "10/20" in shown
     assert "50%" in shown
-    assert "loss 0.500, 64 images/s, 1% input wait" in shown
+    assert "loss 0.500, 64 clips/s, 1% input wait" in shown
     assert capsys.readouterr().out == "test: top-1 97.00%\n"

@@ -11,7 +11,7 @@ from running import read_metrics, without_speeds
 
 import focalnet_jax
 from focalnet_jax.data import BadRecordError, open_source
-from focalnet_jax.data.prepare import prepare_folder
+from focalnet_jax.data.prepare.from_folder import prepare_folder
 from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config, evaluate, train
 from focalnet_jax.train.run.metrics import MetricsWriter
@@ -106,18 +106,18 @@ def test_a_run_in_a_bucket_is_one_on_a_disk(tiny_config, bucket, tmp_path, train
     remote = bucket / "run"
     tiny_config.checkpoint.best_metric = "test/top1"
     tiny_config.ema_decay = 0.5
-    train(check_config(tiny_config), local)
+    train(*check_config(tiny_config), local)
 
     train_until(check_config(tiny_config), remote, 5)
-    metrics = train(check_config(tiny_config), remote)
+    metrics = train(*check_config(tiny_config), remote)
     assert without_speeds(read_metrics(remote)) == without_speeds(read_metrics(local))
     assert (remote / "checkpoints" / "6" / "commit_success.txt").exists()
     assert (remote / "summary.html").exists()
 
-    evaluated = evaluate(check_config(tiny_config), remote)
+    evaluated = evaluate(*check_config(tiny_config), remote)
     assert evaluated["test/loss"] == metrics["test/loss"]
     tiny_config.init_from = str(remote)
-    evaluated = evaluate(check_config(tiny_config), epath.Path(tmp_path / "other"))
+    evaluated = evaluate(*check_config(tiny_config), epath.Path(tmp_path / "other"))
     assert evaluated["test/loss"] == metrics["test/loss"]
     ours, theirs = (focalnet_jax.load_model(str(path))[1] for path in (remote, local))
     np.testing.assert_array_equal(ours["head"]["kernel"], theirs["head"]["kernel"])

@@ -9,37 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import classification, tiny_model
 
-from focalnet_jax import create_model
+from focalnet_jax.tasks.classification import normalize
 from focalnet_jax.train.state import initial_state
-from focalnet_jax.train.step import make_predict, make_train_step, normalize
+from focalnet_jax.train.step import make_predict, make_train_step
 
 STATISTICS = dict(mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
 
 
 def make_step(seed=0, ema_decay=0.0, **options):
-    model = create_model(
-        "focalnet_tiny_srf",
-        num_classes=4,
-        depths=(1, 1),
-        embed_dim=8,
-        focal_levels=(2, 1),
-        focal_windows=(3, 3),
-        **options,
-    )
+    model = tiny_model(num_classes=4, **dict(depths=(1, 1)) | options)
+    task = classification(model, label_smoothing=0.1, **STATISTICS)
     optimizer = optax.sgd(0.1, momentum=0.9)
     init = functools.partial(
-        initial_state, model, optimizer, image_size=8, seed=seed, ema=bool(ema_decay)
+        initial_state, task, optimizer, seed=seed, ema=bool(ema_decay)
     )
-    step = make_train_step(
-        model,
-        optimizer,
-        label_smoothing=0.1,
-        ema_decay=ema_decay,
-        seed=seed,
-        **STATISTICS,
-    )
-    return model, jax.jit(init)(), step
+    step = make_train_step(task, optimizer, ema_decay=ema_decay, seed=seed)
+    return task, jax.jit(init)(), step
 
 
 @pytest.fixture
@@ -62,8 +49,8 @@ def test_bfloat16_computes_on_float32_parameters(batch):
     """What is kept from step to step is float32; the losses differ by rounding."""
     losses = []
     for dtype in ("float32", "bfloat16"):
-        model, state, step = make_step(dtype=dtype)
-        assert model.encoder.dtype == dtype
+        task, state, step = make_step(dtype=dtype)
+        assert task.model.encoder.dtype == dtype
         step = jax.jit(step)
         for _ in range(3):
             state, metrics = step(state, batch)
@@ -102,12 +89,12 @@ def test_randomness_follows_from_seed_and_step(batch):
 
 
 def test_step_descends_the_smoothed_loss(batch):
-    model, state, step = make_step()
+    task, state, step = make_step()
     next_state, metrics = jax.jit(step)(state, batch)
     assert int(next_state.step) == 1
 
     def loss(params):
-        logits = make_predict(model, **STATISTICS)(params, batch["image"])
+        logits = make_predict(task)({"params": params}, batch)
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], 4), 0.1)
         return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
 

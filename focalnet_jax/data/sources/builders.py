@@ -32,8 +32,8 @@ def open_builder(name: str, *, data_dir: str | None) -> tfds.core.DatasetBuilder
             ) from error
         raise SetupError(
             f"{name!r} is no data set in {place}, nor one that TFDS knows"
-            f"{_alternatives(name, place)}. Where data sets lie is "
-            f"{argument('data_dir')}, or else TFDS_DATA_DIR in the environment"
+            f"{_alternatives(name, place)}\nData sets lie where {argument('data_dir')} "
+            "says, or else TFDS_DATA_DIR in the environment"
         ) from error
     except (AssertionError, ValueError) as error:  # an unknown config or version
         raise SetupError(

@@ -15,7 +15,8 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from tiny import classification
 
 from focalnet_jax.errors import SetupError
 from focalnet_jax.tasks.augment import (
@@ -29,8 +30,8 @@ from focalnet_jax.tasks.augment import (
     mix_targets,
 )
 from focalnet_jax.tasks.losses import cross_entropy
-from focalnet_jax.train import check_config, default_config, sharding
-from focalnet_jax.train.config import erasing_of, mixing_of
+from focalnet_jax.train import check_config, default_config
+from focalnet_jax.train.sharding import BATCH_AXES, replicated
 from focalnet_jax.train.state import TrainState
 from focalnet_jax.train.step import make_train_step
 
@@ -104,7 +105,9 @@ def test_mixed_images_targets_and_losses_are_timms(
         optax.smooth_labels(mixed, 0.1), targets.numpy(), rtol=0, atol=1e-6
     )
     np.testing.assert_allclose(
-        cross_entropy(jnp.array(logits), mixed, label_smoothing=0.1), loss, rtol=1e-6
+        cross_entropy(jnp.array(logits), mixed, label_smoothing=0.1).mean(),
+        loss,
+        rtol=1e-6,
     )
 
 
@@ -324,7 +327,7 @@ def test_erased_rectangles_are_drawn_as_in_timm(timm, monkeypatch, height, width
 
 def mesh_of(data, fsdp):
     devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
-    return Mesh(devices, sharding.BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    return Mesh(devices, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def test_meshes_draw_and_mix_what_one_device_does():
@@ -345,7 +348,8 @@ def test_meshes_draw_and_mix_what_one_device_does():
     expected = [jax.device_get(program(images, targets, key)) for key in keys]
     assert [bool(drawn[2].is_cutmix) for drawn in expected] == [False, True]
     for mesh in (mesh_of(8, 1), mesh_of(1, 8), mesh_of(2, 4)):
-        rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+        rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+        whole = replicated(mesh)
         program = jax.jit(
             draw_and_apply,
             in_shardings=(rows, rows, whole),
@@ -379,10 +383,11 @@ OPTIMIZER = optax.sgd(0.1)
 
 
 def make_step(**augmentations):
-    pixels = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
     return jax.jit(
         make_train_step(
-            Linear(), OPTIMIZER, **pixels, label_smoothing=0.1, seed=0, **augmentations
+            classification(Linear(), label_smoothing=0.1, **augmentations),
+            OPTIMIZER,
+            seed=0,
         )
     )
 
@@ -407,7 +412,7 @@ def test_step_erases_normalised_images_and_then_mixes(state, batch):
     )
     images = 2 * ((batch["image"] / 255 - 0.5) / 0.5 + 1)
     logits = images.reshape(8, -1) @ state.params
-    expected = cross_entropy(logits, batch["label"][::-1], label_smoothing=0.1)
+    expected = cross_entropy(logits, batch["label"][::-1], label_smoothing=0.1).mean()
     # float32, sums in another order.
     np.testing.assert_allclose(step(state, batch)[1]["loss"], expected, rtol=1e-5)
 
@@ -468,11 +473,13 @@ def test_values_that_cannot_be_are_named(field, value, message):
 
 def test_what_is_off_is_left_out_of_the_step():
     config = default_config()
-    assert erasing_of(config) is None
-    assert mixing_of(config) is None
+    task = check_config(config)[1]
+    assert task.erasing is None
+    assert task.mixing is None
     config.random_erasing = 0.25
     config.mixup_alpha = 0.8
-    assert erasing_of(config) == RandomErasing(0.25, mode="pixel")
-    assert mixing_of(config) == Mixing(0.8, 0.0)
+    task = check_config(config)[1]
+    assert task.erasing == RandomErasing(0.25, mode="pixel")
+    assert task.mixing == Mixing(0.8, 0.0)
     config.mix_probability = 0.0
-    assert mixing_of(config) is None
+    assert check_config(config)[1].mixing is None
