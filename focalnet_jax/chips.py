@@ -1,4 +1,4 @@
-"""Known accelerators: what they can do at most, and how much of it a run does."""
+"""Known accelerators: what they can do at most, and how much of that a run does."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,13 +8,14 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What the maker's documentation says.
+    """A kind of accelerator, as its maker's documentation describes it.
 
     Attributes:
-      kinds: what JAX's `device_kind` begins with.
+      kinds: the beginnings of what JAX calls it in `device_kind`.
       peak: dense bfloat16 operations a second.
-      memory: bytes; as those that follow for TPUs only.
-      clock: cycles a second, by which the compiler's estimates become seconds.
+      memory: bytes; only given for TPUs, which programs are compiled for in advance.
+      clock: cycles a second, which turn the compiler's estimates into seconds; only given
+        for TPUs.
     """
 
     kinds: tuple[str, ...]
@@ -37,7 +38,7 @@ GPUS = {
 
 
 def chip_of(device: jax.Device) -> Chip | None:
-    """The chip that a device is (of), if it is known."""
+    """The chip that a device is, or is a part of; None if it isn't known."""
     for chip in (*TPUS.values(), *GPUS.values()):
         if device.device_kind.startswith(chip.kinds):
             return chip
@@ -45,7 +46,7 @@ def chip_of(device: jax.Device) -> Chip | None:
 
 
 def count_chips(devices: Sequence[jax.Device]) -> int:
-    """How many chips devices are: of some TPUs a chip's two cores are a device each."""
+    """The number of chips; in some TPUs each of a chip's two cores is a device."""
     places = {
         (getattr(device, "slice_index", None), *device.coords)
         if hasattr(device, "coords")
@@ -56,23 +57,24 @@ def count_chips(devices: Sequence[jax.Device]) -> int:
 
 
 def model_flops_utilization(
-    multiply_adds: int, images_per_second: float, *, chips: int, peak: float
+    multiply_adds: int, examples_per_second: float, *, chips: int, peak: float
 ) -> float:
-    """The share of the peak that training does (MFU): Chowdhery et al., arXiv 2204.02311.
+    """The share of the peak that training uses (MFU): Chowdhery et al., arXiv 2204.02311.
 
-    Counts what the model asks for, not what recomputation adds.
+    It counts what the model asks for, and not what recomputation adds.
 
     Args:
-      multiply_adds: of a forward pass of one image; the backward pass has twice as many.
-      images_per_second: of all chips.
+      multiply_adds: of a forward pass of one example; the backward pass has twice as
+        many.
+      examples_per_second: of all chips.
       chips: their number.
       peak: operations a second of one chip.
     """
-    return 3 * 2 * multiply_adds * images_per_second / (chips * peak)
+    return 3 * 2 * multiply_adds * examples_per_second / (chips * peak)
 
 
 def peak_memory() -> dict[str, int]:
-    """`device_memory`: the most bytes that any local device held; empty if unknown."""
+    """`device_memory`: the most bytes that a local device has held; empty if unknown."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if s and "peak_bytes_in_use" in s]
     return {"device_memory": max(peaks)} if peaks else {}

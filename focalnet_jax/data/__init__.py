@@ -11,6 +11,7 @@ from focalnet_jax.data.images.transforms import (
 )
 from focalnet_jax.data.labels import Labels
 from focalnet_jax.data.pipeline import Batch, eval_batches, train_batches
+from focalnet_jax.data.records import Records
 from focalnet_jax.data.sources.opening import Source, open_source
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "EvalTransform",
     "Labels",
     "RandAugment",
+    "Records",
     "Source",
     "TrainTransform",
     "WrongRecordError",

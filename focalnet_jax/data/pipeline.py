@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import numpy as np
@@ -23,6 +23,7 @@ from focalnet_jax.data.bad_records import (
     WrongRecordError,
     too_many,
 )
+from focalnet_jax.data.records import Records
 from focalnet_jax.errors import SetupError, argument
 
 Batch = dict[str, np.ndarray]
@@ -37,20 +38,8 @@ _OWN_NAMES = {"id", "mask", "fault"}
 _EPOCHS = 1 << 31
 
 
-class Source(Protocol):
-    """Records that can be read in any order."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> Any:
-        """Returns a record; raises BadRecordError for one that can't be read."""
-
-    def describe(self, index: int) -> str:
-        """Names a record for messages."""
-
-
 def train_batches(
-    source: Source,
+    source: Records,
     make_example: Callable[[Any, np.random.Generator], Example],
     *,
     batch_size: int,
@@ -103,7 +92,7 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source,
+    source: Records,
     make_example: Callable[[Any], Example],
     *,
     batch_size: int,
@@ -230,7 +219,7 @@ def _faults_in(batch: Batch) -> Iterator[tuple[int, str]]:
 
 @dataclasses.dataclass(frozen=True)
 class _ForTraining(grain.transforms.RandomMap):
-    source: Source
+    source: Records
     make_example: Callable[[Any, np.random.Generator], Example]
     allowed: int
 
@@ -258,7 +247,7 @@ class _ForTraining(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class _ForEvaluation(grain.transforms.Map):
-    source: Source
+    source: Records
     make_example: Callable[[Any], Example]
 
     def map(self, index: int) -> Example:
@@ -275,7 +264,7 @@ class _ForEvaluation(grain.transforms.Map):
         return example | named
 
 
-def _make(source: Source, index: int, make_example: Callable, *rng) -> Example:
+def _make(source: Records, index: int, make_example: Callable, *rng) -> Example:
     record = source.read(index)
     try:
         return _checked(make_example(record, *rng))

@@ -1,5 +1,5 @@
 """Evaluators: `run(params)` yields pairs of a metric's name and its value."""
 
-from focalnet_jax.evaluators.classification import Classification
+from focalnet_jax.evaluators.accuracy import Accuracy
 
-__all__ = ["Classification"]
+__all__ = ["Accuracy"]

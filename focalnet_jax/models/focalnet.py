@@ -207,15 +207,15 @@ class FocalNetStage(nn.Module):
             return self._scan_blocks(x, train=train)
 
         def run(block, x):
-            x, seen = block(x, train=train)
-            return place_map(x), seen
+            x, inner = block(x, train=train)
+            return place_map(x), inner
 
         if self.remat != "none":
             run = nn.remat(run, policy=REMAT_POLICIES[self.remat])
         outputs = {}
         for index, block in enumerate(self.blocks):
-            x, seen = run(block, x)
-            outputs |= _block_outputs(index, x, seen)
+            x, inner = run(block, x)
+            outputs |= _block_outputs(index, x, inner)
         return x, outputs
 
     def _scan_blocks(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
@@ -238,9 +238,9 @@ class FocalNetStage(nn.Module):
         def run(x, block):
             params, rate, keys = block
             module = self.block(drop_path_rate=rate if drops else 0.0, parent=None)
-            x, seen = module.apply({"params": params}, x, train=train, rngs=keys)
+            x, inner = module.apply({"params": params}, x, train=train, rngs=keys)
             x = place_map(x)
-            return x, (x, seen)
+            return x, (x, inner)
 
         if self.remat != "none":
             # The scan itself keeps XLA from merging the two computations of a block.
@@ -255,8 +255,8 @@ class FocalNetStage(nn.Module):
         return x, outputs
 
 
-def _block_outputs(index: int, x: jax.Array, seen: Outputs) -> Outputs:
-    named = {f"block{index}/{name}": value for name, value in seen.items()}
+def _block_outputs(index: int, x: jax.Array, inner: Outputs) -> Outputs:
+    named = {f"block{index}/{name}": value for name, value in inner.items()}
     return named | {f"block{index}": x}
 
 
@@ -472,8 +472,8 @@ class FocalNetEncoder(nn.Module):
         outputs = {}
         x = self.stem_dropout(x, deterministic=not train)
         for index, stage in enumerate(self.layers):
-            x, seen = stage(x, train=train)
-            outputs |= {f"stage{index}/{name}": value for name, value in seen.items()}
+            x, inner = stage(x, train=train)
+            outputs |= {f"stage{index}/{name}": value for name, value in inner.items()}
             outputs[f"stage{index}"] = x
             if stage.downsample:
                 x = outputs[f"stage{index}/downsample"] = stage.downsample(x)

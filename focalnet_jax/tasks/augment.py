@@ -2,10 +2,10 @@
 
     normalised images -> RandomErasing -> Mixing (mixup or cutmix) -> model, loss
 
-As in timm 1.0.31 (`timm/data/random_erasing.py`, `timm/data/mixup.py` in mode "batch"),
-through which the official recipe has them. Rectangles are masks made by comparing
-indices: shapes are static, and nothing is gathered. All is drawn for the global batch,
-so it is the same on every mesh.
+They are those of timm 1.0.31 (`timm/data/random_erasing.py`, and `timm/data/mixup.py` in
+mode "batch"), which the official recipe uses. Rectangles are masks, made by comparing
+indices: shapes are static, and nothing is gathered. Everything is drawn for the global
+batch, so it is the same on every mesh.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ import jax.numpy as jnp
 
 ERASING_MODES = ("const", "rand", "pixel")
 
-ATTEMPTS = 10  # at a rectangle that is smaller than the image, as in timm
+ATTEMPTS = 10  # Rectangles are drawn so often until one fits, as in timm.
 
 
 class Box(NamedTuple):
-    """Rectangles of pixels: int32 arrays `[...]`; `bottom` and `right` are outside."""
+    """Rectangles of pixels, int32 arrays `[...]`; `bottom` and `right` lie outside."""
 
     top: jax.Array
     bottom: jax.Array
@@ -131,8 +131,8 @@ class Mix(NamedTuple):
 class Mixing:
     """Mixes each image and its target with those of a partner: by mixup or cutmix.
 
-    Partners are a batch's first row and its last, its second and its last but one, and
-    so on. One choice, one share and one rectangle hold for the whole batch.
+    The first row of a batch and the last are partners, the second and the last but one,
+    and so on. One choice, one share and one rectangle hold for the whole batch.
 
     Attributes:
       mixup_alpha: the share is drawn from Beta(alpha, alpha): Zhang et al.,
@@ -170,7 +170,7 @@ class Mixing:
             height=height,
             width=width,
         )
-        # The box may reach over the border: its labels count by what is inside.
+        # The box may reach over the border. Only what lies inside counts for the labels.
         area = (box.bottom - box.top) * (box.right - box.left)
         lam = jnp.where(is_cutmix, 1 - area / (height * width), lam)
         return Mix(lam, is_cutmix, box)

@@ -19,6 +19,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from focalnet_jax.data import Records
+
 Example = dict[str, np.ndarray]
 Batch = dict[str, jax.Array]
 # `{"params": ..., "batch_stats": ...}`; models without BatchNorm have the first alone.
@@ -73,26 +75,6 @@ class Loss(NamedTuple):
     batch_stats: Any = None
 
 
-class Source(Protocol):
-    """Records of a split in a fixed order.
-
-    Attributes:
-      name: of the data set and the split, for messages.
-      note: what to say of results on it, such as ", among 200 classes"; mostly empty.
-    """
-
-    name: str
-    note: str
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> Any:
-        """Returns a record; raises BadRecordError for one that can't be read."""
-
-    def describe(self, index: int) -> str:
-        """Names a record for messages."""
-
-
 class Split(NamedTuple):
     """A data set, and how its records become rows of batches.
 
@@ -106,7 +88,7 @@ class Split(NamedTuple):
         `mask`, which is False where a row doesn't count; so these names are taken.
     """
 
-    source: Source
+    source: Records
     example: Callable[..., Example]
 
 
@@ -183,7 +165,7 @@ class Task(Protocol):
         self,
         predict: Callable[[Variables, Batch], Any],
         make_batches: Callable[[], Iterable[Batch]],
-        source: Source,
+        source: Records,
     ) -> Evaluator:
         """An evaluator over a split.
 
@@ -196,14 +178,14 @@ class Task(Protocol):
     def depth_of(self, name: str) -> int:
         """How deep in the net a parameter stands, for `layer_decay`: the stem is 0."""
 
-    def description(self, source: Source) -> dict[str, Any]:
+    def description(self, source: Records) -> dict[str, Any]:
         """The content of `model.json`: what is needed to use parameters elsewhere.
 
         Args:
           source: that they are trained on.
         """
 
-    def differences(self, directory: epath.Path, source: Source | None) -> list[str]:
+    def differences(self, directory: epath.Path, source: Records | None) -> list[str]:
         """How the model differs from that of parameters on disk, a line each.
 
         Args:

@@ -23,7 +23,7 @@ from focalnet_jax.data import (
     open_source,
 )
 from focalnet_jax.errors import SetupError
-from focalnet_jax.evaluators import Classification as ClassificationEvaluator
+from focalnet_jax.evaluators import Accuracy
 from focalnet_jax.fields import (
     Field,
     Fields,
@@ -226,8 +226,8 @@ class Classification:
         predict: Callable[[Variables, Batch], jax.Array],
         make_batches: Callable[[], Iterable[Batch]],
         source: Source,
-    ) -> ClassificationEvaluator:
-        return ClassificationEvaluator(predict, make_batches, subset=source.subset)
+    ) -> Accuracy:
+        return Accuracy(predict, make_batches, subset=source.subset)
 
     def depth_of(self, name: str) -> int:
         return self.model.encoder.depth_of(name)

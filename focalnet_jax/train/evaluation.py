@@ -12,12 +12,12 @@ from focalnet_jax.errors import SetupError, arguments_spelt
 from focalnet_jax.paths import absolute_path
 from focalnet_jax.tasks.base import Split, Task, Variables
 from focalnet_jax.train import sharding
-from focalnet_jax.train.config import field_of
-from focalnet_jax.train.loading import (
+from focalnet_jax.train.batches import (
     bad_records_of,
     count_bad_records,
     evaluation_batches,
 )
+from focalnet_jax.train.config import field_of
 from focalnet_jax.train.program import mesh_of
 from focalnet_jax.train.run.progress import Progress
 from focalnet_jax.train.state import TrainState, initial_state
@@ -53,11 +53,11 @@ def evaluate(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, f
         )
         abstract_state = sharding.abstract_with_shardings(jax.eval_shape(init), mesh)
         layout = sharding.Layout(mesh, sharding.shardings_of(abstract_state.params))
-        evaluation = Evaluation(config, task, split, layout)
+        evaluator = StateEvaluator(config, task, split, layout)
         state = _load(path, abstract_state)
         with Progress.quiet() as progress:
             progress.say(f"evaluating {path.parent}")
-            return evaluation.run(state, progress)
+            return evaluator.run(state, progress)
 
 
 def _params_path(config: ConfigDict, workdir: epath.Path) -> epath.Path:
@@ -98,8 +98,8 @@ def _load(path: epath.Path, abstract: TrainState) -> TrainState:
     )
 
 
-class Evaluation:
-    """Evaluates variables on a split, and their average.
+class StateEvaluator:
+    """Evaluates the variables of states on a split, and their average.
 
     Args:
       config, task: from `check_config`.

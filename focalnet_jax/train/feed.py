@@ -1,4 +1,4 @@
-"""Batches on the devices ahead of need, and the time that was lost all the same."""
+"""Sends batches to the devices ahead of need, and measures the time lost in waiting."""
 
 import queue
 import threading
@@ -13,12 +13,12 @@ class DeviceFeed:
     """Loads batches and sends them to the devices, in a thread of its own.
 
     Args:
-      batches: on the host; closed at the end.
-      to_device: makes a batch one of global arrays.
-      ahead: how many may wait on the devices, beside one that is being loaded.
+      batches: on the host; the iterator is closed at the end.
+      to_device: makes global arrays of a batch.
+      ahead: how many batches may wait on the devices, beside one that is being loaded.
 
     Attributes:
-      waited: seconds in which the devices had nothing to do, since no batch was there.
+      waited: seconds in which the devices had nothing to do, for want of a batch.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class DeviceFeed:
         """Returns the next batch.
 
         Args:
-          busy_with: arrays that the devices are computing: as long as they do, waiting
+          busy_with: arrays that the devices are computing. As long as they do, waiting
             costs nothing.
 
         Raises:
-          whatever loading raised.
+          any error that loading has raised.
         """
         item = self._error or self._take_if_any()
         if item is None:
@@ -80,7 +80,7 @@ class DeviceFeed:
                 if self._stopped.is_set():
                     return
             self._put(RuntimeError("there are no more batches"))
-        except BaseException as error:  # to be raised where batches are taken
+        except BaseException as error:  # It is raised where batches are taken.
             self._put(error)
         finally:
             self._batches.close()

@@ -10,13 +10,12 @@ from ml_collections import ConfigDict
 from focalnet_jax.data import BadRecords
 from focalnet_jax.errors import SetupError, argument, arguments_spelt
 from focalnet_jax.tasks.base import Splits, Task
-from focalnet_jax.train import sharding
+from focalnet_jax.train.batches import bad_records_of, count_bad_records, train_feed
 from focalnet_jax.train.cadence import Cadence
 from focalnet_jax.train.config import field_of, steps_of_epochs, total_steps
 from focalnet_jax.train.efficiency import Efficiency
-from focalnet_jax.train.evaluation import Evaluation
+from focalnet_jax.train.evaluation import StateEvaluator
 from focalnet_jax.train.feed import DeviceFeed
-from focalnet_jax.train.loading import bad_records_of, count_bad_records, train_feed
 from focalnet_jax.train.program import Program, make_program, mesh_of
 from focalnet_jax.train.run.checkpoints import Checkpoints
 from focalnet_jax.train.run.divergence import NonFiniteSteps
@@ -32,24 +31,33 @@ from focalnet_jax.train.step import Metrics
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
-    """All that takes part in a run."""
+class _Setup:
+    """What a run consists of before anything is compiled or written."""
 
     config: ConfigDict
     task: Task
     workdir: epath.Path
-    total_steps: int
+    splits: Splits
     program: Program
-    evaluation: Evaluation
+    evaluator: StateEvaluator
+    profile: Profile
+    init_from: epath.Path | None
+    total_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """All that takes part in the steps of a run."""
+
+    setup: _Setup
     checkpoints: Checkpoints
     progress: Progress
     writer: MetricsWriter
-    profile: Profile
-    efficiency: Efficiency
     bad_records: BadRecords
     feed: DeviceFeed
     preemption: Preemption
     nonfinite: NonFiniteSteps
+    efficiency: Efficiency
 
 
 def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, float]:
@@ -63,86 +71,107 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
       SetupError: anything that whoever started the run can mend.
     """
     with arguments_spelt(field_of(config)), contextlib.ExitStack() as stack:
-        # What can be wrong is looked for first, before anything is compiled or written.
-        splits = _open(config, task)
-        check_shared(workdir)
-        mesh = mesh_of(config)
-        profile = Profile(workdir, config.profile_steps)
-        init_from = find_start(config, workdir)
-        num_examples = len(splits.train.source)
-        steps = total_steps(config, num_examples)
-        program = make_program(config, task, mesh, num_examples=num_examples)
-        layout = sharding.Layout(
-            mesh, sharding.shardings_of(program.abstract_state.params)
-        )
-        evaluation = Evaluation(config, task, splits.test, layout)
+        setup = _set_up(config, task, workdir)
         checkpoints = stack.enter_context(_checkpoints(config, task, workdir))
         state, origin = start(
             config,
             task,
             workdir,
-            program,
+            setup.program,
             checkpoints,
-            init_from=init_from,
-            source=splits.train.source,
+            init_from=setup.init_from,
+            source=setup.splits.train.source,
         )
-        first_step = int(state.step)
         progress = stack.enter_context(
             Progress(
-                first_step=first_step,
-                total_steps=steps,
+                first_step=int(state.step),
+                total_steps=setup.total_steps,
                 batch_size=config.batch_size,
                 unit=task.unit,
             )
         )
-        _introduce(config, task, workdir, state, splits, steps, progress)
-        if first_step >= steps:
-            progress.say(f"the run is finished: step {first_step:,} of {steps:,}")
-            return evaluation.run(state, progress)
-
-        for remark in (origin, *splits.remarks, *_remarks(config, num_examples, steps)):
-            progress.say(remark)
-        describe_run(workdir, config, task.description(splits.train.source))
-        writer = stack.enter_context(
-            MetricsWriter(
-                workdir,
-                first_step=first_step,
-                wandb_project=config.wandb_project,
-                config=config.to_dict(),
+        _introduce(setup, state, progress)
+        if state.step >= setup.total_steps:
+            progress.say(
+                f"the run is finished: step {state.step:,} of {setup.total_steps:,}"
             )
-        )
-        stack.enter_context(profile)
-        bad_records = bad_records_of(config, splits.train.source)
-        feed = train_feed(
-            config,
-            task,
-            splits.train,
-            mesh,
-            first_step=first_step,
-            bad_records=bad_records,
-        )
-        run = _Run(
-            config=config,
-            task=task,
-            workdir=workdir,
-            total_steps=steps,
-            program=program,
-            evaluation=evaluation,
-            checkpoints=checkpoints,
-            progress=progress,
-            writer=writer,
-            profile=profile,
-            efficiency=Efficiency(task),
-            bad_records=bad_records,
-            feed=stack.enter_context(feed),
-            preemption=stack.enter_context(Preemption()),
-            nonfinite=NonFiniteSteps(
-                config.max_nonfinite_steps,
-                say=progress.say,
-                describe_newest_checkpoint=checkpoints.describe_newest,
-            ),
-        )
+            return setup.evaluator.run(state, progress)
+        for remark in (origin, *setup.splits.remarks, *_remarks(setup)):
+            progress.say(remark)
+        run = _open_run(setup, checkpoints, progress, int(state.step), stack)
         return _train_steps(run, state)
+
+
+def _set_up(config: ConfigDict, task: Task, workdir: epath.Path) -> _Setup:
+    """Looks for all that can be wrong with data, devices and what a run starts from."""
+    splits = _open(config, task)
+    check_shared(workdir)
+    mesh = mesh_of(config)
+    profile = Profile(workdir, config.profile_steps)
+    init_from = find_start(config, workdir)
+    num_examples = len(splits.train.source)
+    program = make_program(config, task, mesh, num_examples=num_examples)
+    return _Setup(
+        config=config,
+        task=task,
+        workdir=workdir,
+        splits=splits,
+        program=program,
+        evaluator=StateEvaluator(config, task, splits.test, program.layout),
+        profile=profile,
+        init_from=init_from,
+        total_steps=total_steps(config, num_examples),
+    )
+
+
+def _open_run(
+    setup: _Setup,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    first_step: int,
+    stack: contextlib.ExitStack,
+) -> _Run:
+    """Describes the run in its workdir, and begins to load data.
+
+    Args:
+      setup, checkpoints, progress: of the run.
+      first_step: the number of steps that are done already.
+      stack: closes what is opened here.
+    """
+    config, task, train_split = setup.config, setup.task, setup.splits.train
+    describe_run(setup.workdir, config, task.description(train_split.source))
+    writer = MetricsWriter(
+        setup.workdir,
+        first_step=first_step,
+        wandb_project=config.wandb_project,
+        config=config.to_dict(),
+    )
+    stack.enter_context(writer)
+    stack.enter_context(setup.profile)
+    bad_records = bad_records_of(config, train_split.source)
+    feed = train_feed(
+        config,
+        task,
+        train_split,
+        setup.program.layout.mesh,
+        first_step=first_step,
+        bad_records=bad_records,
+    )
+    return _Run(
+        setup=setup,
+        checkpoints=checkpoints,
+        progress=progress,
+        writer=writer,
+        bad_records=bad_records,
+        feed=stack.enter_context(feed),
+        preemption=stack.enter_context(Preemption()),
+        nonfinite=NonFiniteSteps(
+            config.max_nonfinite_steps,
+            say=progress.say,
+            describe_newest_checkpoint=checkpoints.describe_newest,
+        ),
+        efficiency=Efficiency(task),
+    )
 
 
 def _train_steps(run: _Run, state: TrainState) -> dict[str, float]:
@@ -151,17 +180,17 @@ def _train_steps(run: _Run, state: TrainState) -> dict[str, float]:
     The order within a step is fixed: train, log, evaluate, write, save. So what stands
     in a checkpoint has its metrics on disk.
     """
-    cadence = Cadence(run.config, total_steps=run.total_steps)
-    first = int(state.step) + 1
+    first, last = int(state.step) + 1, run.setup.total_steps
+    cadence = Cadence(run.setup.config, total_steps=last)
     measured = metrics = {}
-    for step in range(first, run.total_steps + 1):
+    for step in range(first, last + 1):
         state, measured = _train_step(run, step, state, busy_with=measured)
         ends_early = run.preemption.reached()
         due = cadence.at(step)
         metrics = _training_metrics(run, step, measured) if due.logs else {}
         if due.evaluates and not ends_early:
             try:
-                metrics |= run.evaluation.run(
+                metrics |= run.setup.evaluator.run(
                     state, run.progress, before_batch=run.preemption.check
                 )
             except Preempted:
@@ -184,11 +213,11 @@ def _train_steps(run: _Run, state: TrainState) -> dict[str, float]:
             run.progress.restart_clock(step, run.feed.waited)
         if ends_early:
             run.progress.say(
-                f"told to end: saved step {step:,} of {run.total_steps:,}; the same "
-                "command goes on from there"
+                f"told to end: saved step {step:,} of {last:,}; the same command goes on "
+                "from there"
             )
             return metrics
-    run.progress.say(f"finished: step {run.total_steps:,} of {run.total_steps:,}")
+    run.progress.say(f"finished: step {last:,} of {last:,}")
     return metrics
 
 
@@ -196,11 +225,11 @@ def _train_step(
     run: _Run, step: int, state: TrainState, *, busy_with: Metrics
 ) -> tuple[TrainState, Metrics]:
     """One step, which the devices may still be computing when it returns."""
-    run.profile.start_at(step, busy_with=busy_with)
+    run.setup.profile.start_at(step, busy_with=busy_with)
     with jax.profiler.StepTraceAnnotation("train", step_num=step):
         batch = run.feed.next(busy_with=busy_with)
-        state, measured = run.program.train_step(state, batch)
-    run.profile.end_at(step, busy_with=measured)
+        state, measured = run.setup.program.train_step(state, batch)
+    run.setup.profile.end_at(step, busy_with=measured)
     run.nonfinite.add(step, measured)
     return state, measured
 
@@ -209,20 +238,20 @@ def _training_metrics(run: _Run, step: int, measured: Metrics) -> dict[str, floa
     """What is logged of a step; waits for it."""
     run.nonfinite.look_at_all()
     metrics = {f"train/{name}": value.item() for name, value in measured.items()}
-    metrics["train/learning_rate"] = float(run.program.schedule(step - 1))
+    metrics["train/learning_rate"] = float(run.setup.program.schedule(step - 1))
     metrics |= run.progress.update(step, metrics["train/loss"], run.feed.waited)
-    speed = metrics[f"train/{run.task.unit}_per_second"]
+    speed = metrics[f"train/{run.setup.task.unit}_per_second"]
     metrics |= run.efficiency.metrics(speed)
     metrics |= count_bad_records("train", run.bad_records)
-    if run.config.max_nonfinite_steps:
+    if run.setup.config.max_nonfinite_steps:
         metrics["train/nonfinite_steps"] = run.nonfinite.count
     return metrics
 
 
 def _summarize(run: _Run) -> None:
     run.writer.summarize(
-        title=f"{run.task.title}: {run.workdir.name}",
-        pictures=pictures_of(run.task.metrics, unit=run.task.unit),
+        title=f"{run.setup.task.title}: {run.setup.workdir.name}",
+        pictures=pictures_of(run.setup.task.metrics, unit=run.setup.task.unit),
     )
 
 
@@ -249,25 +278,21 @@ def _checkpoints(config: ConfigDict, task: Task, workdir: epath.Path) -> Checkpo
     )
 
 
-def _introduce(
-    config: ConfigDict,
-    task: Task,
-    workdir: epath.Path,
-    state: TrainState,
-    splits: Splits,
-    steps: int,
-    progress: Progress,
-) -> None:
+def _introduce(setup: _Setup, state: TrainState, progress: Progress) -> None:
+    """Says what is trained, on what and where."""
+    task, examples = setup.task, len(setup.splits.train.source)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     progress.say(
-        f"{task.title}, {count:,} parameters; {len(splits.train.source):,} {task.unit}, "
-        f"{steps:,} steps of {config.batch_size}; "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}; {workdir}"
+        f"{task.title}, {count:,} parameters; {examples:,} {task.unit}, "
+        f"{setup.total_steps:,} steps of {setup.config.batch_size}; "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}; {setup.workdir}"
     )
 
 
-def _remarks(config: ConfigDict, num_examples: int, steps: int) -> list[str]:
-    warmup_steps = steps_of_epochs(config, config.warmup_epochs, num_examples)
-    if warmup_steps <= steps:
+def _remarks(setup: _Setup) -> list[str]:
+    """What may surprise in the configuration, a line each."""
+    config, examples = setup.config, len(setup.splits.train.source)
+    warmup_steps = steps_of_epochs(config, config.warmup_epochs, examples)
+    if warmup_steps <= setup.total_steps:
         return []
     return [f"the warmup of {warmup_steps:,} steps is longer than the run"]

@@ -25,6 +25,7 @@ class Program:
       init: makes the state before the first step, split from birth.
       abstract_state: its shapes and dtypes, with the place of each array.
       abstract_batch: those of a batch.
+      layout: where the model computes.
       train_step: one step; takes the state's memory for the next one.
     """
 
@@ -32,6 +33,7 @@ class Program:
     init: Callable[[], TrainState]
     abstract_state: TrainState
     abstract_batch: Batch
+    layout: sharding.Layout
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -52,13 +54,14 @@ def make_program(
     )
     abstract_state = sharding.abstract_with_shardings(jax.eval_shape(init), mesh)
     shardings = sharding.shardings_of(abstract_state)
+    layout = sharding.Layout(mesh, shardings.params)
     train_step = make_train_step(
         task,
         optimizer,
         accumulate_steps=config.accumulate_steps,
         ema_decay=config.ema_decay,
         seed=config.seed,
-        layout=sharding.Layout(mesh, shardings.params),
+        layout=layout,
     )
     return Program(
         schedule=schedule,
@@ -67,6 +70,7 @@ def make_program(
         abstract_batch=sharding.abstract_batch(
             task.batch, batch_size=config.batch_size, mesh=mesh
         ),
+        layout=layout,
         train_step=jax.jit(
             train_step,
             in_shardings=(shardings, None),

@@ -7,9 +7,10 @@ from typing import NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
+from focalnet_jax.data import Records
 from focalnet_jax.errors import SetupError
 from focalnet_jax.paths import absolute_path
-from focalnet_jax.tasks.base import Source, Task
+from focalnet_jax.tasks.base import Task
 from focalnet_jax.train.config import all_fields
 from focalnet_jax.train.program import Program
 from focalnet_jax.train.run.checkpoints import Checkpoints
@@ -51,7 +52,7 @@ def start(
     checkpoints: Checkpoints,
     *,
     init_from: epath.Path | None,
-    source: Source,
+    source: Records,
 ) -> Start:
     """The first of these that there is:
 
@@ -83,7 +84,7 @@ def _resume(
     workdir: epath.Path,
     program: Program,
     checkpoints: Checkpoints,
-    source: Source,
+    source: Records,
 ) -> Start:
     if lines := task.differences(workdir, source):
         listed = "\n  ".join(lines)

@@ -1,0 +1,1 @@
+"""Parameters on disk, their descriptions, and those that others have published."""

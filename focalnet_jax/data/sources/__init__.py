@@ -1,0 +1,1 @@
+"""Data sets: those of TFDS, and folders of images."""

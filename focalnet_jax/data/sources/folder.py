@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from focalnet_jax.errors import SetupError, did_you_mean, first_few
+from focalnet_jax.errors import SetupError, first_few, nearest
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 
@@ -150,9 +150,8 @@ def _labels(
         raise SetupError(f"two classes of {root} have one name: {first_few(repeated)}")
     for name in directories:
         if name not in label_of:
-            hint = did_you_mean(name, class_names)
-            if len(hint) >= 100:  # The names of all classes would bury the message.
-                hint = f", one of {first_few(class_names)}"
+            near = nearest(name, class_names)
+            hint = f"; did you mean {near!r}?" if near else f": {first_few(class_names)}"
             raise SetupError(f"the directory {name!r} of {root} is no class{hint}")
     return tuple(label_of[name] for name in directories)
 

@@ -6,135 +6,26 @@ It runs on any x86-64 Linux machine with the `libtpu` package. Times are the com
 estimates, of operations one after the other; nothing is run.
 """
 
-import contextlib
 import dataclasses
-import importlib.util
 import math
-import os
 import re
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from focalnet_jax.chips import TPUS, Chip, model_flops_utilization
-from focalnet_jax.errors import SetupError, did_you_mean, first_line
+from focalnet_jax.chips import Chip
+from focalnet_jax.errors import SetupError
 from focalnet_jax.tasks.base import Task
 from focalnet_jax.train.aot.hlo import analyse
+from focalnet_jax.train.aot.report import Report
+from focalnet_jax.train.aot.slices import (
+    chip_of_slice,
+    devices_of_slice,
+    without_flags,
+)
 from focalnet_jax.train.program import make_program, mesh_of
-
-# Without these variables libtpu would look for the machine that it is on.
-_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
-
-# The two cores of a v4 are one device, as they run.
-_CHIP_CONFIGS = {"v4": {"chip_config_name": "megacore"}}
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What the compiler says of a training step.
-
-    Attributes:
-      slice_name: such as `v5e:16x16`.
-      chips: in it.
-      mesh: sizes by axis.
-      model: what is trained.
-      batch_size: global, in examples.
-      unit: what an example is called, in the plural.
-      input_shapes: of an example, by name.
-      fits: whether a chip's memory holds it.
-      parameter_bytes, optimizer_bytes: of a device; the optimiser's with the average of
-        the parameters and the running averages of BatchNorm, where there are any.
-      activation_bytes: of a device, all that the step needs beside its arguments; None
-        if the compiler gave up.
-      multiply_adds: of a forward pass of one example; None if that isn't known.
-      step_seconds: estimated; None if it does not fit, or for a loop of unknown length.
-      collectives: by kind, how many and the bytes that they give a device.
-      compile_seconds: that compilation took here.
-      problem: in the compiler's words, if it doesn't fit.
-    """
-
-    slice_name: str
-    chips: int
-    mesh: dict[str, int]
-    model: str
-    batch_size: int
-    unit: str
-    input_shapes: dict[str, tuple[int, ...]]
-    fits: bool
-    parameter_bytes: int
-    optimizer_bytes: int
-    activation_bytes: int | None
-    multiply_adds: int | None
-    step_seconds: float | None
-    collectives: dict[str, tuple[int, int]]
-    compile_seconds: float
-    problem: str | None = None
-
-    @property
-    def examples_per_second_and_chip(self) -> float:
-        return self.batch_size / self.step_seconds / self.chips
-
-    @property
-    def model_flops_utilization(self) -> float | None:
-        if self.multiply_adds is None:
-            return None
-        return model_flops_utilization(
-            self.multiply_adds,
-            self.examples_per_second_and_chip,
-            chips=1,
-            peak=_chip(self.slice_name).peak,
-        )
-
-    def __str__(self) -> str:
-        chip = _chip(self.slice_name)
-        mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items())
-        verdict = "fits" if self.fits else f"does NOT fit: {self.problem}"
-        memory = f"{_gb(self.parameter_bytes)} parameters, "
-        memory += f"{_gb(self.optimizer_bytes)} optimiser"
-        if self.activation_bytes is not None:
-            memory += f", {_gb(self.activation_bytes)} activations and the like"
-        lines = [
-            f"{self.slice_name}: {self.chips} chips, mesh {mesh}; {verdict}",
-            f"memory of a chip: {memory}, of {_gb(chip.memory)}",
-            f"{self.model}: batch {self.batch_size:,} of {self._inputs()}, "
-            f"{self.batch_size / self.chips:g} a chip",
-        ]
-        if self.multiply_adds is not None:
-            lines[-1] += (
-                f"; {self.multiply_adds / 1e9:.2f} G multiply-adds for each, forward"
-            )
-        if self.step_seconds is not None:
-            utilization = ""
-            if self.model_flops_utilization is not None:
-                utilization = f", {self.model_flops_utilization:.1%} MFU"
-            lines.append(
-                f"compiler-estimated: {1e3 * self.step_seconds:,.1f} ms a step, "
-                f"{self.examples_per_second_and_chip:,.0f} {self.unit}/s/chip"
-                f"{utilization}; operations one after the other, collectives free"
-            )
-        elif self.fits:
-            lines.append("no estimate of the time: a loop's length is not to be seen")
-        if self.fits:
-            kinds = [
-                f"{count} {kind} of {_gb(size)}"
-                for kind, (count, size) in self.collectives.items()
-            ]
-            lines.append(f"collectives of a step: {', '.join(kinds) or 'none'}")
-        lines.append(f"compiled in {self.compile_seconds:,.0f} s")
-        return "\n".join(lines)
-
-    def _inputs(self) -> str:
-        """`images of 224 x 224 x 3`: the largest array of an example."""
-        shape = max(self.input_shapes.values(), key=math.prod)
-        return f"{self.unit} of {' x '.join(map(str, shape))}"
 
 
 def compile_for(config: ConfigDict, task: Task, slice_name: str) -> Report:
@@ -152,25 +43,13 @@ def compile_for(config: ConfigDict, task: Task, slice_name: str) -> Report:
             "to compile without data, data.num_train_examples has to be set: it goes "
             "into the schedule"
         )
-    chip = _chip(slice_name)
-    with _without_flags():
+    chip = chip_of_slice(slice_name)
+    with without_flags():
         return _compile(config, task, slice_name, chip)
 
 
-@contextlib.contextmanager
-def _without_flags() -> Iterator[None]:
-    """Hides flags of other compilers: libtpu would end the program at them silently."""
-    jax.devices("cpu")  # The compiler for CPUs has read its flags after this.
-    flags = os.environ.pop("XLA_FLAGS", None)
-    try:
-        yield
-    finally:
-        if flags is not None:
-            os.environ["XLA_FLAGS"] = flags
-
-
 def _compile(config: ConfigDict, task: Task, slice_name: str, chip: Chip) -> Report:
-    devices = _devices(slice_name)
+    devices = devices_of_slice(slice_name)
     mesh = mesh_of(config, devices=devices)
     program = make_program(
         config, task, mesh, num_examples=config.data.num_train_examples
@@ -212,52 +91,15 @@ def _compile(config: ConfigDict, task: Task, slice_name: str, chip: Chip) -> Rep
     )
 
 
-def _chip(slice_name: str) -> Chip:
-    generation = slice_name.partition(":")[0]
-    if generation not in TPUS or not re.fullmatch(r"\w+:\d+(x\d+){1,2}", slice_name):
-        hint = did_you_mean(generation, TPUS) if generation not in TPUS else ""
-        raise SetupError(
-            f"--compile_for={slice_name} is no slice such as v5e:16x16 or v4:4x4x4{hint}"
-        )
-    return TPUS[generation]
-
-
-def _devices(slice_name: str) -> list[Any]:
-    if importlib.util.find_spec("libtpu") is None:
-        raise SetupError(
-            "--compile_for needs the TPU compiler, which is not there:\n"
-            "  pip install libtpu"
-        )
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        return topologies.get_topology_desc(
-            platform="tpu",
-            topology_name=slice_name,
-            **_CHIP_CONFIGS.get(slice_name.partition(":")[0], {}),
-        ).devices
-    except jax.errors.JaxRuntimeError as error:
-        reason = first_line(error)
-        if "lockfile" in reason:
-            reason = (
-                "another process of this machine has the TPU compiler. If there is none, "
-                "rm /tmp/libtpu_lockfile"
-            )
-        raise SetupError(f"--compile_for={slice_name}: {reason}") from error
-
-
 def _memory_problem(message: str) -> str:
-    """The part with the sizes."""
+    """The part of the compiler's message that has the sizes."""
     found = re.search(r"Ran out of memory [\w ]+[,.] ([^\n]*?)(?:\. |\n|$)", message)
     return found[1] if found else message.partition("\n")[0]
 
 
 def _bytes_of_a_device(abstract: Any) -> int:
+    """The size of the part of some arrays that one device holds."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(abstract)
     )
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,1 @@
+"""What a run writes, shows and listens to, beside its training."""

@@ -70,12 +70,13 @@ class Checkpoints:
             item_handlers={name: _array_trees() for name in _ARRAYS},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
-                best_fn=self._score if best_metric else None,  # has metrics stored
-                cleanup_tmp_directories=True,  # which a killed run has left
+                # Without this, Orbax would not store the metrics.
+                best_fn=self._score if best_metric else None,
+                cleanup_tmp_directories=True,  # A killed run may have left some.
                 async_options=ocp.AsyncOptions(timeout_secs=_SECONDS_TO_WRITE),
             ),
         )
-        # Kept here, since what is being written can't be read yet.
+        # It is kept here, since a checkpoint that is being written can't be read yet.
         steps = self._manager.all_steps() if best_metric else []
         scores = (self._score(self._manager.metrics(step)) for step in steps)
         self._best_score = max(scores, default=-math.inf)
@@ -85,11 +86,11 @@ class Checkpoints:
 
     def __exit__(self, error_type, *_):
         if error_type is None:
-            with self._failure_told():
+            with self._failures_explained():
                 self._manager.close()
             return
-        # What is being written may still become whole, unless that takes processes that
-        # this one's error has ended.
+        # What is being written may still become whole, unless this takes other processes,
+        # which this one's error has ended.
         closing = threading.Thread(target=self._close_after_error, daemon=True)
         closing.start()
         closing.join(_SECONDS_TO_CLOSE if jax.process_count() > 1 else None)
@@ -97,7 +98,7 @@ class Checkpoints:
     def _close_after_error(self) -> None:
         try:
             self._manager.close()
-        except Exception as error:  # the first is told by whoever raised it
+        except Exception as error:  # Whoever raised the first error shows it.
             logging.warning("checkpoints: %s", _reason(error))
 
     @property
@@ -106,9 +107,10 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def describe_newest(self) -> str:
-        """Of which step the newest is that is whole, for messages of what went wrong."""
+        """Says which step the newest whole checkpoint is of, for messages of errors."""
         try:
-            if jax.process_count() == 1:  # others may never come to an end with theirs
+            # With several processes, another one may never finish its part.
+            if jax.process_count() == 1:
                 with contextlib.suppress(Exception):
                     self._manager.wait_until_finished()
             self._manager.reload()
@@ -139,7 +141,7 @@ class Checkpoints:
         items = {name: ocp.args.PyTreeSave(item) for name, item in _items(state).items()}
         self.wait()  # Orbax would wait, too; after it, the room that is left is known.
         self._check_room(state)
-        with self._failure_told():
+        with self._failures_explained():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(**items),
@@ -154,7 +156,7 @@ class Checkpoints:
         Raises:
           SetupError: it can't be written.
         """
-        with self._failure_told():
+        with self._failures_explained():
             self._manager.wait_until_finished()
 
     def restore(self, abstract_state: TrainState) -> TrainState:
@@ -222,7 +224,7 @@ class Checkpoints:
             )
 
     @contextlib.contextmanager
-    def _failure_told(self) -> Iterator[None]:
+    def _failures_explained(self) -> Iterator[None]:
         try:
             yield
         except jax.errors.JaxRuntimeError:

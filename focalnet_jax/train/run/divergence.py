@@ -10,17 +10,17 @@ from focalnet_jax.errors import SetupError
 
 
 class NonFiniteSteps:
-    """Counts them, and stops a run that has more than are allowed.
+    """Counts such steps, and stops a run that has more of them than are allowed.
 
-    Such a step has left parameters and optimiser as they were: see `make_train_step`.
+    They have left parameters and optimiser as they were: see `make_train_step`.
 
     Args:
-      allowed: before the run stops.
-      say: called with a line on each.
-      describe_newest_checkpoint: for the message.
+      allowed: how many there may be.
+      say: is called with a line about each.
+      describe_newest_checkpoint: says from where one can go on, for the message.
 
     Attributes:
-      count: in this run, since it was started or resumed.
+      count: how many there were since the run was started or resumed.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class NonFiniteSteps:
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Notes the metrics of a step, which the devices may still be computing.
 
-        Waits for those of the step before and looks at them. So a step is under way
-        while the next one is prepared, and no more than that.
+        Then it waits for those of the step before and looks at them. So the devices work
+        on one step while the next one is prepared, and on no more than that.
 
         Raises:
           SetupError: one such step too many.
@@ -50,7 +50,7 @@ class NonFiniteSteps:
             self._look()
 
     def look_at_all(self) -> None:
-        """Waits for the last step, too; raises as `add`."""
+        """Waits for the last step, too, and looks at it; raises as `add` does."""
         while self._unseen:
             self._look()
 
@@ -61,7 +61,7 @@ class NonFiniteSteps:
         if not wrong:
             return
         self.count += 1
-        first = wrong[0].replace("_", " ")  # the others follow from it
+        first = wrong[0].replace("_", " ")  # The other metrics follow from this one.
         what = f"the {first} of step {step:,} is {values[wrong[0]]}"
         if self.count <= self._allowed:
             self._say(f"{what}; skipped ({self.count} of {self._allowed})")

@@ -12,7 +12,7 @@ from focalnet_jax.paths import is_remote
 class Profile:
     """Traces the steps from the first to the last of `steps`; none if it is empty.
 
-    The trace lies in `WORKDIR/plugins/profile`, of each process a file.
+    The trace lies in `WORKDIR/plugins/profile`, with a file for each process.
 
     Raises:
       SetupError: the workdir is a bucket, to which JAX writes no traces.
@@ -36,18 +36,18 @@ class Profile:
             jax.profiler.stop_trace()
 
     def start_at(self, step: int, *, busy_with: Any) -> None:
-        """Starts before the first one, when the devices have done what was before."""
+        """Starts before the first of the steps, when the devices have become idle."""
         if step == self._first:
             jax.block_until_ready(busy_with)
             options = jax.profiler.ProfileOptions()
-            # Calls of Python functions would fill the trace, slow what is measured, and
-            # hook into all threads, of which a run has many.
+            # Calls of Python functions would fill the trace, slow down what is measured,
+            # and hook into all of the run's many threads.
             options.python_tracer_level = 0
             jax.profiler.start_trace(str(self._workdir), profiler_options=options)
             self._is_on = True
 
     def end_at(self, step: int, *, busy_with: Any) -> None:
-        """Ends after the last one."""
+        """Ends after the last of the steps."""
         if step == self._last and self._is_on:
             jax.block_until_ready(busy_with)
             jax.profiler.stop_trace()

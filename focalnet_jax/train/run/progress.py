@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, plain lines elsewhere."""
+"""What a person sees of a run: a bar on a terminal, and plain lines elsewhere."""
 
 import datetime
 import sys
@@ -13,7 +13,7 @@ from focalnet_jax.chips import count_chips
 
 
 class Progress:
-    """Shows steps done, loss, images a second and time left, on the first process.
+    """Shows steps done, loss, speed and time left, on the first process.
 
     Args:
       first_step: where the run starts.

@@ -1,9 +1,9 @@
 """The descriptions that lie in a run's directory, beside checkpoints and metrics.
 
 config.json     the resolved configuration
-versions.json   Python, packages and devices
+versions.json   the versions of Python and packages, and the devices
 model.json      what is needed to use the parameters elsewhere
-metrics.jsonl   one object a line, `step` and metrics
+metrics.jsonl   `step` and metrics, one object in each line
 events.out...   the same for TensorBoard
 summary.html    curves and last values
 checkpoints/    Orbax
@@ -45,7 +45,7 @@ _PACKAGES = (
 def check_shared(workdir: epath.Path) -> None:
     """Raises SetupError unless all processes of the run see the same directory.
 
-    Each would write its part of a checkpoint to a place where the others' isn't.
+    Otherwise each would write its part of a checkpoint to a place of its own.
     """
     if jax.process_count() == 1:
         return
@@ -55,11 +55,11 @@ def check_shared(workdir: epath.Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         sign.write_text("")
     multihost_utils.sync_global_devices("the sign is written")
-    seen = multihost_utils.process_allgather(np.bool_(sign.exists()))
+    sees_it = multihost_utils.process_allgather(np.bool_(sign.exists()))
     if jax.process_index() == 0:
         sign.unlink()
-    if not seen.all():
-        others = ", ".join(map(str, np.flatnonzero(~seen)))
+    if not sees_it.all():
+        others = ", ".join(map(str, np.flatnonzero(~sees_it)))
         raise SetupError(
             f"the processes of a run need the same workdir, and {others} of "
             f"{jax.process_count()} don't see {workdir} of process 0: name one on a "

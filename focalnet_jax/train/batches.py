@@ -10,13 +10,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from focalnet_jax.data import BadRecords, eval_batches, train_batches
-from focalnet_jax.tasks.base import Batch, Source, Split, Task
+from focalnet_jax.data import BadRecords, Records, eval_batches, train_batches
+from focalnet_jax.tasks.base import Batch, Split, Task
 from focalnet_jax.train import sharding
 from focalnet_jax.train.feed import DeviceFeed
 
 
-def bad_records_of(config: ConfigDict, source: Source) -> BadRecords:
+def bad_records_of(config: ConfigDict, source: Records) -> BadRecords:
     """Notes bad records of a source, as many as the config allows."""
     return BadRecords(source.describe, allowed=config.data.max_bad_records)
 

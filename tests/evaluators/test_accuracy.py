@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from focalnet_jax.evaluators import Classification
+from focalnet_jax.evaluators import Accuracy
 
 
 def evaluate(logits, labels, mask):
@@ -13,9 +13,7 @@ def evaluate(logits, labels, mask):
         {"image": logits[i : i + 4], "label": labels[i : i + 4], "mask": mask[i : i + 4]}
         for i in range(0, len(labels), 4)
     ]
-    evaluator = Classification(
-        lambda scale, batch: scale * batch["image"], lambda: batches
-    )
+    evaluator = Accuracy(lambda scale, batch: scale * batch["image"], lambda: batches)
     return dict(evaluator.run(jnp.float32(1)))
 
 
@@ -50,9 +48,7 @@ def test_answers_are_sought_in_the_subset():
         "label": np.array([2, 2, 1]),
         "mask": np.array([True, True, False]),
     }
-    evaluator = Classification(
-        lambda _, batch: batch["image"], lambda: [batch], subset=(1, 2)
-    )
+    evaluator = Accuracy(lambda _, batch: batch["image"], lambda: [batch], subset=(1, 2))
     metrics = dict(evaluator.run(None))
     assert metrics["test/top1"] == 0.5
     assert metrics["test/examples"] == 2
@@ -75,6 +71,6 @@ def test_any_label_of_a_set_is_right_and_empty_sets_do_not_count():
         "labels": labels,  # of three classes, where the model has four
         "mask": np.array([True, True, True, True, False]),
     }
-    evaluator = Classification(lambda _, batch: batch["image"], lambda: [batch])
+    evaluator = Accuracy(lambda _, batch: batch["image"], lambda: [batch])
     # Right, wrong, beyond the sets' classes, empty set, masked.
     assert dict(evaluator.run(None)) == {"test/top1": 1 / 3, "test/examples": 3}

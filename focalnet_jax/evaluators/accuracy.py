@@ -1,4 +1,4 @@
-"""Accuracy over a whole split: top-1, top-5 and the loss, or by sets of right labels."""
+"""Accuracy over a whole split: top-1, top-5 and the loss; or top-1 by sets of labels."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -11,12 +11,12 @@ import optax
 Batch = dict[str, jax.Array]
 
 
-class Classification:
-    """Counts every example exactly once: rows with a False `mask` don't count.
+class Accuracy:
+    """Counts every example exactly once: rows whose `mask` is False don't count.
 
-    Where batches have `labels`, sets of right answers, in place of `label`, there is
-    only top-1: the share of examples whose answer is in their set, over those whose set
-    isn't empty, as in ImageNet-ReaL (Beyer et al., arXiv 2006.07159).
+    Batches may have `labels`, sets of right answers, in place of `label`. Then there is
+    only top-1: the share of examples whose answer is in their set. Examples with an empty
+    set don't count, as in ImageNet-ReaL (Beyer et al., arXiv 2006.07159).
 
     Args:
       predict: from variables and a batch to logits `[b, classes]`.

@@ -1,0 +1,23 @@
+"""What the input pipeline asks of a data set."""
+
+from typing import Any, Protocol
+
+
+class Records(Protocol):
+    """Records of a split, which can be read in any order.
+
+    Attributes:
+      name: of the data set and the split, for messages.
+      note: what to say of results on it, such as ", among 200 classes"; mostly empty.
+    """
+
+    name: str
+    note: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Any:
+        """Returns a record; raises BadRecordError for one that can't be read."""
+
+    def describe(self, index: int) -> str:
+        """Names a record for messages."""
