@@ -34,17 +34,26 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)
+    return [block for its_language, block in found if its_language == language]
 
 
 def commands(page):
-    """The arguments of each `python` command in blocks and in inline code."""
-    text = "".join(blocks(page, "")).replace("\\\n", "")
-    inline = re.findall(r"`(python [^`\n]+)`", page.read_text())
-    for line in [*text.splitlines(), *inline]:
-        words = shlex.split(line, comments=True)
-        if words[:1] == ["python"]:
-            yield [*words, ">"][1 : [*words, ">"].index(">")]
+    """The words after `python` of each command, in blocks and in inline code.
+
+    A flag of its own in inline code is one of `main.py`, unless its value is a word in
+    capitals, for which readers put something else.
+    """
+    inline = re.findall(r"`([^`\n]+)`", page.read_text())
+    lines = "".join(blocks(page, "")).replace("\\\n", "").splitlines() + inline
+    for line in lines:
+        command, _, _ = line.partition(" > ")
+        # Inline code may name a module without its arguments.
+        if re.match(r"python (\S+[.]py|-m \S+ \S)", command):
+            yield shlex.split(command, comments=True)[1:]
+    for flag in inline:
+        if re.match(r"--config[.][a-z_.]+=.*[^A-Z]", flag):
+            yield ["main.py", *shlex.split(flag)]
 
 
 def write_files(page, directory):
@@ -68,9 +77,8 @@ def test_the_front_page_is_short():
 
 def test_the_test_command_stands_where_ci_looks_for_it():
     readme = (ROOT / "README.md").read_text()
-    [command] = re.findall(
-        r"^<!-- the test command -->\n```\n(.*?)^```", readme, re.M | re.S
-    )
+    _, _, after = readme.partition("\n<!-- the test command -->\n```\n")
+    command, _, _ = after.partition("\n```\n")
     assert "-m pytest" in command
     assert "<!-- the test command -->" in (ROOT / ".ci" / "run").read_text()
 
@@ -127,65 +135,59 @@ def test_commands_can_be_parsed(page, tmp_path, monkeypatch):
         if program in MODULES:
             MODULES[program](arguments)
         elif program in ("main.py", "focalnet_jax.train"):
-            check_training_command(arguments)
+            check_training_command(arguments, monkeypatch)
 
 
-def check_training_command(arguments):
-    values = dict(argument.partition("=")[::2] for argument in arguments)
-    recipe = values.pop("--config", "digits")
+def check_training_command(arguments, monkeypatch):
+    recipe = dict(a.partition("=")[::2] for a in arguments).get("--config", "digits")
     fields = [a for a in arguments if re.match("--(no)?config[.]", a)]
-    if any(name in field for field in fields for name in OWN_FIELDS):
-        return  # The task is added where the recipe is run: below.
-    if recipe != "discs.py":
-        parsed = flags.FlagValues()
-        config_flags.DEFINE_config_dict("config", load_recipe(recipe), flag_values=parsed)
-        parsed(["main.py", *(f for f in fields if not f.endswith(("FIELD=VALUE", "=N")))])
+    if recipe == "discs.py":  # It adds a task; another test runs it.
+        return
+    monkeypatch.setattr(sys, "argv", ["main.py", *fields])
+    parsed = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", load_recipe(recipe), flag_values=parsed)
+    parsed(sys.argv)
     for argument in set(arguments) - set(fields):
-        name = argument.removeprefix("--").partition("=")[0]
-        assert name in flags.FLAGS, argument
+        assert argument.removeprefix("--").partition("=")[0] in flags.FLAGS, argument
 
 
 assert command_line  # It defines the flags of `main.py`.
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, environment):
-    """A directory in which the digits were trained, with an image of one."""
-    directory = tmp_path_factory.mktemp("docs")
-    PIL.Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(directory / "seven.png")
-    code, _, errors = run(*TINY, directory=directory, environment=environment)
-    assert code == 0, errors
-    return directory
-
-
-@pytest.mark.parametrize("name", ["README.md", "docs/architecture.md", "docs/weights.md"])
-def test_python_blocks_run(name, place, environment):
-    code = write_files(ROOT / name, place)
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(
-        command, cwd=place, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    for comment in re.findall(r"print\(.*\.shape\)  # (.*)", code):
-        assert comment in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("page", "recipe", "options"),
-    [
-        ("architecture.md", "mean_modulation.py", TINY),
-        ("training.md", "my_digits.py", TINY),
-        (
-            "tasks.md",
-            "discs.py",
-            ["--config.num_steps=2", "--config.accumulate_steps=2"],
-        ),
-    ],
-)
-def test_recipes_train(page, recipe, options, tmp_path, environment):
-    write_files(ROOT / "docs" / page, tmp_path)
+def train(page, recipe, *arguments, directory, environment):
+    """Trains by a recipe that a page shows."""
+    write_files(ROOT / "docs" / page, directory)
     code, output, errors = run(
-        f"--config={recipe}", *options, directory=tmp_path, environment=environment
+        f"--config={recipe}", *arguments, directory=directory, environment=environment
     )
     assert code == 0, errors
     assert "finished: step" in output
+
+
+def test_python_blocks_run(tmp_path, environment):
+    """In one process, since imports take most of the time."""
+    here = dict(directory=tmp_path, environment=environment)
+    train("training.md", "my_digits.py", *TINY, "--workdir=runs/digits", **here)
+    PIL.Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(tmp_path / "seven.png")
+    codes = [write_files(page, tmp_path) for page in PAGES]
+    program = "\n".join(f"exec({code!r}, {{}})" for code in codes)
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    shown = re.findall(r"^print\(.*\.shape\)  # (.*)", "\n".join(codes), re.M)
+    assert shown
+    for comment in shown:
+        assert comment in result.stdout
+
+
+def test_the_operator_trains(tmp_path, environment):
+    here = dict(directory=tmp_path, environment=environment)
+    train("architecture.md", "mean_modulation.py", *TINY, **here)
+
+
+def test_the_task_trains(tmp_path, environment):
+    options = ["--config.num_steps=2", "--config.accumulate_steps=2"]
+    here = dict(directory=tmp_path, environment=environment)
+    train("tasks.md", "discs.py", *options, **here)

@@ -26,11 +26,12 @@ python main.py --config=configs/base.py --config.batch_size=256 \\
 ```
 
 A field that is "unset" has no value until somebody gives it one; the type of its values
-stands behind it. The options of `create_model` are explained in the docstring of
-`FocalNetEncoder` in [focalnet.py](../focalnet_jax/models/focalnet.py). A misspelt field is
-an error, and the message names the nearest field. A run that goes on may change its
-fields, except for those that decide which examples a step sees. The tables mark these
-fields with "fixed"."""
+stands behind it. The docstring of `FocalNetEncoder` in
+[focalnet.py](../focalnet_jax/models/focalnet.py) explains the options of `create_model`.
+
+A misspelt field is an error, and the message names the nearest field. A run that goes on
+may change its fields, except for those that decide which examples a step sees. The tables
+mark these fields with "fixed"."""
 
 
 def page(run_fields: Fields, task_fields: dict[str, Fields]) -> str:
@@ -53,7 +54,7 @@ def _section(title: str, fields: Fields) -> Iterator[str]:
     for name, field in fields.items():
         groups.setdefault(name.rpartition(".")[0], {})[name] = field
     for group, members in groups.items():
-        yield f"### {f'`{group}`' if group else 'Without a group'}"
+        yield f"### `{group}`" if group else "### Without a group"
         rows = [_row(name, field) for name, field in members.items()]
         yield "\n".join(["| field | default | meaning |", "|---|---|---|", *rows])
 
@@ -61,7 +62,8 @@ def _section(title: str, fields: Fields) -> Iterator[str]:
 def _row(name: str, field: Field) -> str:
     meaning = field.meaning + (" (fixed)" if field.decides_examples else "")
     cells = f"`{name}`", _default(field), meaning
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    # An upright stroke would begin another cell.
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
 def _default(field: Field) -> str:

@@ -1,4 +1,4 @@
-"""ImageNet-1K is prepared from tar files in the official layout by README's command."""
+"""ImageNet-1K is prepared from the official tar files by the command of docs/data.md."""
 
 import io
 import os
@@ -15,7 +15,7 @@ import pytest
 from focalnet_jax.data import EvalTransform, open_source
 from focalnet_jax.data.sources.imagenet import wordnet_ids
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
 TRAIN = {"n01440764": 3, "n02123045": 2, "n15075141": 2}  # classes 0, 281 and 999
 
 
@@ -52,7 +52,7 @@ def test_official_tars_become_a_source(tmp_path):
         pytest.importorskip(package, reason="it is of the extra `prepare`")
     write_tars(tmp_path)
     [command] = re.findall(
-        r"^tfds (build imagenet2012 .*?)(?:  #|$)", README.read_text(), re.MULTILINE
+        r"^tfds (build imagenet2012 .*?)(?:  #|$)", PAGE.read_text(), re.MULTILINE
     )
     program = "from tensorflow_datasets.scripts.cli.main import launch_cli; launch_cli()"
     tfds = [sys.executable, "-c", program, *command.split()]
