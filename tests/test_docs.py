@@ -19,8 +19,7 @@ from running import ROOT, TINY, run
 import focalnet_jax.convert.__main__ as convert
 import focalnet_jax.data.prepare.__main__ as prepare
 import focalnet_jax.parity.__main__ as parity
-from focalnet_jax.train import check_field_name, command_line
-from focalnet_jax.train.recipes import load_recipe
+from focalnet_jax.train import check_field_name, command_line, load_recipe
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OWN_FIELDS = {"discs.variant"}  # of the task that docs/tasks.md adds
@@ -29,6 +28,9 @@ MODULES = {
     "focalnet_jax.data.prepare": prepare._parse,
     "focalnet_jax.parity": parity.parse,
 }
+
+# A fenced block.
+FENCE = r"(?ms)^```\w*\n.*?^```$"
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -106,6 +108,27 @@ def test_links_lead_somewhere(page):
 def heading_anchor(heading):
     """The anchor that GitHub gives to a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@each_page
+def test_files_exist(page):
+    shown = re.findall(r"^# (\w+[.]py)$", page.read_text(), re.M)
+    for name in re.findall(r"`([\w/]+[.](?:py|jsonl))`", page.read_text()):
+        places = [ROOT / name, ROOT / "focalnet_jax" / name]
+        is_there = any(place.exists() for place in places)
+        assert is_there or name in (*shown, "discs.py", "metrics.jsonl"), name
+
+
+@pytest.mark.parametrize("name", ["architecture.md", "tasks.md"])
+def test_names_of_code_exist(name):
+    """Each `word` or `dotted.name` of these pages stands somewhere in the code."""
+    files = [*(ROOT / "focalnet_jax").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    text = (ROOT / "docs" / name).read_text()
+    code = "\n".join([*(path.read_text() for path in files), *re.findall(FENCE, text)])
+    words = set(re.findall(r"\w+", code))
+    prose = re.sub(FENCE, "", text)
+    for name in re.findall(r"`([\w.]+)(?:\([^`]*\))?`", prose):
+        assert set(name.removesuffix(".py").split(".")) <= words, name
 
 
 @each_page
