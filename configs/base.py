@@ -3,10 +3,10 @@
     python main.py --config=configs/base.py
     python main.py --config=configs/base.py:tiny_srf
 
-The values of the official release: 300 epochs at batch 1,024. Top-1 that the official
-README reports for this recipe: tiny 82.1 (srf) and 82.3 (lrf), small 83.4 and 83.5, base
-83.7 and 83.9, isotropic tiny 74.1, small 80.9, base 82.4. These numbers are not measured
-here.
+The values are those of the official release: 300 epochs at batch 1,024. The official
+README reports these top-1 accuracies for the recipe: tiny 82.1 (srf) and 82.3 (lrf),
+small 83.4 and 83.5, base 83.7 and 83.9, isotropic tiny 74.1, small 80.9 and base 82.4.
+They are not measured here.
 
 `--config.data.pixels=fast` feeds about twice the images to an accelerator for each CPU
 core, with crops that are 0.1 to 0.2 of 255 levels off PIL's in the mean.
@@ -15,7 +15,7 @@ core, with crops that are 0.1 to 0.2 of 255 levels off PIL's in the mean.
 from focalnet_jax.errors import SetupError, did_you_mean
 from focalnet_jax.train import default_config
 
-# Stochastic depth of each variant.
+# The rate of stochastic depth of each variant.
 DROP_PATH_RATES = {
     "tiny_srf": 0.2,
     "tiny_lrf": 0.2,
@@ -66,7 +66,7 @@ def get_config(variant: str = ""):
     config.data.num_train_examples = 1_281_167
     config.data.test_split = "validation"
     config.data.image_size = 224
-    # The release names colour jitter of 0.4, too, which timm leaves out beside this.
+    # The release also sets a colour jitter of 0.4, which timm leaves out beside this.
     config.data.rand_augment = "rand-m9-mstd0.5-inc1"
     config.data.workers = 8
 

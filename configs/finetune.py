@@ -9,12 +9,12 @@
         --config.data.name=cifar10 --config.data.test_split=test \
         --config.data.num_train_examples=50000
 
-After a comma stands the image size, 384 by default. The official release has no recipe
-for this: 30 epochs, a learning rate of 3e-5, stochastic depth 0.3, and mixup and cutmix
-off are the paper's from memory, not checked against its text; the rest is our choice:
-batch size and warmup are guesses, and what regularises is as in configs/base.py. The
-abstract reports 86.5 (224) and 87.3 (384) for a model pretrained on ImageNet-22K. These
-numbers are not measured here.
+The image size stands after a comma; it is 384 by default. The official release has no
+recipe for this. 30 epochs, a learning rate of 3e-5, stochastic depth of 0.3, and neither
+mixup nor cutmix are the paper's values from memory, not checked against its text. The
+rest is our choice: batch size and warmup are guesses, and what regularises is as in
+configs/base.py. The abstract reports top-1 of 86.5 (at 224) and 87.3 (at 384) for a model
+pretrained on ImageNet-22K. These numbers are not measured here.
 """
 
 from focalnet_jax.errors import SetupError

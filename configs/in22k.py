@@ -19,7 +19,8 @@ order is their own; `--config.model.num_classes` sets another number.
 from focalnet_jax.errors import SetupError, did_you_mean
 from focalnet_jax.train import load_recipe
 
-# Stochastic depth of each variant; of the large ones as in the official files.
+# The rate of stochastic depth of each variant. The large ones have that of the official
+# files.
 DROP_PATH_RATES = {
     "tiny_srf": 0.2,
     "tiny_lrf": 0.2,

@@ -279,7 +279,7 @@ class FocalNetEncoder(nn.Module):
       stem_padding: padding of the stem that overlaps: 2, or 3 as in the official code
         for dense prediction. The shapes are the same with both.
       use_layerscale: multiplies each residual branch by scales of its channels.
-      layerscale_value: what these scales begin as.
+      layerscale_value: the initial value of these scales.
       use_postln: puts the LayerNorm of each branch at its end, not at its beginning.
       use_postln_in_modulation: puts a LayerNorm inside the modulation.
       normalize_modulator: divides the aggregated context by the number of levels, the
@@ -299,7 +299,8 @@ class FocalNetEncoder(nn.Module):
         a `functools.partial` of one, see `focalnet_jax/models/modulation.py`.
       implementation: how focal modulation gathers context: a name in
         `focalnet_jax.ops.IMPLEMENTATIONS`.
-      dtype, param_dtype: of the computation and of the parameters.
+      dtype: the type of the numbers that are computed with.
+      param_dtype: the type of the numbers that parameters are stored as.
     """
 
     depths: Sequence[int]

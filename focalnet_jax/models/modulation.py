@@ -46,7 +46,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from focalnet_jax.errors import check_choice
+from focalnet_jax.errors import OptionError, did_you_mean
 from focalnet_jax.models import initializers
 from focalnet_jax.models.layers import Dense, LayerNorm
 from focalnet_jax.ops import aggregate_context
@@ -171,7 +171,13 @@ def find_modulation(modulation: str | Modulation) -> Modulation:
     """
     if not isinstance(modulation, str):
         return modulation
-    check_choice("modulation", modulation, MODULATIONS)
+    if modulation not in MODULATIONS:
+        raise OptionError(
+            "modulation",
+            f"={modulation!r} is unknown{did_you_mean(modulation, MODULATIONS)}. An "
+            "operator of your own is known when the module that enters it in MODULATIONS "
+            "has been imported",
+        )
     return MODULATIONS[modulation]
 
 

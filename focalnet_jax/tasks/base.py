@@ -96,9 +96,9 @@ class Splits(NamedTuple):
     """The data of a run.
 
     Attributes:
-      train: None where nothing is trained.
-      test: what is evaluated.
-      remarks: what whoever starts the run should know, a line each.
+      train: the split to train on; None if nothing is trained.
+      test: the split to evaluate on.
+      remarks: lines for whoever starts the run.
     """
 
     train: Split | None
@@ -170,9 +170,11 @@ class Task(Protocol):
         """An evaluator over a split.
 
         Args:
-          predict: as above; it may be traced, and places its maps on the devices.
-          make_batches: starts anew over the split; arrays are global ones.
-          source: the split.
+          predict: the method above, wrapped such that maps are placed on the devices. It
+            can be called inside a function that is compiled.
+          make_batches: returns the batches of the split, from the first one on, each time
+            that it is called. Their arrays are global.
+          source: the records of the split.
         """
 
     def depth_of(self, name: str) -> int:
@@ -182,14 +184,15 @@ class Task(Protocol):
         """The content of `model.json`: what is needed to use parameters elsewhere.
 
         Args:
-          source: that they are trained on.
+          source: the records that the parameters are trained on.
         """
 
     def differences(self, directory: epath.Path, source: Records | None) -> list[str]:
         """How the model differs from that of parameters on disk, a line each.
 
         Args:
-          directory: of the parameters, in which or above which lies a `model.json`.
-          source: what the parameters are to be used on, as they are; None if they only
-            start a run, in which case what their shapes show needs no saying.
+          directory: where the parameters lie; a `model.json` lies there or above.
+          source: the records that the parameters are to be used on as they are. None if
+            they start a new run: then what the shapes of parameters show is left out,
+            since other shapes are an error of their own.
         """

@@ -22,7 +22,7 @@ from focalnet_jax.data import (
     image_operations,
     open_source,
 )
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, arguments_spelt
 from focalnet_jax.evaluators import Accuracy
 from focalnet_jax.fields import (
     Field,
@@ -77,10 +77,13 @@ FIELDS: Fields = {
         "The share of the target that is spread evenly over all classes.",
         every(at_least(0), below(1)),
     ),
-    "random_erasing": Field(0.0, "The share of the images that lose a rectangle.", share),
+    "random_erasing": Field(
+        0.0, "The share of the images in which a random rectangle is replaced.", share
+    ),
     "random_erasing_mode": Field(
         "pixel",
-        'What takes its place: "pixel" is noise, "rand" one colour, "const" the mean.',
+        'What is put in the place of the rectangle: "pixel" for noise, "rand" for one '
+        'colour, "const" for the mean.',
         one_of(ERASING_MODES),
     ),
     "mixup_alpha": Field(
@@ -95,7 +98,9 @@ FIELDS: Fields = {
     ),
     "mix_probability": Field(1.0, "The share of the batches that are mixed.", share),
     "mix_switch_probability": Field(
-        0.5, "The share of cutmix in these, if there are both.", share
+        0.5,
+        "Where there are mixup and cutmix: the share of cutmix in the mixed batches.",
+        share,
     ),
     **MODEL_FIELDS,
     **IMAGE_FIELDS,
@@ -118,9 +123,15 @@ class DataSets:
     classes: str | None = None
 
     def open(self, split: str) -> Source:
-        return open_source(
-            self.name, split=split, data_dir=self.data_dir, classes=self.classes
-        )
+        """Opens one of the splits.
+
+        Raises:
+          SetupError: as `open_source`, with the names of the configuration's fields.
+        """
+        with arguments_spelt(lambda argument: f"data.{argument}"):
+            return open_source(
+                self.name, split=split, data_dir=self.data_dir, classes=self.classes
+            )
 
 
 @dataclasses.dataclass(frozen=True)

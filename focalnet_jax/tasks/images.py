@@ -1,6 +1,8 @@
 """Fields of the configuration that tasks on images share, and what they describe."""
 
 import dataclasses
+import inspect
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -22,9 +24,29 @@ from focalnet_jax.fields import (
     numbers,
     one_of,
 )
-from focalnet_jax.models import FocalNet, create_model, list_models
+from focalnet_jax.models import (
+    FocalNet,
+    FocalNetEncoder,
+    create_model,
+    list_models,
+)
 from focalnet_jax.models.variants import ENCODER_OPTIONS
 from focalnet_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+
+def _attribute_meanings(kind: type) -> dict[str, str]:
+    """What a class's docstring says of its attributes, as sentences, by name."""
+    section = inspect.getdoc(kind).partition("Attributes:\n")[2]
+    meanings = {}
+    for names, meaning in re.findall(r"^  (\w[\w, ]*): (.*(?:\n    .*)*)", section, re.M):
+        sentence = " ".join(meaning.split())
+        for name in names.split(", "):
+            meanings[name] = sentence[0].upper() + sentence[1:]
+    return meanings
+
+
+# The options of a model are explained where they are defined.
+_MEANINGS = _attribute_meanings(FocalNetEncoder) if FocalNetEncoder.__doc__ else {}
 
 
 def _type_of(option: str) -> type:
@@ -56,7 +78,7 @@ MODEL_FIELDS: Fields = {
 } | {
     f"model.{option}": Field(
         None,
-        f"The option `{option}` of `create_model`; the variant's where it is unset.",
+        _MEANINGS.get(option, f"The option `{option}` of `create_model`."),
         kind=_type_of(option),
     )
     for option in ENCODER_OPTIONS
@@ -73,9 +95,9 @@ IMAGE_FIELDS: Fields = {
     ),
     "data.classes": Field(
         None,
-        "Only for an image folder: the classes that its labels count. By default they "
-        'are its directories; "imagenet2012" or a file with a class in each line names '
-        "others.",
+        "For image folders only: the list of classes by which labels are numbered. By "
+        'default it is the list of directories. Others are "imagenet2012", and a file '
+        "with the name of a class in each line.",
         kind=str,
     ),
     "data.train_split": Field("train", "The split to train on.", decides_examples=True),
@@ -91,7 +113,7 @@ IMAGE_FIELDS: Fields = {
     ),
     "data.std": Field(
         IMAGENET_STD,
-        "Their standard deviation.",
+        "The standard deviation of pixels in [0, 1], by channel.",
         every(numbers(3), _positive_numbers),
     ),
     "data.crop_area": Field(

@@ -55,8 +55,8 @@ def _mesh_size(value) -> str | None:
 RUN_FIELDS: Fields = {
     "task": Field(
         CLASSIFICATION,
-        "What is learnt. A recipe chooses it by `default_config(task)`, since the other "
-        "fields follow from it.",
+        "The name of the task, which decides what other fields there are. A recipe "
+        "chooses it by `default_config(task)`.",
         decides_examples=True,
     ),
     "seed": Field(
@@ -120,8 +120,8 @@ RUN_FIELDS: Fields = {
     ),
     "max_nonfinite_steps": Field(
         0,
-        "So many steps whose loss, gradient or weights are not finite are skipped; they "
-        "change nothing. One more stops the run.",
+        "The number of steps that may have a loss, gradient or weights that are not "
+        "finite. Such a step changes nothing. One step more stops the run.",
         at_least(0),
     ),
     "accumulate_steps": Field(
@@ -158,15 +158,15 @@ RUN_FIELDS: Fields = {
     ),
     "data.num_train_examples": Field(
         None,
-        "If it is set, the training split must have so many examples. To compile "
-        "without data needs it.",
+        "If it is set, the training split must have exactly so many examples. "
+        "`--compile_for` needs it, since it reads no data.",
         at_least(1),
         int,
     ),
     "data.max_bad_records": Field(
         0,
-        "So many records that can't be read are skipped by each process; one more stops "
-        "the run.",
+        "The number of records that can't be read, and that each process may skip. One "
+        "record more stops the run.",
         at_least(0),
     ),
     "data.threads": Field(

@@ -4,6 +4,7 @@ python -m focalnet_jax.train.fields_page > docs/configuration.md
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from focalnet_jax.fields import Field, Fields
 from focalnet_jax.tasks.registry import TASKS
@@ -69,7 +70,14 @@ def _row(name: str, field: Field) -> str:
 def _default(field: Field) -> str:
     if field.default is None:
         return f"unset ({field.kind.__name__})"
-    return f"`{field.default}`"
+    return f"`{_short(field.default)}`"
+
+
+def _short(value: Any) -> str:
+    """A value as Python writes it, but fractions with four digits."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_short, value))}{',' if len(value) == 1 else ''})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":
