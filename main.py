@@ -1,6 +1,6 @@
 """Trains or evaluates a FocalNet.
 
-    python main.py                                     the embedded default
+    python main.py                                     handwritten digits, the default
     python main.py --config=configs/base.py            ImageNet-1K
     python main.py --config=configs/base.py:tiny_srf --config.batch_size=256
     python main.py --mode=eval                         the newest checkpoint

@@ -5,7 +5,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-# This stands on both sides of an argument's name in a message, and in nothing else.
+# Marks the beginning and the end of an argument's name in a message.
 _MARK = "\x00"
 
 

@@ -28,14 +28,15 @@ class Field:
       check: what values are allowed; a field that is unset is always right.
       kind: the type of values of a field whose default is None.
       decides_examples: whether a run that goes on must have the value of its beginning,
-        since another one would have it see other examples.
+        since another one would have it see other examples; or a function of both values
+        that says whether they lead to other examples.
     """
 
     default: Any
     meaning: str
     check: Check | None = None
     kind: type | None = None
-    decides_examples: bool = False
+    decides_examples: bool | Callable[[Any, Any], bool] = False
 
 
 Fields = Mapping[str, Field]
@@ -102,7 +103,12 @@ def full_name(argument: str, fields: Iterable[str]) -> str:
 
 
 def at_least(least: float) -> Check:
-    return lambda value: None if value >= least else f"is below {least}"
+    def check(value):
+        if value != value:
+            return "is not a number"
+        return None if value >= least else f"is below {least}"
+
+    return check
 
 
 def below(limit: float) -> Check:

@@ -37,6 +37,8 @@ def map_axes_over(
 def place_map(x: jax.Array, *, whole_height: bool = False) -> jax.Array:
     """Keeps a map, `[b, h, w, c]`, split as `map_axes_over` says.
 
+    The maps of one or three spatial axes are split along the batch alone.
+
     Without this, XLA gathers the whole map for some convolutions and does not split it
     again. That takes more memory. And its partitioner, as of jax 0.10, then makes
     gradients of depthwise kernels too large, by the number of devices that hold the same
@@ -47,6 +49,8 @@ def place_map(x: jax.Array, *, whole_height: bool = False) -> jax.Array:
       whole_height: leaves the height in one piece, whatever `map_axes_over` says.
     """
     names = (MAP_AXES[0], None, *MAP_AXES[2:]) if whole_height else MAP_AXES
+    if x.ndim != len(MAP_AXES):  # Only maps of two spatial axes have a height.
+        names = (MAP_AXES[0],) + (None,) * (x.ndim - 1)
     return nn.with_logical_constraint(x, names)
 
 

@@ -117,6 +117,23 @@ def test_imports_point_one_way(path):
             assert room in HOMES[library], module
 
 
+# The files of the trainer that may know what tasks there are. All others know the
+# protocol alone.
+KNOW_THE_REGISTRY = {"config", "recipes", "fields_page"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "train").rglob("*.py")), ids=lambda p: p.stem
+)
+def test_the_trainer_knows_the_protocol_alone(path):
+    allowed = {"base"} | ({"registry"} if path.stem in KNOW_THE_REGISTRY else set())
+    for module, _ in imports_of(path):
+        library, *parts = module.split(".")
+        if library == "focalnet_jax" and parts[0] == "tasks":
+            assert parts[1] in allowed, module
+        assert parts[:1] != ["models"], module
+
+
 def printed_by(program):
     """The words that a program prints in a process of its own."""
     result = subprocess.run(

@@ -79,6 +79,13 @@ def test_default_run_resumes_and_is_evaluated(environment, tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
+def test_help_lists_the_flags(environment, tmp_path):
+    here = dict(directory=tmp_path, environment=environment)
+    _, output, _ = run("--help", **here)
+    for flag in ("--config", "--workdir", "--mode", "--compile_for", "--process_id"):
+        assert flag in output
+
+
 def test_an_operator_of_ones_own_trains(environment, tmp_path):
     """By a recipe that defines it; the run's parameters need it again."""
     recipe = ROOT / "tests" / "train" / "operator_recipe.py"

@@ -11,8 +11,11 @@ class BadRecordError(ValueError):
     """A record that can't be read, or whose bytes are damaged: it may be skipped."""
 
 
-class WrongRecordError(ValueError):
-    """A record that can be read, and that the task can't take: it is never skipped."""
+class WrongRecordError(SetupError):
+    """A record that can be read, and that the task can't take: it is never skipped.
+
+    The message is the end of a sentence that begins with the record's name.
+    """
 
 
 class BadRecords:

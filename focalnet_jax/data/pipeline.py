@@ -271,7 +271,7 @@ def _make(source: Records, index: int, make_example: Callable, *rng) -> Example:
     except BadRecordError:
         raise
     except WrongRecordError as error:
-        raise SetupError(f"{source.describe(index)} {error}") from error
+        raise SetupError(f"{source.describe(index)} {error.args[0]}") from error
     except Exception as error:
         # A worker can send this class of errors; for others one would wait in vain.
         raise RuntimeError(

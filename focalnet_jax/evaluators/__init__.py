@@ -1,4 +1,4 @@
-"""Evaluators: `run(params)` yields pairs of a metric's name and its value."""
+"""Evaluators: `run(variables, ...)` yields pairs of a metric's name and its value."""
 
 from focalnet_jax.evaluators.accuracy import Accuracy
 

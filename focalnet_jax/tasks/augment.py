@@ -18,7 +18,9 @@ import jax.numpy as jnp
 
 ERASING_MODES = ("const", "rand", "pixel")
 
-ATTEMPTS = 10  # Rectangles are drawn so often until one fits, as in timm.
+# At most so many rectangles are drawn for an image, and the first that is smaller than
+# the image is used, as in timm.
+ATTEMPTS = 10
 
 
 class Box(NamedTuple):

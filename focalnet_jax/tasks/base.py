@@ -63,14 +63,15 @@ class Loss(NamedTuple):
 
     Attributes:
       total: the sum that gradients are taken of, a scalar.
-      weight: what the sum is divided by, a scalar: the number of rows, of valid pixels
-        ... No gradient flows through it.
+      weight: what the sum is divided by: a scalar, such as the number of valid pixels,
+        through which no gradient flows. Or a Python number that is the same for every
+        part of a batch, such as the number of rows.
       parts: further sums by name, which are divided by the same weight and shown.
       batch_stats: the next running averages of BatchNorm; None leaves them as they are.
     """
 
     total: jax.Array
-    weight: jax.Array
+    weight: jax.Array | float
     parts: Mapping[str, jax.Array] = {}
     batch_stats: Any = None
 
@@ -85,7 +86,8 @@ class Split(NamedTuple):
         None for a blank row that doesn't count. It is pickled for other processes, so it
         holds nothing of JAX. BadRecordError passes over a record, WrongRecordError ends
         the run. The pipeline adds `id`, the index of the record, and for evaluation
-        `mask`, which is False where a row doesn't count; so these names are taken.
+        `mask`, which is False where a row doesn't count. These names are taken, and
+        so is `fault`.
     """
 
     source: Records

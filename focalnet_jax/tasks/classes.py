@@ -25,7 +25,7 @@ def check_labels_fit(source: Source, num_classes: int) -> None:
             try:
                 source.labels(num_classes).read(record)
             except WrongRecordError as error:
-                raise SetupError(f"{source.describe(0)} {error}") from error
+                raise SetupError(f"{source.describe(0)} {error.args[0]}") from error
 
 
 def check_trainable(train_source: Source, test_source: Source) -> None:

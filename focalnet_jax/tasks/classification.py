@@ -224,7 +224,7 @@ class Classification:
         losses = cross_entropy(
             logits, batch["target"], label_smoothing=self.label_smoothing
         )
-        return Loss(losses.sum(), weight=jnp.asarray(losses.size, losses.dtype))
+        return Loss(losses.sum(), weight=losses.size)
 
     def predict(self, variables: Variables, batch: Batch) -> jax.Array:
         """Logits `[b, num_classes]`."""

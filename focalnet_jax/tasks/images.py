@@ -28,9 +28,8 @@ from focalnet_jax.models import (
     FocalNet,
     FocalNetEncoder,
     create_model,
-    list_models,
 )
-from focalnet_jax.models.variants import ENCODER_OPTIONS
+from focalnet_jax.models.variants import ENCODER_OPTIONS, VARIANTS
 from focalnet_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 
@@ -58,6 +57,11 @@ def _type_of(option: str) -> type:
     return tuple if default is dataclasses.MISSING else type(default)
 
 
+def _is_another_data_set(old: str, new: str) -> bool:
+    """An image folder may have been moved."""
+    return not (old.startswith("folder:") and new.startswith("folder:"))
+
+
 def _part_of_an_image(value) -> str | None:
     return None if value[1] <= 1 else "is more than an image"
 
@@ -72,7 +76,7 @@ def _crop(value) -> str | None:
 
 MODEL_FIELDS: Fields = {
     "model.name": Field(
-        "focalnet_tiny_srf", "The variant of FocalNet.", one_of(list_models())
+        "focalnet_tiny_srf", "The variant of FocalNet.", one_of(VARIANTS)
     ),
     "model.num_classes": Field(1000, "Outputs of the head."),
 } | {
@@ -88,7 +92,7 @@ IMAGE_FIELDS: Fields = {
     "data.name": Field(
         "imagenet2012",
         "The data set, as TFDS spells it, or `folder:DIR`.",
-        decides_examples=True,
+        decides_examples=_is_another_data_set,
     ),
     "data.data_dir": Field(
         None, "Where data sets of TFDS lie; by default TFDS's own place.", kind=str
@@ -117,12 +121,12 @@ IMAGE_FIELDS: Fields = {
         every(numbers(3), _positive_numbers),
     ),
     "data.crop_area": Field(
-        (0.08, 1.0),
+        TrainTransform.crop_area,
         "The least and the greatest share of an image that a training crop covers.",
         every(numbers(2), ascending, _part_of_an_image),
     ),
     "data.crop_aspect": Field(
-        (3 / 4, 4 / 3),
+        TrainTransform.crop_aspect,
         "The least and the greatest ratio of the crop's width to its height.",
         every(numbers(2), ascending),
     ),
@@ -145,7 +149,7 @@ IMAGE_FIELDS: Fields = {
         one_of(PIXELS),
     ),
     "data.eval_crop": Field(
-        0.875, "The share of the shorter side that evaluation sees.", _crop
+        Preprocessing.crop, "The share of the shorter side that evaluation sees.", _crop
     ),
     "data.eval_interpolation": Field(
         "bicubic", "How images are resized for evaluation.", one_of(INTERPOLATIONS)

@@ -10,7 +10,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from focalnet_jax.data import BadRecords, Records, eval_batches, train_batches
+from focalnet_jax.data import (
+    BadRecordError,
+    BadRecords,
+    Records,
+    WrongRecordError,
+    eval_batches,
+    train_batches,
+)
 from focalnet_jax.tasks.base import Batch, Split, Task
 from focalnet_jax.train import sharding
 from focalnet_jax.train.feed import DeviceFeed
@@ -19,6 +26,25 @@ from focalnet_jax.train.feed import DeviceFeed
 def bad_records_of(config: ConfigDict, source: Records) -> BadRecords:
     """Notes bad records of a source, as many as the config allows."""
     return BadRecords(source.describe, allowed=config.data.max_bad_records)
+
+
+def check_example(task: Task, split: Split) -> None:
+    """Compares the first example with the arrays that the task says a batch has.
+
+    Raises:
+      ValueError: they differ, so that the task contradicts itself.
+    """
+    try:
+        example = split.example(split.source.read(0), np.random.default_rng(0))
+    except (BadRecordError, WrongRecordError):
+        return  # The pipeline says of which record, when it comes to it.
+    given = {name: (np.shape(a), np.asarray(a).dtype) for name, a in example.items()}
+    declared = {name: (a.shape, np.dtype(a.dtype)) for name, a in task.batch.items()}
+    if given != declared:
+        raise ValueError(
+            f"the task {task.name!r} says that the arrays of an example are {declared}, "
+            f"and makes {given} of {split.source.describe(0)}"
+        )
 
 
 def train_feed(

@@ -51,7 +51,7 @@ class Cadence:
         )
 
     def restart_clock(self) -> None:
-        """A checkpoint has just been written, or the run has just begun."""
+        """Measures `every_minutes` from now on; it is called after each checkpoint."""
         self._start = time.monotonic()
 
     def _minutes_have_passed(self) -> bool:

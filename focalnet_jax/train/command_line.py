@@ -1,6 +1,6 @@
 """The program that trains and evaluates: its flags, its start and how it ends.
 
-    python main.py                                     the embedded default
+    python main.py                                     handwritten digits, the default
     python main.py --config=configs/base.py            ImageNet-1K
     python main.py --config=configs/base.py:tiny_srf --config.batch_size=256
     python main.py --mode=eval                         the newest checkpoint
@@ -84,15 +84,17 @@ def parse_flags(argv):
     others = []
     arguments = iter(argv[1:])
     for argument in arguments:
-        flag, equals, value = argument.lstrip("-").partition("=")
-        if flag == "config":
+        flag, equals, value = argument.partition("=")
+        if flag in ("-config", "--config"):
             recipe = value if equals else next(arguments, "")
         else:
             others.append(argument)
     task = recipes.load_recipe(recipe).task
     for argument in others:
-        if field := re.match(r"-*(?:no)?config\.([^=]+)", argument):
+        if field := re.match(r"--?(?:no)?config\.([^=]+)", argument):
             train.check_field_name(field[1], task)
+            if field[1] == "task":
+                raise SetupError("the recipe sets task, since its fields follow from it")
     # The fields of a recipe can be parsed only after it.
     argv[1:] = [f"--config={recipes.find_recipe(recipe)}", *others]
     return app.parse_flags_with_usage(argv)
@@ -151,6 +153,8 @@ def end(message: str | None = None) -> None:
 
 def run() -> None:
     """Runs the program, and ends it with one line where a person can mend what failed."""
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --help
     try:
         app.run(main, flags_parser=parse_flags)
     except KeyboardInterrupt:

@@ -35,7 +35,8 @@ SPLITS = ("test", "test_ema")  # what metrics of evaluations begin with
 
 def _pairs(value) -> str | None:
     for pair in value:
-        if len(pair) != 2 or not isinstance(pair[1], (int, float)):
+        is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
+        if not is_pair or not isinstance(pair[1], (int, float)):
             return "is not of pairs of a pattern and a number, such as (('head', 10.0),)"
     return patterns([pattern for pattern, _ in value])
 
@@ -230,7 +231,10 @@ def all_fields(task: str) -> Fields:
       SetupError: there is no such task.
     """
     if task not in TASKS:
-        raise SetupError(f"task={task!r} is unknown{did_you_mean(task, TASKS)}")
+        raise SetupError(
+            f"task={task!r} is unknown{did_you_mean(task, TASKS)}. A task of your own is "
+            "known when the module that adds it to TASKS has been imported"
+        )
     own = TASKS[task].fields
     if common := RUN_FIELDS.keys() & own.keys():
         raise ValueError(f"task {task!r} has fields of the run: {sorted(common)}")

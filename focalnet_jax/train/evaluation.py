@@ -32,7 +32,7 @@ from focalnet_jax.weights.params import (
 def evaluate(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, float]:
     """Evaluates the newest checkpoint in `workdir`, or else `config.init_from`.
 
-    And beside its parameters their average, where it has one.
+    If the checkpoint holds an average of the parameters, that is evaluated, too.
 
     Args:
       config, task: from `check_config`.
@@ -78,6 +78,8 @@ def _load(path: epath.Path, abstract: TrainState) -> TrainState:
     def load(name, like):
         if not like:  # There is nothing to load, as in models without BatchNorm.
             return like
+        if not (path.parent / name).exists():
+            raise SetupError(f"{path.parent} has no {name}, which the model needs")
         return load_params(path.parent / name, like)
 
     is_average = path.name == "ema"

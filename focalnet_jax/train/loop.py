@@ -10,7 +10,12 @@ from ml_collections import ConfigDict
 from focalnet_jax.data import BadRecords
 from focalnet_jax.errors import SetupError, argument, arguments_spelt
 from focalnet_jax.tasks.base import Splits, Task
-from focalnet_jax.train.batches import bad_records_of, count_bad_records, train_feed
+from focalnet_jax.train.batches import (
+    bad_records_of,
+    check_example,
+    count_bad_records,
+    train_feed,
+)
 from focalnet_jax.train.cadence import Cadence
 from focalnet_jax.train.config import field_of, steps_of_epochs, total_steps
 from focalnet_jax.train.efficiency import Efficiency
@@ -264,6 +269,7 @@ def _open(config: ConfigDict, task: Task) -> Splits:
             f"{splits.train.source.name} has {len(splits.train.source)}: if that is "
             "right, set it so"
         )
+    check_example(task, splits.train)
     return splits
 
 

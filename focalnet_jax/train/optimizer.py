@@ -74,17 +74,25 @@ def make_optimizer(
         transforms = {"trained": optimizer, "frozen": optax.set_to_zero()}
         optimizer = optax.partition(transforms, label)
 
-    def apply_factors(updates, params):
-        factors = rate_factors(
+    def factors_of(params):
+        return rate_factors(
             params,
             config.layer_decay,
             config.learning_rate_factors,
             depth_of=depth_of,
         )
-        return jax.tree.map(lambda update, factor: factor * update, updates, factors)
+
+    def init(params):
+        factors_of(params)  # Mistakes are found here, before anything is compiled.
+        return optax.EmptyState()
+
+    def update(updates, state, params):
+        factors = factors_of(params)
+        updates = jax.tree.map(lambda update, factor: factor * update, updates, factors)
+        return updates, state
 
     if config.layer_decay != 1 or config.learning_rate_factors:
-        optimizer = optax.chain(optimizer, optax.stateless(apply_factors))
+        optimizer = optax.chain(optimizer, optax.GradientTransformation(init, update))
     return optimizer
 
 
@@ -116,7 +124,7 @@ def rate_factors(
         2106.08254, as in timm. The deepest parameters, such as the head, have the whole
         rate.
       factors: patterns of names, and what comes on top for the parameters that they
-        match; of several that match, all.
+        match. If several patterns match a parameter, all their factors apply.
       depth_of: how deep in the net a parameter stands, by its name.
 
     Raises:

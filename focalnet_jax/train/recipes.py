@@ -4,13 +4,15 @@ The project's own lie in `configs/` of a checkout, and in the installed package.
 """
 
 import importlib.util
+import inspect
+import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ml_collections import ConfigDict
 
-from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.errors import SetupError, did_you_mean, first_line
 from focalnet_jax.tasks.registry import TASKS
 from focalnet_jax.train.config import all_fields
 
@@ -36,6 +38,7 @@ def find_recipe(recipe: str) -> str:
       SetupError: there is no such recipe.
     """
     given, colon, variant = recipe.partition(":")
+    given = os.path.normpath(given)
     own = own_recipes()
     path = pathlib.Path(given)
     if path.suffix != ".py" or not path.is_file():
@@ -54,22 +57,43 @@ def load_recipe(recipe: str) -> ConfigDict:
       recipe: as for `find_recipe`.
 
     Raises:
-      SetupError: there is no such recipe, it has no such variant, or it sets a field
-        that doesn't exist.
+      SetupError: there is no such recipe, it can't be read, it has no such variant, or it
+        sets a field that doesn't exist.
     """
     path, _, variant = find_recipe(recipe).partition(":")
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    get_config = _load_function(path)
+    if variant and not inspect.signature(get_config).parameters:
+        raise SetupError(f"{path} has no variants, given {variant!r}")
     try:
-        return module.get_config(*([variant] if variant else []))
-    except AttributeError as error:
-        # ml_collections has no class of its own for this error.
-        if misspelt := re.search(r'Key "(\w+)" does not exist', str(error)):
+        config = get_config(*([variant] if variant else []))
+    except (AttributeError, KeyError, TypeError) as error:
+        # ml_collections has no classes of its own for these errors.
+        text = str(error)
+        if misspelt := re.search(r'Key "(\w+)" does not exist', text):
             names = {part for task in TASKS for part in _parts(all_fields(task))}
             hint = did_you_mean(misspelt[1], names)
             raise SetupError(f"{path}: there is no field {misspelt[1]}{hint}") from error
+        if "override field" in text:
+            raise SetupError(f"{path}: {first_line(error)}") from error
         raise
+    if not isinstance(config, ConfigDict) or "task" not in config:
+        raise SetupError(
+            f"{path}: get_config has to return a configuration from "
+            "focalnet_jax.train.default_config()"
+        )
+    return config
+
+
+def _load_function(path: str) -> Callable[..., ConfigDict]:
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise SetupError(f"{path}, line {error.lineno}: {error.msg}") from error
+    if not hasattr(module, "get_config"):
+        raise SetupError(f"{path} is no recipe: it has no function get_config")
+    return module.get_config
 
 
 def _parts(names: Iterable[str]) -> set[str]:

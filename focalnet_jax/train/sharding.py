@@ -198,9 +198,9 @@ def maps_on(layout: Layout | None) -> contextlib.AbstractContextManager[None]:
 def gathered(params: PyTree, layout: Layout | None) -> PyTree:
     """Parameters whole on every device, for as long as they are computed with.
 
-    This is said aloud, since XLA would rather split some convolutions by the channels of
-    their kernels, and send maps to and fro in place of the kernels. Gradients come back
-    split as the parameters are.
+    The constraint is explicit, because XLA would otherwise split some convolutions by
+    channels, and move maps in place of kernels. Gradients come back split as the
+    parameters are.
     """
     if layout is None:
         return params

@@ -107,7 +107,9 @@ def _start_from(
         average = "ema_" if init_from.name == "ema" else ""
         stored = init_from.parent / f"{average}batch_stats"
         if batch_stats and stored.exists():
-            batch_stats = load_params(stored, abstract.batch_stats, new=new)
+            batch_stats = load_params(
+                stored, abstract.batch_stats, new=new, may_be_new=task.new
+            )
     except SetupError as error:
         if not differences:
             raise
@@ -120,6 +122,8 @@ def _start_from(
     if config.ema_decay:
         state = state.starting_average()
     origin = f"starting from {init_from}" + (", with a new head" if new else "")
+    if batch_stats and not stored.exists():
+        origin += ", with new running averages"
     return Start(state, origin + _listed("but with", differences))
 
 

@@ -1,5 +1,6 @@
 """One step of training and one of prediction, as pure functions of arrays."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,12 +17,25 @@ Metrics = dict[str, jax.Array]
 PyTree = Any
 
 
+# What is logged beside the parts of a loss.
+_OWN_METRICS = {"loss", "gradient_norm", "weight_norm", "learning_rate", "step_seconds"}
+_OWN_METRICS |= {"input_wait", "bad_records", "nonfinite_steps", "mfu", "device_memory"}
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """A number that the compiler knows: the weight of every part."""
+
+    value: float
+
+
 class _Sums(NamedTuple):
-    """What parts of a batch add up to, all of it in units of the rows of a part."""
+    """Sums over the parts of a batch, each divided by the number of rows in a part."""
 
     gradients: PyTree
     total: jax.Array
-    weight: jax.Array
+    weight: jax.Array | _Known
     parts: Metrics
 
 
@@ -52,7 +66,7 @@ def make_train_step(
       task: what is learnt.
       optimizer: its updates are added to the parameters.
       seed: of all randomness in the step.
-      layout: where the model computes; None computes wherever the images lie.
+      layout: where the model computes; None computes wherever the batch lies.
       accumulate_steps: parts that the batch is taken in, one after the other.
       ema_decay: of the average of parameters that the state then holds, see
         `moving_average`; 0 for none.
@@ -62,7 +76,9 @@ def make_train_step(
         with sharding.maps_on(layout):
             variables = variables_of(sharding.gathered(params, layout), batch_stats)
             loss = task.loss(variables, rows, keys)
-        chex.assert_rank([loss.total, loss.weight, *loss.parts.values()], 0)
+        if taken := _OWN_METRICS & loss.parts.keys():
+            raise ValueError(f"parts of the loss have names of others: {sorted(taken)}")
+        chex.assert_rank([loss.total, *loss.parts.values()], 0)
         return loss
 
     def sums_of(params, batch_stats, rows: Batch, keys: Keys) -> tuple[_Sums, PyTree]:
@@ -77,7 +93,9 @@ def make_train_step(
         (total, loss), gradients = jax.value_and_grad(scaled, has_aux=True)(params)
         chex.assert_trees_all_equal_shapes_and_dtypes(gradients, params)
         parts = {name: value / count for name, value in loss.parts.items()}
-        sums = _Sums(gradients, total, loss.weight / count, parts)
+        weight = loss.weight / count
+        weight = _Known(weight) if isinstance(weight, float) else weight
+        sums = _Sums(gradients, total, weight, parts)
         if loss.batch_stats is None:
             return sums, batch_stats
         chex.assert_trees_all_equal_shapes_and_dtypes(loss.batch_stats, batch_stats)
@@ -94,9 +112,11 @@ def make_train_step(
             sums, batch_stats = _add_parts(
                 sums_of, state, rows, keys, count=accumulate_steps
             )
-        # A batch of which nothing counts has a loss of 0.
-        scale = 1 / jnp.where(sums.weight > 0, sums.weight, 1)
-        gradients = jax.tree.map(lambda leaf: leaf * scale, sums.gradients)
+        if isinstance(sums.weight, _Known):
+            weight = sums.weight.value * accumulate_steps
+        else:  # A batch of which nothing counts has a loss of 0.
+            weight = jnp.where(sums.weight > 0, sums.weight, 1)
+        gradients = jax.tree.map(lambda leaf: leaf / weight, sums.gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.ema_params, state.ema_batch_stats
@@ -105,8 +125,8 @@ def make_train_step(
                 average, (params, batch_stats), state.step, decay=ema_decay
             )
         metrics = {
-            "loss": sums.total * scale,
-            **{name: value * scale for name, value in sums.parts.items()},
+            "loss": sums.total / weight,
+            **{name: value / weight for name, value in sums.parts.items()},
             "gradient_norm": optax.tree.norm(gradients),
             "weight_norm": optax.tree.norm(params),
         }
@@ -178,7 +198,7 @@ def make_predict(
 
     Args:
       task: whose `predict` it is.
-      layout: where the model computes; None computes wherever the images lie.
+      layout: where the model computes; None computes wherever the batch lies.
     """
 
     def predict(variables: Variables, batch: Batch) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -128,6 +129,28 @@ def parse_description(text: str, *, origin: str) -> ModelDescription:
         raise SetupError(f"{origin}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SetupError(f"{origin} is no description of a model: {error!r}") from error
+
+
+def entries_that_differ(path: epath.Path, content: Mapping[str, Any]) -> list[str]:
+    """Compares a `model.json` with what would be written now, of whatever task.
+
+    Args:
+      path: as for `find_description`.
+      content: the entries now.
+
+    Returns:
+      a line for each entry that differs; none where there is no `model.json`.
+    """
+    for directory in (path, path.parent, path.parent.parent):
+        if (directory / _FILE).exists():
+            there = json.loads((directory / _FILE).read_text())
+            here = json.loads(json.dumps(content))
+            return [
+                f"{name}: {there.get(name)} there, {here.get(name)} here"
+                for name in sorted(there.keys() | here.keys())
+                if there.get(name) != here.get(name)
+            ]
+    return []
 
 
 def model_differences(directory: epath.Path, model: Model) -> dict[str, str]:

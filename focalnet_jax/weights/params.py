@@ -70,7 +70,7 @@ def load_params(
     abstract_params: PyTree,
     *,
     new: Sequence[str] = (),
-    may_be_new: Sequence[str] = ("head/",),
+    may_be_new: Sequence[str] = (),
 ) -> PyTree:
     """Reads parameters and checks that they fit a model.
 

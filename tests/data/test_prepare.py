@@ -345,7 +345,7 @@ def test_what_is_no_data_set_stays(tmp_path, command):
         (["pets", "--shards=3"], "--shards is for image folders.* write folder:pets"),
         (
             ["nothing"],
-            "'nothing' is no data set in .* lie is --data-dir, or else TFDS_DA",
+            r"(?s)'nothing' is no data set in .*\nData sets lie where --data-dir s",
         ),
         (["qqqqqqq", "--data-dir={data_dir}"], "in .*there are digits"),
         (["digit", "--data-dir={data_dir}"], "in .*; did you mean 'digits'"),

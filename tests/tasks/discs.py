@@ -1,7 +1,5 @@
 """A task from outside of the package: which pixels of an image belong to a disc?"""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +11,7 @@ from focalnet_jax.data import Source
 from focalnet_jax.fields import Field
 from focalnet_jax.tasks.base import BatchArray, Loss, Metric, Split, Splits
 from focalnet_jax.tasks.registry import TASKS, TaskEntry
+from focalnet_jax.weights.description import entries_that_differ
 
 SIDE, VOID = 32, 255  # A target is VOID where pixels don't count.
 
@@ -67,10 +66,7 @@ class IoU:
         yield f"{name}/examples", int(sums[2])
 
 
-@dataclasses.dataclass(frozen=True)
 class Discs:
-    model: Segmenter
-
     name, title, unit, multiply_adds = "discs", "disc finder", "scenes", None
     metrics = {"iou": Metric("IoU", "{:.1%}", higher_is_better=True, picture="overlap")}
     random_streams, new = ("drop_path",), ("head/",)
@@ -79,6 +75,9 @@ class Discs:
         "image": BatchArray((SIDE, SIDE, 3), np.uint8, ("height", "width", None)),
         "target": BatchArray((SIDE, SIDE), np.int32, ("height", "width")),
     }
+
+    def __init__(self, model):
+        self.model = model
 
     def open(self, *, train):
         seeds = range(96), range(900, 920)
@@ -105,10 +104,10 @@ class Discs:
         return self.model.backbone.encoder.depth_of(name.removeprefix("backbone/"))
 
     def description(self, source):
-        return {"task": self.name}
+        return {"task": self.name, "levels": self.model.backbone.encoder.focal_levels}
 
     def differences(self, directory, source):
-        return []
+        return entries_that_differ(directory, self.description(source))
 
 
 def make(config):

@@ -22,6 +22,7 @@ from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config, default_config, evaluate, sharding, train
 from focalnet_jax.train.aot.compile_for import compile_for
 from focalnet_jax.train.program import make_program
+from focalnet_jax.train.run.summary import curves, pictures_of
 from focalnet_jax.train.state import initial_state
 from focalnet_jax.train.step import make_train_step
 
@@ -82,7 +83,10 @@ def test_it_trains_and_resumes_to_the_bit(spatial, config, tmp_path, train_until
     lines = read_metrics(unbroken)
     assert "train/scenes_per_second" in lines[0]
     assert "test_ema/iou</td>" in (unbroken / "summary.html").read_text()
-    assert "overlap" in (unbroken / "summary.html").read_text()
+    figure = curves(lines, pictures_of(check_config(config)[1].metrics, unit="scenes"))
+    [axes] = [axes for axes in figure.axes if axes.get_title(loc="left") == "overlap"]
+    labels = [line.get_label() for line in axes.lines]
+    assert labels == ["test/iou", "test_ema/iou"]
 
     # The best checkpoint by the task's own metric is kept beside the newest.
     values = {line["step"]: line["test_ema/iou"] for line in lines if "test/iou" in line}
@@ -189,7 +193,7 @@ def test_parts_of_unequal_weight_make_the_loss_of_the_whole(config, batch, mesh)
     The mean of the parts' means is another number, which the test would notice.
     """
     config, task = check_config(config)
-    frozen = dataclasses.replace(task, model=FrozenStatistics(task.model))
+    frozen = discs.Discs(FrozenStatistics(task.model))
     optimizer = optax.sgd(1.0)
     state = initial_state(frozen, optimizer, seed=0)
     results = []
@@ -267,9 +271,10 @@ def test_statistics_are_those_of_all_devices(config, batch):
 def test_a_batch_of_which_nothing_counts_has_no_gradient(config, batch):
     batch["target"][:] = discs.VOID
     config.weight_decay = 0.0
-    _, metrics = one_step(config, batch)
+    state, metrics = one_step(config, batch)
     assert metrics["loss"] == 0
     assert metrics["gradient_norm"] == 0
+    assert state.step == 1
 
 
 def test_steps_that_are_not_finite_leave_running_averages_alone(config, batch):
@@ -286,6 +291,27 @@ def test_steps_that_are_not_finite_leave_running_averages_alone(config, batch):
     assert not np.isfinite(metrics["loss"])
     chex.assert_trees_all_equal(after.batch_stats, state.batch_stats)
     chex.assert_trees_all_equal(after.ema_batch_stats, state.ema_batch_stats)
+
+
+def test_what_contradicts_itself_is_told_to_the_author(config, tmp_path):
+    """Arrays that differ from the declared ones, and names that are taken."""
+    config, task = check_config(config)
+    target = task.batch["target"]._replace(shape=(8, 8))
+    wrong = discs.Discs(task.model)
+    wrong.batch = task.batch | {"target": target}
+    with pytest.raises(ValueError, match="says that the arrays of an example are"):
+        train(config, wrong, epath.Path(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+    def loss(variables, batch, keys):
+        return task.loss(variables, batch, keys)._replace(parts={"loss": 42.0})
+
+    wrong.loss = loss
+    step = make_train_step(wrong, optax.sgd(1.0), seed=0)
+    state = initial_state(task, optax.sgd(1.0), seed=0)
+    batch = {name: np.stack([discs.draw(0)[name]] * 2) for name in discs.draw(0)}
+    with pytest.raises(ValueError, match="parts of the loss have names of others"):
+        step(state, batch)
 
 
 def test_fields_of_the_run_are_not_a_tasks_to_take():

@@ -32,6 +32,30 @@ def test_recipes_are_found_by_name_or_path(tmp_path, monkeypatch):
         find_recipe("configs/digit.py")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:", r"mine.py, line 1: "),
+        ("x = 1", "mine.py is no recipe: it has no function get_config"),
+        ("def get_config(): pass", "mine.py has no variants, given 'large'"),
+        ("def get_config(variant): pass", "get_config has to return a configuration"),
+        ("config.batchsize = 3", "no field batchsize; did you mean 'batch_size'"),
+        ("config.update(batchsize=3)", "no field batchsize; did you mean 'batch_size'"),
+        ("config.batch_size = 'x'", "mine.py: .*'batch_size'"),
+    ],
+)
+def test_recipes_that_cannot_be_read_are_one_line(text, message, tmp_path):
+    if text.startswith("config"):
+        text = (
+            "from focalnet_jax.train import default_config\n"
+            "def get_config(variant):\n"
+            f"    config = default_config()\n    {text}\n    return config\n"
+        )
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(SetupError, match=message):
+        load_recipe(f"{tmp_path / 'mine.py'}:large")
+
+
 def test_base_is_the_release_recipe():
     config = load_recipe("base")
     assert config.model.name == "focalnet_base_lrf"

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from focalnet_jax import create_model
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import abstract_params
 from focalnet_jax.tasks.losses import cross_entropy
-from focalnet_jax.train import check_config
+from focalnet_jax.train import check_config, train
 from focalnet_jax.train.optimizer import make_optimizer, make_schedule, rate_factors
 from focalnet_jax.train.schedule import warmup_cosine
 
@@ -137,6 +138,13 @@ def test_factors_come_on_top_of_the_decay(params):
     assert set(jax.tree.leaves(given["layers_0"]["blocks_1"]["mlp"])) == {6 * 0.25}
     assert set(jax.tree.leaves(given["layers_1"])) == {2 * 0.5}
     assert set(jax.tree.leaves(given["norm"])) == {1.0}
+
+
+def test_mistakes_are_found_before_anything_is_written(tiny_config, tmp_path):
+    tiny_config.learning_rate_factors = (("hed", 2.0),)
+    with pytest.raises(SetupError, match="begins with 'hed'; did you mean 'head"):
+        train(*check_config(tiny_config), epath.Path(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_decay_needs_depths(params):

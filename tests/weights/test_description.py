@@ -24,7 +24,7 @@ DESCRIPTION = ModelDescription(
 def test_a_description_is_read_as_it_was_written(tmp_path):
     for description in (
         DESCRIPTION,
-        dataclasses.replace(DESCRIPTION, source={"file": "a.pth"}, task="pretraining"),
+        dataclasses.replace(DESCRIPTION, source={"file": "a.pth"}),
     ):
         description.write(tmp_path)
         assert find_description(tmp_path) == description

@@ -41,7 +41,7 @@ class Source:
       class_names: by label; empty where the data set names none.
       num_classes: None where the data set doesn't say.
       subset: the labels that can occur, if the data set is known to have few of its
-        classes: accuracy is that among these. None for all.
+        classes. Accuracy is measured among these only. None means all labels.
       label_feature: what a record calls its label.
       has_label_sets: whether a label is a sequence of ints, any of which is right.
       files: names, and numbers of records, of the files that hold one after the other.

@@ -30,9 +30,9 @@ from focalnet_jax.weights.params import CHECKPOINTS, stored_shapes
 
 PyTree = Any
 
-# So long do processes wait for one that can't write its part of a checkpoint.
+# How many seconds processes wait for another one to write its part of a checkpoint.
 _SECONDS_TO_WRITE = 600
-# So long does a process that ends by an error wait for what is being written.
+# How many seconds a process that ends by an error waits for what is being written.
 _SECONDS_TO_CLOSE = 30
 
 _ARRAYS = ("params", "batch_stats", "optimizer", "ema", "ema_batch_stats")
@@ -76,7 +76,8 @@ class Checkpoints:
                 async_options=ocp.AsyncOptions(timeout_secs=_SECONDS_TO_WRITE),
             ),
         )
-        # It is kept here, since a checkpoint that is being written can't be read yet.
+        # The best score is kept in memory, because Orbax can't read a checkpoint while it
+        # is being written.
         steps = self._manager.all_steps() if best_metric else []
         scores = (self._score(self._manager.metrics(step)) for step in steps)
         self._best_score = max(scores, default=-math.inf)

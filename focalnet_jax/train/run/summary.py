@@ -40,12 +40,15 @@ def pictures_of(metrics: Mapping[str, Metric], *, unit: str) -> tuple[Picture, .
       metrics: of the task.
       unit: what the task calls an example, in the plural.
     """
-    groups = {"loss": [("train/loss",)]}
-    for name, metric in metrics.items():
-        names = tuple(f"{split}/{name}" for split in _COLORS)
-        group = groups.setdefault(metric.picture, [])
-        group[:] = [g for g in group if not {*g} <= {*names}] + [names]
-    of_task = [Picture(title, tuple(names)) for title, names in groups.items()]
+    # The loss of training has a picture, whether or not evaluation has a loss, too.
+    titles = dict.fromkeys(["loss", *(metric.picture for metric in metrics.values())])
+    of_task = []
+    for title in titles:
+        names = [name for name, metric in metrics.items() if metric.picture == title]
+        if title == "loss" and "loss" not in names:
+            names.insert(0, "loss")
+        groups = [tuple(f"{split}/{name}" for split in _COLORS) for name in names]
+        of_task.append(Picture(title, tuple(groups)))
     norms = (("train/gradient_norm",), ("train/weight_norm",))
     speed = (f"train/{unit}_per_second",)
     return (

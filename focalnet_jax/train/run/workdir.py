@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from focalnet_jax.errors import SetupError
-from focalnet_jax.fields import Fields, flatten
+from focalnet_jax.fields import Field, Fields, flatten
 from focalnet_jax.paths import write_json
 
 _PACKAGES = (
@@ -120,14 +120,11 @@ def changed_fields(workdir: epath.Path, config: ConfigDict, fields: Fields) -> l
         for field in sorted(before.keys() | now.keys())
         if before.get(field) != now.get(field)
     }
-    names = (before.get("data.name") or "", now.get("data.name") or "")
-    moved = all(name.startswith("folder:") for name in names)
     if lines := [
         changed[name]
         for name, field in fields.items()
-        if field.decides_examples
-        and name in changed
-        and not (moved and name == "data.name")
+        if name in changed
+        and _leads_to_other_examples(field, before.get(name), now.get(name))
     ]:
         listed = "\n  ".join(lines)
         raise SetupError(
@@ -136,6 +133,11 @@ def changed_fields(workdir: epath.Path, config: ConfigDict, fields: Fields) -> l
             f"--config.init_from={workdir} and another --workdir"
         )
     return [*changed.values()]
+
+
+def _leads_to_other_examples(field: Field, old: Any, new: Any) -> bool:
+    decides = field.decides_examples
+    return decides(old, new) if callable(decides) else decides
 
 
 def _as_stored(values: Any) -> Any:
