@@ -20,7 +20,7 @@ import focalnet_jax
 from focalnet_jax.errors import SetupError
 from focalnet_jax.tasks import classification
 from focalnet_jax.tasks.losses import cross_entropy
-from focalnet_jax.train import cadence, check_config, evaluate, train
+from focalnet_jax.train import cadence, check_config, evaluate, evaluation, train
 from focalnet_jax.train.feed import DeviceFeed
 from focalnet_jax.train.run.preemption import Preemption
 from focalnet_jax.weights.params import newest_params_path
@@ -213,16 +213,22 @@ def test_changed_fields_are_said_on_resumption(tiny_config, tmp_path, capsys):
         train(*check_config(tiny_config), workdir)
 
 
-@pytest.mark.parametrize(("look", "step"), [(4, 2), (15, 6)])
+@pytest.mark.parametrize("step", [2, 6])
 def test_a_notice_to_end_ends_evaluation(
-    look, step, tiny_config, tmp_path, monkeypatch, capsys
+    step, tiny_config, tmp_path, monkeypatch, capsys
 ):
-    """In that of step 2, and in the last: the state is saved, and the program ends.
+    """It comes during the evaluation after step 2, or after the last step."""
+    notices = []
+    make_batches = evaluation.evaluation_batches
 
-    After each step there is a look for one, and before each of an evaluation's 4 batches.
-    """
-    looks = itertools.count(1)
-    monkeypatch.setattr(Preemption, "reached", lambda self: next(looks) == look)
+    def interrupted(*arguments, **options):
+        for number, batch in enumerate(make_batches(*arguments, **options)):
+            if number == 1 and read_metrics(tmp_path)[-1]["step"] == step - 1:
+                notices.append("SIGTERM")
+            yield batch
+
+    monkeypatch.setattr(evaluation, "evaluation_batches", interrupted)
+    monkeypatch.setattr(Preemption, "reached", lambda self: bool(notices))
     tiny_config.evaluate_every_steps = 2
     workdir = epath.Path(tmp_path)
     metrics = train(*check_config(tiny_config), workdir)
@@ -233,6 +239,25 @@ def test_a_notice_to_end_ends_evaluation(
     metrics = train(*check_config(tiny_config), workdir)
     assert metrics["test/examples"] == 60
     assert [line["step"] for line in read_metrics(workdir)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_workdirs_from_before_there_were_tasks_still_serve(tiny_config, tmp_path, capsys):
+    workdir = epath.Path(tmp_path)
+    tiny_config.num_steps = 3
+    train(*check_config(tiny_config), workdir)
+    for name in ("config.json", "model.json"):
+        content = json.loads((workdir / name).read_text())
+        assert content.pop("task") == "classification"
+        (workdir / name).write_text(json.dumps(content))
+    evaluated = evaluate(*check_config(tiny_config), workdir)
+    model, _, _ = focalnet_jax.load_model(str(workdir))
+    assert model.num_classes == 10
+    capsys.readouterr()
+    again = train(*check_config(tiny_config), workdir)
+    assert again["test/loss"] == evaluated["test/loss"]
+    tiny_config.num_steps = 4
+    train(*check_config(tiny_config), workdir)
+    assert "resuming after step 3\n  with num_steps: 3 -> 4\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
