@@ -220,11 +220,15 @@ class Classification:
 
     def loss(self, variables: Variables, batch: Batch, keys: Keys) -> Loss:
         rngs = {name: keys[name] for name in ("drop_path", "dropout")}
-        logits, _ = self.model.apply(variables, batch["image"], train=True, rngs=rngs)
+        # A FocalNet has no running averages, but an operator of one's own may.
+        averages = ["batch_stats"] if "batch_stats" in variables else []
+        (logits, _), new = self.model.apply(
+            variables, batch["image"], train=True, rngs=rngs, mutable=averages
+        )
         losses = cross_entropy(
             logits, batch["target"], label_smoothing=self.label_smoothing
         )
-        return Loss(losses.sum(), weight=losses.size)
+        return Loss(losses.sum(), weight=losses.size, batch_stats=new.get("batch_stats"))
 
     def predict(self, variables: Variables, batch: Batch) -> jax.Array:
         """Logits `[b, num_classes]`."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from tiny import classification, tiny_model
 
 from focalnet_jax.tasks.classification import normalize
@@ -109,6 +110,28 @@ def test_step_descends_the_smoothed_loss(batch):
         np.testing.assert_allclose(new, old - 0.1 * gradient, rtol=0, atol=1e-5)
     norm = jnp.sqrt(sum((p**2).sum() for p in jax.tree.leaves(next_state.params)))
     np.testing.assert_allclose(metrics["weight_norm"], norm, rtol=1e-5)
+
+
+class Normed(nn.Module):
+    """An operator with running averages."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.BatchNorm(use_running_average=not train)(x), {}
+
+
+def test_operators_may_have_running_averages(batch):
+    """Those of training are used in evaluation."""
+    task, state, step = make_step(modulation=Normed)
+    before = make_predict(task)(state.variables, batch)
+    after, _ = jax.jit(step)(state, batch)
+    means = [leaf for leaf in jax.tree.leaves(after.batch_stats) if leaf.ndim]
+    assert len(means) == 2 * 2  # mean and variance, in two blocks
+    assert all(
+        np.any(new != old) for new, old in zip(means, jax.tree.leaves(state.batch_stats))
+    )
+    variables = {"params": state.params, "batch_stats": after.batch_stats}
+    assert np.any(make_predict(task)(variables, batch) != before)
 
 
 def test_average_forgets_faster_in_the_beginning(batch):
