@@ -151,7 +151,8 @@ def _labels(
     for name in directories:
         if name not in label_of:
             near = nearest(name, class_names)
-            hint = f"; did you mean {near!r}?" if near else f": {first_few(class_names)}"
+            hint = f", one of {first_few(class_names)}"
+            hint = f"; did you mean {near!r}?" if near else hint
             raise SetupError(f"the directory {name!r} of {root} is no class{hint}")
     return tuple(label_of[name] for name in directories)
 
