@@ -5,12 +5,14 @@ each of them is split, by `map_axes_over`. Outside of it nothing here has an eff
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 from flax import linen as nn
 
-MAP_AXES = ("batch", "height", "width", "channels")
+# The names of the spatial axes of a map, by their number. Only one of them is split: the
+# frames of a video are few.
+SPATIAL_AXES = {1: ("time",), 2: ("height", "width"), 3: (None, "height", "width")}
 
 
 @contextlib.contextmanager
@@ -21,8 +23,9 @@ def map_axes_over(
 
     Args:
       mesh: the devices; None for no effect.
-      axes: the axis or axes of the mesh for each name in `MAP_AXES`. An axis of the map
-        that is not named is not split. The size of an axis need not divide evenly.
+      axes: the axis or axes of the mesh for `batch`, for `channels`, and for each name in
+        `SPATIAL_AXES`. An axis of the map that is not named is not split. The size of an
+        axis need not divide evenly.
     """
     if mesh is None:
         yield
@@ -34,10 +37,8 @@ def map_axes_over(
         yield
 
 
-def place_map(x: jax.Array, *, whole_height: bool = False) -> jax.Array:
-    """Keeps a map, `[b, h, w, c]`, split as `map_axes_over` says.
-
-    The maps of one or three spatial axes are split along the batch alone.
+def place_map(x: jax.Array, *, whole: bool = False) -> jax.Array:
+    """Keeps a map, `[b, *spatial, c]`, split as `map_axes_over` says.
 
     Without this, XLA gathers the whole map for some convolutions and does not split it
     again. That takes more memory. And its partitioner, as of jax 0.10, then makes
@@ -46,16 +47,26 @@ def place_map(x: jax.Array, *, whole_height: bool = False) -> jax.Array:
 
     Args:
       x: the map.
-      whole_height: leaves the height in one piece, whatever `map_axes_over` says.
+      whole: leaves the spatial axes in one piece, whatever `map_axes_over` says.
     """
-    names = (MAP_AXES[0], None, *MAP_AXES[2:]) if whole_height else MAP_AXES
-    if x.ndim != len(MAP_AXES):  # Only maps of two spatial axes have a height.
-        names = (MAP_AXES[0],) + (None,) * (x.ndim - 1)
-    return nn.with_logical_constraint(x, names)
+    spatial = (None,) * (x.ndim - 2) if whole else _spatial_axes(x.ndim - 2)
+    return nn.with_logical_constraint(x, ("batch", *spatial, "channels"))
 
 
-def height_divides(*sizes: int) -> bool:
-    """Whether heights can be split into equal parts; true where they are not split."""
-    axis = dict(nn.get_logical_axis_rules()).get("height")
-    parts = jax.sharding.get_abstract_mesh().shape[axis] if axis else 1
-    return not any(size % parts for size in sizes)
+def sizes_divide(*shapes: Sequence[int]) -> bool:
+    """Whether maps of these spatial shapes can be split into equal parts.
+
+    It is true where they are not split.
+    """
+    rules = dict(nn.get_logical_axis_rules())
+    devices = jax.sharding.get_abstract_mesh().shape
+    return not any(
+        size % devices[rules[name]]
+        for shape in shapes
+        for name, size in zip(_spatial_axes(len(shape)), shape)
+        if rules.get(name)
+    )
+
+
+def _spatial_axes(count: int) -> tuple[str | None, ...]:
+    return SPATIAL_AXES.get(count, (None,) * count)

@@ -187,8 +187,8 @@ def _add_gates(array: np.ndarray, outputs: int) -> np.ndarray:
 
 def _new_params(model: Model, paths: list[str], seed: int) -> dict[str, np.ndarray]:
     """The initial parameters at some paths. Under jit, no others are computed."""
-    side = model.encoder.smallest_image()
-    images = jnp.zeros((1, side, side, model.encoder.in_channels))
+    spatial = model.encoder.smallest_input()
+    images = jnp.zeros((1, *spatial, model.encoder.in_channels))
 
     @jax.jit
     def initialize():

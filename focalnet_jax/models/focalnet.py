@@ -33,8 +33,9 @@ has other parameters below `modulation`.
 
 import functools
 import itertools
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -49,8 +50,9 @@ from focalnet_jax.models.modulation import (
     Outputs,
     accepted,
     find_modulation,
+    per_axis,
 )
-from focalnet_jax.placement import height_divides, place_map
+from focalnet_jax.placement import place_map, sizes_divide
 
 # What each block stores for the backward pass, which computes the rest again. "dots"
 # stores the results of matrix products, so norms, GELUs and depthwise convolutions are
@@ -128,56 +130,54 @@ class PatchEmbed(nn.Module):
 
     Attributes:
       features: channels of the result.
-      kernel_size, stride, padding: of the convolution, the same in height and width. A
-        result whose size is not a whole number is rounded down, as in PyTorch.
-      pad_to: pads the bottom and the right with zeros to a multiple of this size before
-        the convolution, as `maybe_pad` of transformers; 1 for no padding.
+      kernel_size, stride, padding: of the convolution, for each spatial axis. A result
+        whose size is not a whole number is rounded down, as in PyTorch.
+      pad_to: pads the end of each spatial axis with zeros to a multiple of this size
+        before the convolution, as `maybe_pad` of transformers; 1 for no padding.
       dtype, param_dtype: of the computation and of the parameters.
     """
 
     features: int
-    kernel_size: int
-    stride: int
-    padding: int = 0
-    pad_to: int = 1
+    kernel_size: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    pad_to: Sequence[int]
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
-    @staticmethod
-    def output_size(
-        size: int, *, kernel_size: int, stride: int, padding: int = 0, pad_to: int = 1
-    ) -> int:
-        """Height or width of the result for a height or width of the input."""
-        return _output_size(size + -size % pad_to, kernel_size, stride, padding)
+    @nn.nowrap
+    def output_shape(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """The spatial shape of the result for that of the input."""
+        return tuple(
+            (size + -size % multiple + 2 * padding - kernel) // stride + 1
+            for size, multiple, padding, kernel, stride in zip(
+                spatial, self.pad_to, self.padding, self.kernel_size, self.stride
+            )
+        )
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[b, h, w, c]` to `[b, h', w', features]`."""
-        _, height, width, channels = x.shape
+        """Maps `[b, *spatial, c]` to `[b, *smaller, features]`."""
+        spatial, channels = x.shape[1:-1], x.shape[-1]
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        if height % self.pad_to or width % self.pad_to:
-            bottom, right = -height % self.pad_to, -width % self.pad_to
-            x = jnp.pad(x, [(0, 0), (0, bottom), (0, right), (0, 0)])
+        after = [(0, -size % multiple) for size, multiple in zip(spatial, self.pad_to)]
+        if any(margin != (0, 0) for margin in after):
+            x = jnp.pad(x, [(0, 0), *after, (0, 0)])
         # XLA's partitioner gets the kernel's gradient wrong where a map is split into
         # unequal parts.
-        sizes = self.kernel_size, self.stride, self.padding
-        whole = not height_divides(x.shape[1], _output_size(x.shape[1], *sizes))
+        whole = not sizes_divide(x.shape[1:-1], self.output_shape(spatial))
         x = nn.Conv(
             self.features,
-            (self.kernel_size, self.kernel_size),
+            self.kernel_size,
             strides=self.stride,
-            padding=self.padding,
+            padding=[(padding, padding) for padding in self.padding],
             kernel_init=initializers.conv_kernel,
-            bias_init=initializers.conv_bias(self.kernel_size**2 * channels),
+            bias_init=initializers.conv_bias(math.prod(self.kernel_size) * channels),
             name="proj",
             **types,
-        )(place_map(x, whole_height=whole))
-        x = place_map(x, whole_height=whole)
+        )(place_map(x, whole=whole))
+        x = place_map(x, whole=whole)
         return place_map(LayerNorm(name="norm", **types)(x))
-
-
-def _output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
-    return (size + 2 * padding - kernel_size) // stride + 1
 
 
 class FocalNetStage(nn.Module):
@@ -202,7 +202,7 @@ class FocalNetStage(nn.Module):
         self.downsample = self.make_downsample() if self.make_downsample else None
 
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
-        """Maps `[b, h, w, c]` to the same shape, before the downsampling."""
+        """Maps `[b, *spatial, c]` to the same shape, before the downsampling."""
         if self.scan and len(self.blocks) > 1 and not self.is_initializing():
             return self._scan_blocks(x, train=train)
 
@@ -263,19 +263,30 @@ def _block_outputs(index: int, x: jax.Array, inner: Outputs) -> Outputs:
 class FocalNetEncoder(nn.Module):
     """Stem and stages: everything of a FocalNet but its head.
 
-    The options have the names of the official code. `focalnet_jax.create_model` fills
-    them in for the published variants and checks them.
+    The options have the names of the official code, where it has them.
+    `focalnet_jax.create_model` fills them in for the published variants and checks them.
+
+    Images, `[b, h, w, c]`, are one kind of input. Sequences, `[b, t, c]`, videos and
+    volumes, `[b, t, h, w, c]`, are others: `patch_size` with a number for each spatial
+    axis makes a net for them.
 
     Attributes:
       depths: the number of blocks of each stage.
       embed_dim: channels of the first stage; each further stage has twice as many.
       focal_levels: the number of focal levels in each stage.
-      focal_windows: kernel size of the first focal level in each stage.
-      focal_factor: by how much the kernel grows from level to level.
+      focal_windows: kernel size of the first focal level in each stage: a number, or a
+        tuple with one for each spatial axis.
+      focal_factor: by how much the kernel grows from level to level: a number, or a tuple
+        with one for each spatial axis.
       mlp_ratio: width of an MLP over the width of its block.
-      patch_size: kernel and stride of the stem; 4 with `use_conv_embed`.
+      patch_size: kernel and stride of the stem: a number for images, or a tuple with one
+        for each spatial axis of the input, such as (4,) for `[b, t, c]`. With
+        `use_conv_embed` each is 4, or 1 for an axis that the stem leaves alone.
+      downsample_stride: kernel and stride between stages: a number, or a tuple with one
+        for each spatial axis.
       use_conv_embed: has convolutions that overlap in place of patches that do not: 7x7
-        with stride 4 for the stem, and 3x3 with stride 2 between stages.
+        with stride 4 for the stem, and 3x3 with stride 2 between stages. In general the
+        kernel of stride s is 2 s - 1.
       stem_padding: padding of the stem that overlaps: 2, or 3 as in the official code
         for dense prediction. The shapes are the same with both.
       use_layerscale: multiplies each residual branch by scales of its channels.
@@ -284,6 +295,14 @@ class FocalNetEncoder(nn.Module):
       use_postln_in_modulation: puts a LayerNorm inside the modulation.
       normalize_modulator: divides the aggregated context by the number of levels, the
         global one included.
+      use_depthwise_bias: has a bias in the convolutions of the focal levels, as
+        FocalCodec.
+      causal: lets nothing in a map depend on what comes later on its first spatial axis,
+        which is time: kernels reach backward, and `causal_window` limits the global
+        level, as in FocalCodec-Stream. Patches stay as they are.
+      causal_window: with `causal`, how many positions of a map the global level gathers.
+      global_axes: the spatial axes, counted from 0, that the global level takes the mean
+        over; None for all of them. (1, 2) leaves the frames of a video apart.
       drop_rate: dropout after the stem, in the modulation and in the MLPs.
       drop_path_rate: stochastic depth of the last block; the rates of the blocks grow
         linearly from 0.
@@ -306,10 +325,11 @@ class FocalNetEncoder(nn.Module):
     depths: Sequence[int]
     embed_dim: int
     focal_levels: Sequence[int]
-    focal_windows: Sequence[int]
-    focal_factor: int = 2
+    focal_windows: Sequence[int | Sequence[int]]
+    focal_factor: int | Sequence[int] = 2
     mlp_ratio: float = 4.0
-    patch_size: int = 4
+    patch_size: int | Sequence[int] = 4
+    downsample_stride: int | Sequence[int] = 2
     use_conv_embed: bool = False
     stem_padding: int = 2
     use_layerscale: bool = False
@@ -317,6 +337,10 @@ class FocalNetEncoder(nn.Module):
     use_postln: bool = False
     use_postln_in_modulation: bool = False
     normalize_modulator: bool = False
+    use_depthwise_bias: bool = False
+    causal: bool = False
+    causal_window: int = 512
+    global_axes: Sequence[int] | None = None
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     in_channels: int = 3
@@ -330,10 +354,7 @@ class FocalNetEncoder(nn.Module):
 
     def setup(self):
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        stem, *downsamples = [
-            functools.partial(PatchEmbed, self.embed_dim * 2**index, **options, **types)
-            for index, options in enumerate(self._convolutions())
-        ]
+        stem, *downsamples = self._embeddings()
         self.patch_embed = stem()
         self.stem_dropout = nn.Dropout(self.drop_rate)
 
@@ -370,6 +391,10 @@ class FocalNetEncoder(nn.Module):
             focal_level=self.focal_levels[stage],
             focal_window=self.focal_windows[stage],
             focal_factor=self.focal_factor,
+            use_depthwise_bias=self.use_depthwise_bias,
+            causal=self.causal,
+            causal_window=self.causal_window,
+            global_axes=self.global_axes,
             normalize_modulator=self.normalize_modulator,
             use_postln_in_modulation=self.use_postln_in_modulation,
             drop_rate=self.drop_rate,
@@ -382,30 +407,54 @@ class FocalNetEncoder(nn.Module):
         """Whether the operator is `FocalModulation` itself, and nothing made of it."""
         return find_modulation(self.modulation) is FocalModulation
 
-    @nn.nowrap
-    def _convolutions(self) -> list[dict[str, int]]:
-        """Options of the stem, then of each downsampling."""
-        if self.use_conv_embed:
-            stem = dict(kernel_size=7, stride=4, padding=self.stem_padding)
-            downsample = dict(kernel_size=3, stride=2, padding=1)
-        else:
-            stem = dict(kernel_size=self.patch_size, stride=self.patch_size)
-            downsample = dict(kernel_size=2, stride=2)
-        if self.pad_to_patch:
-            stem["pad_to"] = self.patch_size
-            downsample["pad_to"] = 2
-        return [stem] + [downsample] * (len(self.depths) - 1)
+    @property
+    def spatial_rank(self) -> int:
+        """The number of spatial axes of the input: 2 for images."""
+        return len(self.patch_size) if isinstance(self.patch_size, Sequence) else 2
 
     @nn.nowrap
-    def smallest_image(self) -> int:
-        """The least height and width, in pixels, that leave the last stage a map."""
+    def _embeddings(self) -> list[Callable[..., PatchEmbed]]:
+        """Makers of the stem, then of each downsampling."""
+        patch = per_axis(self.patch_size, self.spatial_rank)
+        stride = per_axis(self.downsample_stride, self.spatial_rank)
+        stem = self._convolution(patch, [self.stem_padding] * len(patch))
+        downsample = self._convolution(stride, [s - 1 for s in stride])
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        return [
+            functools.partial(PatchEmbed, self.embed_dim * 2**index, **options, **types)
+            for index, options in enumerate(
+                [stem] + [downsample] * (len(self.depths) - 1)
+            )
+        ]
 
-        def reaches_the_end(size):
-            for options in self._convolutions():
-                size = PatchEmbed.output_size(size, **options)
-            return size > 0
+    @nn.nowrap
+    def _convolution(
+        self, stride: Sequence[int], padding: Sequence[int]
+    ) -> dict[str, tuple[int, ...]]:
+        """Options of `PatchEmbed`; `padding` is that of an overlapping convolution."""
+        overlaps = [self.use_conv_embed and s > 1 for s in stride]
+        return dict(
+            kernel_size=tuple(2 * s - 1 if o else s for s, o in zip(stride, overlaps)),
+            stride=tuple(stride),
+            padding=tuple(p if o else 0 for p, o in zip(padding, overlaps)),
+            pad_to=tuple(s if self.pad_to_patch else 1 for s in stride),
+        )
 
-        return next(size for size in itertools.count(1) if reaches_the_end(size))
+    @nn.nowrap
+    def smallest_input(self) -> tuple[int, ...]:
+        """The least spatial shape that leaves the last stage a map, such as (32, 32)."""
+        embeddings = [make(parent=None) for make in self._embeddings()]
+
+        def last_shape(size):
+            shape = (size,) * self.spatial_rank
+            for embedding in embeddings:
+                shape = embedding.output_shape(shape)
+            return shape
+
+        return tuple(
+            next(size for size in itertools.count(1) if last_shape(size)[axis] > 0)
+            for axis in range(self.spatial_rank)
+        )
 
     @property
     def max_depth(self) -> int:
@@ -437,10 +486,10 @@ class FocalNetEncoder(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, Outputs]:
-        """Encodes `[b, h, w, in_channels]` float images.
+        """Encodes `[b, *spatial, in_channels]` float images, or other inputs.
 
         Returns:
-          The map of the last stage, and maps by name, all `[b, h', w', ...]`: `stem`,
+          The map of the last stage, and maps by name, all `[b, *smaller, c]`: `stem`,
           `stage{s}` (before the downsampling), `stage{s}/downsample`,
           `stage{s}/block{b}`, and what the operator of each block returns, such as
           `stage{s}/block{b}/gates` and `stage{s}/block{b}/modulator`.
@@ -454,7 +503,7 @@ class FocalNetEncoder(nn.Module):
         return x, {"stem": stem} | outputs
 
     def embed(self, images: jax.Array) -> jax.Array:
-        """The stem: maps `[b, h, w, in_channels]` images to `[b, h', w', embed_dim]`.
+        """The stem: maps `[b, *spatial, in_channels]` to `[b, *smaller, embed_dim]`.
 
         Raises:
           TypeError, ValueError: as `__call__`.
@@ -486,37 +535,60 @@ class FocalNetEncoder(nn.Module):
                 f"images are {images.dtype}, expected floating point: scale and "
                 "normalise them first, for example (images / 255 - mean) / std"
             )
-        if images.ndim != 4 or images.shape[-1] != self.in_channels:
+        if images.ndim != self.spatial_rank + 2 or images.shape[-1] != self.in_channels:
+            axes = {1: "time", 2: "height, width", 3: "time, height, width"}
+            axes = axes.get(self.spatial_rank, f"{self.spatial_rank} spatial axes")
+            problem = f"images have shape {images.shape}, expected [batch, {axes}, "
+            problem += f"{self.in_channels}]"
+            if images.ndim > 2 and images.ndim != self.spatial_rank + 2:
+                example = (4,) * (images.ndim - 2)
+                problem += f"; maps of another rank need a patch_size such as {example}"
+            raise ValueError(problem)
+        least = self.smallest_input()
+        if any(size < needed for size, needed in zip(images.shape[1:-1], least)):
+            shape = " x ".join(str(size) for size in images.shape[1:-1])
+            needed = " x ".join(str(size) for size in least)
             raise ValueError(
-                f"images have shape {images.shape}, expected "
-                f"[batch, height, width, {self.in_channels}]"
-            )
-        height, width = images.shape[1:3]
-        least = self.smallest_image()
-        if min(height, width) < least:
-            raise ValueError(
-                f"images of {height} x {width} pixels are too small for this net: it "
-                f"needs {least} x {least} at least"
-                + ("" if self.pad_to_patch else " (or pad_to_patch=True)")
+                f"images of {shape} pixels are too small for this net: it needs {needed} "
+                "at least" + ("" if self.pad_to_patch else " (or pad_to_patch=True)")
             )
 
 
-class FocalNet(nn.Module):
-    """The classifier: an encoder, a LayerNorm, the mean over space and a dense head.
+class _AroundEncoder(nn.Module):
+    """A model whose encoder's parameters stand beside its own.
 
-    The parameters of the encoder stand beside those of the head, not below a name of
-    their own, so that the tree mirrors the official code.
+    They don't lie below a name of their own, so that the tree mirrors the official code.
 
     Attributes:
       encoder: stem and stages.
-      num_classes: 0 for no head: the model then returns pooled features as logits.
     """
 
     encoder: FocalNetEncoder
+
+    def __post_init__(self):
+        # A copy, because models that hold the very same encoder, as clones of a model do,
+        # would share its place in the tree of a module around them.
+        holder = self.encoder.parent
+        is_of_another = isinstance(holder, _AroundEncoder) and holder is not self
+        if holder is None or (is_of_another and self.parent is not None):
+            object.__setattr__(self, "encoder", self.encoder.clone())
+        super().__post_init__()
+        # Not in `setup`, which may run after the encoder has been used.
+        if self.scope is not None and self.encoder.scope is not self.scope:
+            nn.share_scope(self, self.encoder)
+
+
+class FocalNet(_AroundEncoder):
+    """The classifier: an encoder, a LayerNorm, the mean over space and a dense head.
+
+    Attributes:
+      encoder: stem and stages; their parameters stand beside those of the head.
+      num_classes: 0 for no head: the model then returns pooled features as logits.
+    """
+
     num_classes: int = 1000
 
     def setup(self):
-        nn.share_scope(self, self.encoder)
         types = dict(dtype=self.encoder.dtype, param_dtype=self.encoder.param_dtype)
         self.norm = LayerNorm(**types)
         if self.num_classes:
@@ -525,7 +597,7 @@ class FocalNet(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, Outputs]:
-        """Classifies `[b, h, w, in_channels]` float images.
+        """Classifies `[b, *spatial, in_channels]` float images, or other inputs.
 
         Training draws from the random streams `drop_path` and `dropout`, if their rates
         are above 0.
@@ -539,30 +611,28 @@ class FocalNet(nn.Module):
           TypeError, ValueError: as `FocalNetEncoder`.
         """
         x, outputs = self.encoder(images, train=train)
-        pooled = self.norm(x).mean(axis=(1, 2))
+        pooled = self.norm(x).mean(axis=tuple(range(1, x.ndim - 1)))
         outputs["pre_logits"] = pooled
         logits = self.head(pooled) if self.num_classes else pooled
         return logits, outputs
 
 
-class FocalNetBackbone(nn.Module):
+class FocalNetBackbone(_AroundEncoder):
     """An encoder that returns the maps of its stages, for dense prediction.
 
     These are the maps before each downsampling, as in the official backbones for
     detection and segmentation. Each passes through a LayerNorm of its own, `norm{s}`.
 
     Attributes:
-      encoder: stem and stages.
+      encoder: stem and stages; their parameters stand beside those of the norms.
       out_stages: the stages whose maps it returns, counted from 0.
       out_norm: whether the maps pass through a LayerNorm.
     """
 
-    encoder: FocalNetEncoder
     out_stages: Sequence[int] = (0, 1, 2, 3)
     out_norm: bool = True
 
     def setup(self):
-        nn.share_scope(self, self.encoder)
         types = dict(dtype=self.encoder.dtype, param_dtype=self.encoder.param_dtype)
         if self.out_norm:
             for stage in self.out_stages:
@@ -571,7 +641,7 @@ class FocalNetBackbone(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, ...]:
-        """Maps `[b, h, w, in_channels]` images to `[b, h_s, w_s, c_s]` for each stage.
+        """Maps `[b, *spatial, in_channels]` to `[b, *smaller, c_s]` for each stage.
 
         Raises:
           TypeError, ValueError: as `FocalNetEncoder`.

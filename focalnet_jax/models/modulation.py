@@ -29,17 +29,19 @@ Or enter it in `MODULATIONS`: then `modulation="shift"` is a choice of `create_m
 `--config.model.modulation=shift` one of `main.py`.
 
 The encoder offers these options to an operator, with their values for its stage:
-`focal_level`, `focal_window`, `focal_factor`, `normalize_modulator`,
-`use_postln_in_modulation`, `drop_rate` and `implementation`. `FocalModulation` says what
-they mean. The block adds `dtype`, `param_dtype` and `name`. An operator is given only
-those options that it has fields for, and none that its `functools.partial` already sets;
-every Flax module takes `name`.
+`focal_level`, `focal_window`, `focal_factor`, `use_depthwise_bias`, `causal`,
+`causal_window`, `global_axes`, `normalize_modulator`, `use_postln_in_modulation`,
+`drop_rate` and `implementation`. `FocalModulation` says what they mean. The block adds
+`dtype`, `param_dtype` and `name`. An operator is given only those options that it has
+fields for, and none that its `functools.partial` already sets; every Flax module takes
+`name`.
 """
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -58,13 +60,22 @@ class FocalModulation(nn.Module):
     """Focal modulation: the context around each position scales its query.
 
     Paper, equation 6: `y = q(x) * h(sum_l gate_l * context_l)`. Maps may have any number
-    of spatial axes; the kernels then have as many.
+    of spatial axes; the kernels then have as many. With `use_depthwise_bias` it is the
+    `FocalModulation` of FocalCodec, arXiv 2502.04465, and with `causal`, too, that of
+    FocalCodec-Stream.
 
     Attributes:
       focal_level: the number of levels with a depthwise convolution; the global level
         comes on top.
-      focal_window: kernel size of the first level.
-      focal_factor: by how much the kernel grows from level to level.
+      focal_window: kernel size of the first level: a number, or one for each spatial
+        axis.
+      focal_factor: by how much the kernel grows from level to level, as `focal_window`.
+      use_depthwise_bias: whether the convolution of each level adds a bias.
+      causal: lets each position see nothing that comes later on the first spatial axis.
+      causal_window: with `causal`, the number of positions up to its own that the global
+        level of a position gathers by a convolution, in place of the mean.
+      global_axes: the spatial axes, counted from 0, that the global level takes the mean
+        over; None for all of them.
       normalize_modulator: divides the aggregated context by `focal_level + 1`.
       use_postln_in_modulation: puts a LayerNorm before the last projection.
       drop_rate: dropout after the last projection.
@@ -73,8 +84,12 @@ class FocalModulation(nn.Module):
     """
 
     focal_level: int
-    focal_window: int
-    focal_factor: int = 2
+    focal_window: int | Sequence[int]
+    focal_factor: int | Sequence[int] = 2
+    use_depthwise_bias: bool = False
+    causal: bool = False
+    causal_window: int = 512
+    global_axes: Sequence[int] | None = None
     normalize_modulator: bool = False
     use_postln_in_modulation: bool = False
     drop_rate: float = 0.0
@@ -90,20 +105,26 @@ class FocalModulation(nn.Module):
           The result, and `gates`, `[b, *spatial, focal_level + 1]`, and `modulator`,
           `[b, *spatial, c]`.
         """
-        channels, spatial_rank = x.shape[-1], x.ndim - 2
+        channels = x.shape[-1]
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
 
         projected = Dense(2 * channels + self.focal_level + 1, name="f", **types)(x)
         query, context, gates = jnp.split(projected, [channels, 2 * channels], axis=-1)
 
-        kernels = []
-        for level in range(self.focal_level):
-            size = self.focal_factor * level + self.focal_window
-            shape = (size,) * spatial_rank + (1, channels)
-            kernels.append(
-                DepthwiseKernel(shape, name=f"focal_layers_{level}", **types)()
-            )
-        aggregated = self.aggregate(context, gates, kernels)
+        layers = [
+            Depthwise(
+                (*size, 1, channels),
+                use_bias=self.use_depthwise_bias,
+                name=f"focal_layers_{level}",
+                **types,
+            )()
+            for level, size in enumerate(self.kernel_sizes(x.ndim - 2))
+        ]
+        kernels = [layer.kernel for layer in layers]
+        biases = {}  # an `aggregate` of a subclass need not take what it isn't given
+        if self.use_depthwise_bias:
+            biases = {"biases": [layer.bias for layer in layers]}
+        aggregated = self.aggregate(context, gates, kernels, **biases)
         # A 1x1 convolution in the official code, so initialised as one.
         modulator = nn.Dense(
             channels,
@@ -121,15 +142,34 @@ class FocalModulation(nn.Module):
         chex.assert_equal_shape([x, y])
         return y, {"gates": gates, "modulator": modulator}
 
+    @nn.nowrap
+    def kernel_sizes(self, spatial_rank: int) -> list[tuple[int, ...]]:
+        """The size of each depthwise kernel for maps of so many spatial axes."""
+        window = per_axis(self.focal_window, spatial_rank)
+        factor = per_axis(self.focal_factor, spatial_rank)
+        sizes = [
+            tuple(w + level * f for w, f in zip(window, factor))
+            for level in range(self.focal_level)
+        ]
+        if self.causal:
+            sizes.append((self.causal_window,) + (1,) * (spatial_rank - 1))
+        return sizes
+
     def aggregate(
-        self, context: jax.Array, gates: jax.Array, kernels: list[jax.Array]
+        self,
+        context: jax.Array,
+        gates: jax.Array,
+        kernels: list[jax.Array],
+        biases: list[jax.Array] | None = None,
     ) -> jax.Array:
         """Gathers the context of each position; a subclass may do it in another way.
 
         Args:
           context: `[b, *spatial, c]`.
           gates: `[b, *spatial, focal_level + 1]`.
-          kernels: `[*kernel_size, 1, c]` for each level.
+          kernels: `[*kernel_size, 1, c]` for each level, and for the global one, too, if
+            it is `causal`.
+          biases: `[c]` for each kernel; given only with `use_depthwise_bias`.
 
         Returns:
           The aggregated context, `[b, *spatial, c]`.
@@ -138,24 +178,51 @@ class FocalModulation(nn.Module):
             context,
             gates,
             kernels,
+            biases=biases,
             normalize=self.normalize_modulator,
+            causal=self.causal,
+            global_axes=self.global_axes,
             implementation=self.implementation,
         )
 
 
-class DepthwiseKernel(nn.Module):
-    """Holds the kernel of one focal level; `aggregate_context` convolves with it."""
+class DepthwiseParams(NamedTuple):
+    """Of one focal level: `kernel` `[*kernel_size, 1, c]`, and `bias` `[c]` or None."""
+
+    kernel: jax.Array
+    bias: jax.Array | None
+
+
+class Depthwise(nn.Module):
+    """Holds the parameters of one focal level; `aggregate_context` convolves with them.
+
+    Attributes:
+      shape: of the kernel, `[*kernel_size, 1, c]`.
+      use_bias: whether there is a bias.
+      dtype, param_dtype: of the computation and of the parameters.
+    """
 
     shape: tuple[int, ...]
+    use_bias: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self) -> jax.Array:
+    def __call__(self) -> DepthwiseParams:
         kernel = self.param(
             "kernel", initializers.conv_kernel, self.shape, self.param_dtype
         )
-        return kernel.astype(self.dtype)
+        bias = None
+        if self.use_bias:
+            init = initializers.conv_bias(math.prod(self.shape[:-1]))
+            bias = self.param("bias", init, self.shape[-1:], self.param_dtype)
+            bias = bias.astype(self.dtype)
+        return DepthwiseParams(kernel.astype(self.dtype), bias)
+
+
+def per_axis(value: int | Sequence[int], spatial_rank: int) -> tuple[int, ...]:
+    """A number for each spatial axis: the same for all, or those that are given."""
+    return tuple(value) if isinstance(value, Sequence) else (value,) * spatial_rank
 
 
 Modulation = Callable[..., nn.Module]

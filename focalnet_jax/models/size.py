@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone
+from focalnet_jax.models.modulation import per_axis
 
 Model = FocalNet | FocalNetBackbone
 
@@ -24,11 +26,10 @@ def abstract_params(model: Model) -> dict[str, Any]:
     Returns:
       A nested dict of `jax.ShapeDtypeStruct`, shaped as the parameters.
     """
-    side = model.encoder.smallest_image()
-    return _abstract_params(model, side, side)
+    return _abstract_params(model, model.encoder.smallest_input())
 
 
-def count_multiply_adds(model: Model, image_size: int | tuple[int, int]) -> int:
+def count_multiply_adds(model: Model, image_size: int | Sequence[int]) -> int:
     """The multiply-adds of the forward pass for one image, which the paper calls FLOPs.
 
     Matrix products and convolutions are read off the traced program, so those of another
@@ -44,16 +45,15 @@ def count_multiply_adds(model: Model, image_size: int | tuple[int, int]) -> int:
 
     Args:
       model: from `create_model` or `create_backbone`.
-      image_size: the side in pixels, or height and width.
+      image_size: the side in pixels, or height and width; for nets on inputs of other
+        rank their spatial shape.
     """
-    height, width = (
-        (image_size, image_size) if isinstance(image_size, int) else image_size
-    )
+    size = per_axis(image_size, model.encoder.spatial_rank)
     # With "lax", each convolution is one operation of the program.
     encoder = model.encoder.clone(implementation="lax", remat="none", scan=False)
     model = model.clone(encoder=encoder)
-    params = _abstract_params(model, height, width)
-    images = _abstract_images(model, height, width)
+    params = _abstract_params(model, size)
+    images = _abstract_images(model, size)
 
     def forward(params, images):
         return model.apply({"params": params}, images)
@@ -68,13 +68,13 @@ def count_multiply_adds(model: Model, image_size: int | tuple[int, int]) -> int:
     )
 
 
-def _abstract_images(model: Model, height: int, width: int) -> jax.ShapeDtypeStruct:
-    shape = (1, height, width, model.encoder.in_channels)
+def _abstract_images(model: Model, size: Sequence[int]) -> jax.ShapeDtypeStruct:
+    shape = (1, *size, model.encoder.in_channels)
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _abstract_params(model: Model, height: int, width: int):
-    images = _abstract_images(model, height, width)
+def _abstract_params(model: Model, size: Sequence[int]):
+    images = _abstract_images(model, size)
     return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 
 

@@ -177,7 +177,8 @@ def _create_encoder(name: str, overrides: dict[str, Any]) -> FocalNetEncoder:
     for option in ("dtype", "param_dtype"):
         if option in settings:
             settings[option] = _float_dtype(option, settings[option])
-    encoder = FocalNetEncoder(**settings)
+    # Inside of another module, the model around the encoder takes it in.
+    encoder = FocalNetEncoder(**settings, parent=None)
     _check(encoder)
     return encoder
 

@@ -6,137 +6,223 @@ Two implementations compute the same sum:
   channels. The compilers for accelerators turn it into good code.
 * `shifted` multiplies the padded input by each entry of the kernel, shifted to where the
   entry belongs, and adds up the products. XLA runs grouped convolutions on CPUs many
-  times slower than this.
+  times slower than this, unless the kernel has hundreds of entries.
 
-`auto` chooses one of them by the platform that a program is lowered for. So a program
-that a CPU machine compiles for a TPU holds the convolution.
+`auto` chooses one of them by the platform that a program is lowered for, and on CPUs by
+the size of the kernel. So a program that a CPU machine compiles for a TPU holds the
+convolution.
+
+All of them can be differentiated in forward and in reverse mode, and any number of times.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from focalnet_jax.errors import check_choice
 
+PADDINGS = ("same", "causal")
+CONVOLUTIONS = ("auto", "lax", "shifted")
+
+# How many zeros stand before and after each spatial axis.
+Margins = tuple[tuple[int, int], ...]
+
 
 def depthwise_conv(
-    x: jax.Array, kernel: jax.Array, *, implementation: str = "auto"
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    padding: str = "same",
+    implementation: str = "auto",
 ) -> jax.Array:
     """Convolves each channel with its own kernel.
 
-    The stride is 1, and zeros around the map keep its size. Sums are taken in float32 or
+    The stride is 1, and the result is as large as the map. Sums are taken in float32 or
     wider, and the result has the dtype of `x`.
-
-    `auto` and `shifted` have a rule of their own for reverse-mode differentiation, so
-    JAX refuses to differentiate them in forward mode (`jax.jvp`); `lax` supports both.
 
     Args:
       x: `[batch, *spatial, channels]` with one or more spatial axes.
-      kernel: `[*kernel_size, 1, channels]`, with an odd size for each spatial axis.
+      kernel: `[*kernel_size, 1, channels]`. A kernel of even size reaches one position
+        further forward than backward, as torch's `padding="same"` has it.
+      bias: `[channels]`, which is added to the result.
+      padding: "same" puts zeros around the map. "causal" differs along the first spatial
+        axis, which is time: a position sees only itself and what is before it, and the
+        first position stands for all that is before the beginning, as in FocalCodec.
       implementation: a name in `CONVOLUTIONS`.
 
     Returns:
       `[batch, *spatial, channels]`.
 
     Raises:
-      OptionError: an implementation that does not exist.
-      ValueError: an even kernel size.
-      AssertionError: a kernel whose shape or dtype does not fit.
+      OptionError: a padding or an implementation that does not exist.
+      AssertionError: a kernel or a bias whose shape or dtype does not fit.
     """
     check_choice("implementation", implementation, CONVOLUTIONS)
+    check_choice("padding", padding, PADDINGS)
     chex.assert_rank(kernel, x.ndim)
     chex.assert_axis_dimension(kernel, -1, x.shape[-1])
     chex.assert_axis_dimension(kernel, -2, 1)
     chex.assert_type(kernel, x.dtype)
-    if any(size % 2 == 0 for size in kernel.shape[:-2]):
-        raise ValueError(
-            f"depthwise_conv needs odd kernel sizes, got {kernel.shape[:-2]}: "
-            "an even one would change the size of the map"
-        )
-    return CONVOLUTIONS[implementation](x, kernel)
+    margins = [((size - 1) // 2, size // 2) for size in kernel.shape[:-2]]
+    if padding == "causal":
+        past = [(0, 0)] * x.ndim
+        past[1] = (kernel.shape[0] - 1, 0)
+        x = jnp.pad(x, past, mode="edge")
+        margins[0] = (0, 0)
+    y = _convolve(x, kernel, tuple(margins), implementation)
+    if bias is not None:
+        chex.assert_shape(bias, x.shape[-1:])
+        chex.assert_type(bias, x.dtype)
+        y = y + bias
+    return y
+
+
+def _convolve(x, kernel, margins: Margins, implementation: str) -> jax.Array:
+    if implementation == "lax":
+        return _lax_conv(x, kernel, margins)
+    x, kernel = _vary_alike(x, kernel)
+    return _conv.bind(x, kernel, margins=margins, implementation=implementation)
 
 
 # --- lax ---------------------------------------------------------------------
 
 
-def _lax_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _lax_conv(x: jax.Array, kernel: jax.Array, margins: Margins) -> jax.Array:
     spatial = "0123456789"[: x.ndim - 2]
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(1,) * len(spatial),
-        padding=[(size // 2, size // 2) for size in kernel.shape[:-2]],
+        padding=margins,
         dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         feature_group_count=x.shape[-1],
     )
 
 
+def _lax_correlation(x: jax.Array, y: jax.Array, margins: Margins) -> jax.Array:
+    kernel = jax.ShapeDtypeStruct(_kernel_shape(x, y, margins), x.dtype)
+    [cotangent] = jax.linear_transpose(lambda k: _lax_conv(x, k, margins), kernel)(y)
+    return cotangent
+
+
 # --- shifted -----------------------------------------------------------------
 
-
-@jax.custom_vjp
-def _shifted_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    padded = _widen(_pad(x, kernel))
-    terms = [
-        _shift(padded, tap, x.shape[1:-1]) * weight
-        for tap, weight in zip(_taps(kernel), _widen(kernel).reshape(-1, x.shape[-1]))
-    ]
-    return functools.reduce(jnp.add, terms).astype(x.dtype)
+# Larger kernels are taken in blocks of rows. With many terms in a sum, XLA takes long to
+# compile it, and makes several passes over the map.
+MAX_UNROLLED_TAPS = 64
 
 
-def _shifted_forward(x, kernel):
-    return _shifted_conv(x, kernel), (x, kernel)
+def _shifted_conv(x: jax.Array, kernel: jax.Array, margins: Margins) -> jax.Array:
+    padded, kernel = _widen(_pad(x, margins)), _widen(kernel)
+    rows = _rows_of_block(kernel.shape[:-2])
+    if rows == kernel.shape[0]:
+        return _sum_taps(padded, kernel).astype(x.dtype)
+
+    nowhere, spatial = (0,) * (x.ndim - 2), _result_size(padded, kernel.shape)
+    zero = jnp.zeros_like(_shift(padded, nowhere, spatial))
+    starts, padded = _starts_of_blocks(padded, kernel.shape[0], rows)
+    missing = [(0, len(starts) * rows - kernel.shape[0])] + [(0, 0)] * (kernel.ndim - 1)
+    blocks = jnp.pad(kernel, missing).reshape(-1, rows, *kernel.shape[1:])
+    length = padded.shape[1] - starts[-1]
+
+    def add_block(total, block):
+        start, kernel = block
+        window = jax.lax.dynamic_slice_in_dim(padded, start, length, axis=1)
+        return total + _sum_taps(window, kernel), None
+
+    return jax.lax.scan(add_block, zero, (jnp.array(starts), blocks))[0].astype(x.dtype)
 
 
-def _shifted_backward(residuals, cotangent):
-    x, kernel = residuals
-    spatial_axes = tuple(range(kernel.ndim - 2))
-    x_cotangent = _shifted_conv(cotangent, jnp.flip(kernel, spatial_axes))
-    return x_cotangent, _shifted_kernel_cotangent(x, kernel, cotangent)
+def _shifted_correlation(x: jax.Array, y: jax.Array, margins: Margins) -> jax.Array:
+    """Sums `x[shifted by tap] * y` over batch and space for every tap.
 
-
-_shifted_conv.defvjp(_shifted_forward, _shifted_backward)
-
-
-def _shifted_kernel_cotangent(x, kernel, cotangent):
-    """Sums `x[shifted by tap] * cotangent` over batch and space for every tap.
-
-    A tap is the place of an entry in the kernel. On CPUs XLA reduces over leading axes in
-    scalar loops. So this loop walks along the first spatial axis and keeps a row of sums
-    for every tap. What remains are vectorised multiply-adds, and a reduction that is
-    smaller by the length of that axis. The batch axis stays whole, so that it can be
-    sharded.
+    A tap is the place of an entry in the kernel.
     """
-    padded = _widen(_pad(x, kernel))
-    cotangent = _widen(cotangent)
-    row_shape = x.shape[2:-1]
+    shape = _kernel_shape(x, y, margins)
+    padded, y = _widen(_pad(x, margins)), _widen(y)
+    rows = _rows_of_block(shape[:-2])
+    if rows == shape[0]:
+        return _correlate(padded, y, shape).astype(x.dtype)
+
+    starts, padded = _starts_of_blocks(padded, shape[0], rows)
+    length = padded.shape[1] - starts[-1]
+
+    def correlate_block(start):
+        window = jax.lax.dynamic_slice_in_dim(padded, start, length, axis=1)
+        return _correlate(window, y, (rows, *shape[1:]))
+
+    blocks = jax.lax.map(correlate_block, jnp.array(starts))
+    return blocks.reshape(-1, *shape[1:])[: shape[0]].astype(x.dtype)
+
+
+def _sum_taps(padded: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The convolution, of a map that needs no more padding."""
+    spatial = _result_size(padded, kernel.shape)
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    terms = [
+        _shift(padded, tap, spatial) * weight
+        for tap, weight in zip(_taps(kernel.shape[:-2]), weights)
+    ]
+    return functools.reduce(jnp.add, terms)
+
+
+def _correlate(padded: jax.Array, y: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """The correlation, of a map that needs no more padding.
+
+    On CPUs XLA reduces over leading axes in scalar loops. So this loop walks along the
+    first spatial axis and keeps a row of sums for every tap. What remains are vectorised
+    multiply-adds, and a reduction that is smaller by the length of that axis. The batch
+    axis stays whole, so that it can be sharded.
+    """
+    size = shape[:-2]
 
     def add_row(row, sums):
-        window = jax.lax.dynamic_slice_in_dim(padded, row, kernel.shape[0], axis=1)
-        row_cotangent = jax.lax.dynamic_index_in_dim(cotangent, row, axis=1)
+        window = jax.lax.dynamic_slice_in_dim(padded, row, size[0], axis=1)
+        y_row = jax.lax.dynamic_index_in_dim(y, row, axis=1)
         return [
-            total + _shift(window, tap, (1, *row_shape)) * row_cotangent
-            for total, tap in zip(sums, _taps(kernel))
+            total + _shift(window, tap, (1, *y.shape[2:-1])) * y_row
+            for total, tap in zip(sums, _taps(size))
         ]
 
-    zero = jnp.zeros_like(cotangent[:, :1])
-    sums = jax.lax.fori_loop(0, x.shape[1], add_row, [zero for _ in _taps(kernel)])
-    leading = tuple(range(x.ndim - 1))
-    totals = jnp.stack([total.sum(leading) for total in sums])
-    return totals.reshape(kernel.shape).astype(kernel.dtype)
+    zero = jnp.zeros_like(y[:, :1])
+    sums = jax.lax.fori_loop(0, y.shape[1], add_row, [zero for _ in _taps(size)])
+    leading = tuple(range(y.ndim - 1))
+    return jnp.stack([total.sum(leading) for total in sums]).reshape(shape)
 
 
-def _taps(kernel: jax.Array) -> list[tuple[int, ...]]:
+def _rows_of_block(size: Sequence[int]) -> int:
+    """How many steps along the first axis of a kernel are taken at once."""
+    most = max(MAX_UNROLLED_TAPS // math.prod(size[1:]), 1)
+    blocks = math.ceil(size[0] / most)
+    return math.ceil(size[0] / blocks)
+
+
+def _starts_of_blocks(padded: jax.Array, size: int, rows: int):
+    """Where along the first spatial axis each block begins, and a map that holds all."""
+    starts = np.arange(0, size, rows)
+    after = [(0, 0)] * padded.ndim
+    after[1] = (0, int(starts[-1]) + rows - size)
+    return starts, jnp.pad(padded, after)
+
+
+def _result_size(padded: jax.Array, kernel_shape: Sequence[int]) -> list[int]:
+    return [n - k + 1 for n, k in zip(padded.shape[1:-1], kernel_shape)]
+
+
+def _taps(size: Sequence[int]) -> list[tuple[int, ...]]:
     """The places of the kernel's entries, in row-major order."""
-    return list(np.ndindex(*kernel.shape[:-2]))
+    return list(np.ndindex(*size))
 
 
-def _pad(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    margins = [(size // 2, size // 2) for size in kernel.shape[:-2]]
+def _pad(x: jax.Array, margins: Margins) -> jax.Array:
     return jnp.pad(x, [(0, 0), *margins, (0, 0)])
 
 
@@ -151,32 +237,119 @@ def _widen(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-# --- auto --------------------------------------------------------------------
+# --- Two operations for JAX --------------------------------------------------
+#
+# The convolution is linear in the map and in the kernel. Its cotangent of the map is a
+# convolution. Its cotangent of the kernel is the correlation of the map with the
+# cotangent of the result. The correlation is linear in both, too, and has convolutions as
+# cotangents. So the two operations are closed under differentiation, and JAX derives all
+# modes and orders from the four rules below. A `jax.custom_vjp` would shut forward mode.
+
+_conv = Primitive("depthwise_conv")  # x, kernel -> y
+_correlation = Primitive("depthwise_correlation")  # x, y -> kernel
 
 
-# The rule for differentiation makes the choice again for the backward pass, because
-# differentiating `platform_dependent` itself would store what both branches need.
-@jax.custom_vjp
-def _auto_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jax.lax.platform_dependent(x, kernel, cpu=_shifted_conv, default=_lax_conv)
+def _conv_of_map(y, _, kernel, *, margins, implementation):
+    """The cotangent of `x` in `conv(x, kernel)`, whose cotangent is `y`."""
+    size = kernel.shape[:-2]
+    margins = tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(size, margins))
+    flipped = jnp.flip(kernel, tuple(range(len(size))))
+    return _conv.bind(y, flipped, margins=margins, implementation=implementation)
 
 
-def _auto_forward(x, kernel):
-    return _auto_conv(x, kernel), (x, kernel)
+ad.defbilinear(
+    _conv,
+    _conv_of_map,
+    lambda y, x, _, **options: _correlation.bind(x, y, **options),
+)
+ad.defbilinear(
+    _correlation,
+    lambda kernel, x, y, **options: _conv_of_map(y, x, kernel, **options),
+    lambda kernel, x, _, **options: _conv.bind(x, kernel, **options),
+)
 
 
-def _auto_backward(residuals, cotangent):
-    def pull_back(convolution):
-        return lambda x, kernel, cotangent: jax.vjp(convolution, x, kernel)[1](cotangent)
-
-    return jax.lax.platform_dependent(
-        *residuals, cotangent, cpu=pull_back(_shifted_conv), default=pull_back(_lax_conv)
-    )
+def _kernel_shape(x, y, margins: Margins) -> tuple[int, ...]:
+    lengths = zip(x.shape[1:-1], y.shape[1:-1], margins)
+    size = [n + lo + hi - result + 1 for n, result, (lo, hi) in lengths]
+    return (*size, 1, x.shape[-1])
 
 
-_auto_conv.defvjp(_auto_forward, _auto_backward)
+@_conv.def_abstract_eval
+def _(x, kernel, *, margins, implementation):
+    del implementation
+    lengths = zip(x.shape[1:-1], kernel.shape, margins)
+    spatial = [n + lo + hi - k + 1 for n, k, (lo, hi) in lengths]
+    return x.update(shape=(x.shape[0], *spatial, x.shape[-1]), weak_type=False)
 
 
-# --- The implementations by name ---------------------------------------------
+@_correlation.def_abstract_eval
+def _(x, y, *, margins, implementation):
+    del implementation
+    return x.update(shape=_kernel_shape(x, y, margins), weak_type=False)
 
-CONVOLUTIONS = {"auto": _auto_conv, "lax": _lax_conv, "shifted": _shifted_conv}
+
+def _lower(primitive: Primitive, by_shifts, by_lax) -> None:
+    """Says how a program computes the operation on each platform."""
+
+    def on_cpu(a, b, *, margins, implementation):
+        del implementation  # both choices are the same here
+        return by_shifts(a, b, margins)
+
+    def elsewhere(a, b, *, margins, implementation):
+        compute = by_lax if implementation == "auto" else by_shifts
+        return compute(a, b, margins)
+
+    register = functools.partial(mlir.register_lowering, primitive)
+    register(mlir.lower_fun(elsewhere, multiple_results=False))
+    register(mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
+
+
+_lower(_conv, _shifted_conv, _lax_conv)
+_lower(_correlation, _shifted_correlation, _lax_correlation)
+
+
+@functools.partial(jax.jit, static_argnames=("primitive", "margins", "implementation"))
+def _compiled(primitive, a, b, *, margins, implementation):
+    return primitive.bind(a, b, margins=margins, implementation=implementation)
+
+
+def _batch(primitive, arrays, axes, **options):
+    """The rule for `jax.vmap`: its axis joins the batch, or else the channels."""
+    [size] = {a.shape[axis] for a, axis in zip(arrays, axes) if axis is not None}
+    if primitive is _conv and axes[1] is None:
+        x = jnp.moveaxis(arrays[0], axes[0], 0)
+        y = _conv.bind(x.reshape(-1, *x.shape[2:]), arrays[1], **options)
+        return y.reshape(size, -1, *y.shape[1:]), 0
+    joined = []
+    for array, axis in zip(arrays, axes):
+        array = batching.bdim_at_front(array, axis, size)
+        array = jnp.moveaxis(array, 0, -2)
+        joined.append(array.reshape(*array.shape[:-2], -1))
+    y = primitive.bind(*joined, **options)
+    return y.reshape(*y.shape[:-1], size, -1), y.ndim - 1
+
+
+for _primitive in (_conv, _correlation):
+    _primitive.def_impl(functools.partial(_compiled, _primitive))
+    batching.primitive_batchers[_primitive] = functools.partial(_batch, _primitive)
+
+
+def _vary_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """Inside `jax.shard_map`, gives arrays one type: what differs from device to device.
+
+    Where one did not differ, as parameters in data parallelism, its gradient is then
+    summed over the devices.
+    """
+    axes = [_varying_axes(array) for array in arrays]
+    all_axes = frozenset().union(*axes)
+    return [
+        jax.lax.pcast(array, tuple(all_axes - own), to="varying")
+        for array, own in zip(arrays, axes)
+    ]
+
+
+def _varying_axes(array: jax.Array) -> frozenset:
+    kind = jax.typeof(array)
+    # The second is the spelling of jax 0.12.
+    return kind.vma if hasattr(kind, "vma") else kind.mat.varying

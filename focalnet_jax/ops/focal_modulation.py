@@ -1,7 +1,8 @@
 """Focal contextualisation and gated aggregation, as the paper writes them.
 
 Paper: Yang et al., "Focal Modulation Networks", arXiv 2203.11926, section 3.2,
-equations 4 and 5; reference code: microsoft/FocalNet, `FocalModulation.forward`.
+equations 4 and 5; reference code: microsoft/FocalNet, `FocalModulation.forward`. The
+causal form is that of FocalCodec-Stream, arXiv 2509.16195, `FocalModulation.forward`.
 """
 
 from collections.abc import Sequence
@@ -19,24 +20,44 @@ def aggregate_level_by_level(
     *,
     normalize: bool,
     convolution: str,
+    biases: Sequence[jax.Array] | None = None,
+    causal: bool = False,
+    global_axes: Sequence[int] | None = None,
 ) -> jax.Array:
     """Computes `aggregate_context` by one operation after the other.
 
     Args:
-      context, gates, kernels, normalize: as for `aggregate_context`.
+      context, gates, kernels, normalize, biases, causal, global_axes: as for
+        `aggregate_context`.
       convolution: the implementation of `depthwise_conv`.
 
     Returns:
       The aggregated context, `[batch, *spatial, channels]`, in the dtype of `context`.
     """
-    levels = len(kernels)
+    biases = biases or [None] * len(kernels)
+    padding = "causal" if causal else "same"
+
+    def convolve(context, kernel, bias):
+        return depthwise_conv(
+            context, kernel, bias, padding=padding, implementation=convolution
+        )
+
+    levels = gates.shape[-1] - 1
     aggregated = jnp.zeros_like(context)
-    for level, kernel in enumerate(kernels):
-        context = gelu(depthwise_conv(context, kernel, implementation=convolution))
+    for level in range(levels):
+        context = gelu(convolve(context, kernels[level], biases[level]))
         aggregated += context * gates[..., level : level + 1]
-    spatial_axes = tuple(range(1, context.ndim - 1))
-    global_context = gelu(context.mean(spatial_axes, keepdims=True))
-    aggregated += global_context * gates[..., levels:]
+
+    spatial = range(context.ndim - 2)
+    if causal:  # over time, a last kernel takes the place of the mean
+        space = tuple(axis + 1 for axis in spatial if axis > 0)
+        context = convolve(
+            context.mean(space, keepdims=True), kernels[levels], biases[levels]
+        )
+    else:
+        axes = spatial if global_axes is None else global_axes
+        context = context.mean(tuple(axis + 1 for axis in axes), keepdims=True)
+    aggregated += gelu(context) * gates[..., levels:]
     if normalize:
         aggregated /= levels + 1
     return aggregated

@@ -11,12 +11,13 @@ function and enter it in `IMPLEMENTATIONS`:
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 
 import chex
 import jax
 
-from focalnet_jax.errors import check_choice
+from focalnet_jax.errors import OptionError, check_choice
 from focalnet_jax.ops.focal_modulation import aggregate_level_by_level
 
 
@@ -27,7 +28,9 @@ class Implementation:
     Attributes:
       function: takes `context`, `gates` and `kernels`, and `normalize` as a keyword, and
         returns the aggregated context, all as `aggregate_context` describes them. It must
-        support reverse-mode differentiation with respect to all three.
+        support reverse-mode differentiation with respect to all three. If it has them as
+        keywords, it is also given those of `biases`, `causal` and `global_axes` that a
+        net uses; a net that uses one that it lacks is an error.
       description: how the function computes, in a sentence.
     """
 
@@ -57,7 +60,10 @@ def aggregate_context(
     gates: jax.Array,
     kernels: Sequence[jax.Array],
     *,
+    biases: Sequence[jax.Array] | None = None,
     normalize: bool = False,
+    causal: bool = False,
+    global_axes: Sequence[int] | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """Gathers context in levels, each wider than the last, and adds them up gated.
@@ -66,26 +72,49 @@ def aggregate_context(
     level follows: the GELU of the mean of the last level over space. The result is the
     sum of all levels, each of which is multiplied at every position by its gate.
 
+    With `causal`, no position is told of later ones. The first spatial axis is time, the
+    convolutions have causal padding, and the mean over time becomes one more convolution,
+    as in FocalCodec-Stream. Its kernel is as long as the past that it gathers.
+
     Args:
       context: `[batch, *spatial, channels]`, with one or more spatial axes.
       gates: `[batch, *spatial, levels + 1]`, which no activation changes; the last gate
         is that of the global level.
-      kernels: `[*kernel_size, 1, channels]` for each level; all sizes are odd.
+      kernels: `[*kernel_size, 1, channels]` for each level, and with `causal` one more,
+        `[length, 1, ..., 1, channels]`.
+      biases: `[channels]` for each kernel, which its convolution adds.
       normalize: divides the sum by `levels + 1` (`normalize_modulator` in the official
         code).
+      causal: lets each position see the past alone.
+      global_axes: the spatial axes, counted from 0, that the mean is taken over; None for
+        all of them. `(1, 2)` of a video leaves its frames apart.
       implementation: a name in `IMPLEMENTATIONS`.
 
     Returns:
       The aggregated context, `[batch, *spatial, channels]`, in the dtype of `context`.
 
     Raises:
-      OptionError: an implementation that does not exist.
+      OptionError: an implementation that does not exist, or that can't compute this.
       AssertionError: gates whose shape or dtype does not fit.
     """
     check_choice("implementation", implementation, IMPLEMENTATIONS)
-    chex.assert_shape(gates, (*context.shape[:-1], len(kernels) + 1))
+    chex.assert_shape(gates, (*context.shape[:-1], len(kernels) + (not causal)))
     chex.assert_type(gates, context.dtype)
     compute = IMPLEMENTATIONS[implementation].function
-    aggregated = compute(context, gates, kernels, normalize=normalize)
+    options = dict(biases=biases, causal=causal or None, global_axes=global_axes)
+    used = {name: value for name, value in options.items() if value is not None}
+    if lacking := sorted(name for name in used if not _takes(compute, name)):
+        raise OptionError(
+            "implementation",
+            f"={implementation!r} can't compute with {' and '.join(lacking)}; "
+            "implementation='auto' can",
+        )
+    aggregated = compute(context, gates, kernels, normalize=normalize, **used)
     chex.assert_equal_shape([aggregated, context])
     return aggregated
+
+
+def _takes(function: Callable[..., jax.Array], option: str) -> bool:
+    parameters = inspect.signature(function).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return takes_all or option in parameters

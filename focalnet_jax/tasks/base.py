@@ -34,7 +34,8 @@ class BatchArray(NamedTuple):
     Attributes:
       shape: of one example, without the axis of the batch.
       dtype: of the array that `train_example` returns.
-      axes: a name for each axis, or None; the trainer splits "height" over `spatial`.
+      axes: a name for each axis, or None. The trainer splits "height" over `spatial`,
+        and "time" where there is no height.
     """
 
     shape: tuple[int, ...]

@@ -179,7 +179,7 @@ def model_of(config: ConfigDict) -> FocalNet:
         raise SetupError(
             f"model.in_channels={model.encoder.in_channels}, but images are read as RGB"
         )
-    least = model.encoder.smallest_image()
+    least = max(model.encoder.smallest_input())
     if config.data.image_size < least:
         raise SetupError(
             f"data.image_size={config.data.image_size} is too small for "

@@ -22,12 +22,12 @@ from focalnet_jax.trees import map_named
 PyTree = Any
 
 # Rows of a batch are split over the first two, parameters over `fsdp`, and the height of
-# images and maps over `spatial`: XLA exchanges the rows that a convolution needs of the
-# neighbours (the halo).
+# images and maps, or the time of sequences, over `spatial`: XLA exchanges the rows that a
+# convolution needs of the neighbours (the halo).
 AXES = ("data", "fsdp", "spatial")
 BATCH_AXES = AXES[:2]
 # By the name of a map's axis, the axis of the mesh that it is split over.
-MAP_AXES = {"height": "spatial"}
+MAP_AXES = {"height": "spatial", "time": "spatial"}
 
 # The first pattern found in an array's path, such as `params/head/kernel` or
 # `opt_state/1/0/mu/head/kernel`, decides its tactic.
@@ -166,7 +166,9 @@ def _batch_sharding(
 
     Devices along an axis of the mesh that splits nothing hold the same.
     """
-    parts = [MAP_AXES.get(axis) for axis in axes]
+    # The frames of a video stay together, and their height is split.
+    split = [axis for axis in axes if not (axis == "time" and "height" in axes)]
+    parts = [MAP_AXES.get(axis) if axis in split else None for axis in axes]
     # A size that doesn't divide is split in the program, which pads it.
     parts = [
         part if part and size % mesh.shape[part] == 0 else None

@@ -1,7 +1,8 @@
 """The whole net, forward and gradients, agrees with the paper's equations in PyTorch.
 
 The equations are written out here, as plainly as possible, after the forward pass of the
-official code. Both sides have the same parameters and compute in float64, so a difference
+official code, and after that of FocalCodec (`focalcodec/focalnet.py`) for biases of the
+depthwise convolutions and for causal modulation. Both sides have the same parameters and compute in float64, so a difference
 is one of arithmetic and not of rounding.
 """
 
@@ -19,15 +20,36 @@ F = torch.nn.functional
 SMALL = dict(num_classes=5, dtype="float64", param_dtype="float64")
 FOUR_STAGES = dict(depths=(1, 1, 1, 1), embed_dim=8)
 ISOTROPIC = dict(depths=(2,), embed_dim=8)
+TWO_STAGES = dict(depths=(1, 1), embed_dim=8, focal_levels=(2, 1))
+SEQUENCES = TWO_STAGES | dict(patch_size=(2,), use_depthwise_bias=True)
+# Each frame has its own context.
+VIDEOS = TWO_STAGES | dict(
+    patch_size=(1, 4, 4),
+    downsample_stride=(1, 2, 2),
+    focal_windows=((1, 3, 3), (1, 5, 5)),
+    focal_factor=(0, 2, 2),
+    global_axes=(1, 2),
+)
+VOLUMES = TWO_STAGES | dict(patch_size=(4, 4, 4), focal_windows=(3, (1, 3, 5)))
 extended = pytest.mark.extended
 
 # Each has a name, overrides that keep the model small, and the size of the images. The
 # default run has only what timm and transformers cannot compute: the stem of the official
-# dense prediction, and isotropic nets on images whose sizes do not divide. For all else
-# tests/parity compares with these two.
+# dense prediction, isotropic nets on images whose sizes do not divide, and inputs of other
+# rank. For all else tests/parity compares with these two.
 CASES = [
     ("focalnet_large_fl4", FOUR_STAGES | dict(stem_padding=3), (61, 75)),
     ("focalnet_base_iso", ISOTROPIC, (50, 67)),
+    # The layers of FocalCodec and, causal with even kernels, of FocalCodec-Stream.
+    ("focalnet_tiny_srf", SEQUENCES | dict(focal_windows=(7, 7)), (23,)),
+    (
+        "focalnet_tiny_srf",
+        SEQUENCES
+        | dict(focal_windows=(6, 6), focal_factor=4, causal=True, causal_window=80),
+        (23,),
+    ),
+    ("focalnet_tiny_lrf", VIDEOS, (3, 17, 13)),
+    ("focalnet_large_fl3", VOLUMES, (9, 16, 11)),
     *(
         pytest.param(*case, marks=extended)
         for case in [
@@ -57,29 +79,36 @@ def layer_norm(p, x):
     return F.layer_norm(x, x.shape[-1:], p["scale"], p["bias"], eps=1e-5)
 
 
-def embed(p, x, *, stride, padding):
-    weight = p["proj"]["kernel"].permute(3, 2, 0, 1)
-    bias = p["proj"]["bias"]
-    x = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride=stride, padding=padding)
-    return layer_norm(p["norm"], x.permute(0, 2, 3, 1))
+def convolve(p, x, **options):
+    weight = p["kernel"].movedim((-1, -2), (0, 1))
+    function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[x.ndim - 2]
+    return function(x.movedim(-1, 1), weight, p.get("bias"), **options).movedim(1, -1)
 
 
-def modulate(p, x, *, levels, normalize):
+def embed(p, x, **options):
+    return layer_norm(p["norm"], convolve(p["proj"], x, **options))
+
+
+def modulate(p, x, *, levels, normalize, causal=False, global_axes=None):
     channels = x.shape[-1]
     query, context, gates = dense(p["f"], x).split([channels, channels, levels + 1], -1)
+
+    def contextualise(level):
+        layer = p[f"focal_layers_{level}"]
+        if not causal:
+            return convolve(layer, context, padding="same", groups=channels)
+        past = context[:, :1].expand(-1, layer["kernel"].shape[0] - 1, -1)
+        return convolve(layer, torch.cat([past, context], 1), groups=channels)
+
     aggregated = 0
     for level in range(levels):
-        weight = p[f"focal_layers_{level}"]["kernel"].permute(3, 2, 0, 1)
-        context = F.conv2d(
-            context.permute(0, 3, 1, 2),
-            weight,
-            padding=weight.shape[-1] // 2,
-            groups=channels,
-        ).permute(0, 2, 3, 1)
-        context = F.gelu(context)
+        context = F.gelu(contextualise(level))
         aggregated = aggregated + context * gates[..., level : level + 1]
-    pooled = F.gelu(context.mean(1, keepdim=True).mean(2, keepdim=True))
-    aggregated = aggregated + pooled * gates[..., levels:]
+    axes = range(x.ndim - 2) if global_axes is None else global_axes
+    pooled = contextualise(levels) if causal else context
+    for axis in () if causal else axes:
+        pooled = pooled.mean(axis + 1, keepdim=True)
+    aggregated = aggregated + F.gelu(pooled) * gates[..., levels:]
     if normalize:
         aggregated = aggregated / (levels + 1)
     x = query * dense(p["h"], aggregated)
@@ -106,6 +135,7 @@ def block(p, x, *, post_norm, **options):
 def focalnet(p, x, encoder):
     overlaps = encoder.use_conv_embed
     stride, padding = (4, encoder.stem_padding) if overlaps else (encoder.patch_size, 0)
+    spatial = tuple(range(1, x.ndim - 1))
     x = embed(p["patch_embed"], x, stride=stride, padding=padding)
     for stage, depth in enumerate(encoder.depths):
         layer = p[f"layers_{stage}"]
@@ -116,10 +146,13 @@ def focalnet(p, x, encoder):
                 post_norm=encoder.use_postln,
                 levels=encoder.focal_levels[stage],
                 normalize=encoder.normalize_modulator,
+                causal=encoder.causal,
+                global_axes=encoder.global_axes,
             )
         if "downsample" in layer:
-            x = embed(layer["downsample"], x, stride=2, padding=1 if overlaps else 0)
-    return dense(p["head"], layer_norm(p["norm"], x).mean((1, 2)))
+            stride = encoder.downsample_stride
+            x = embed(layer["downsample"], x, stride=stride, padding=1 if overlaps else 0)
+    return dense(p["head"], layer_norm(p["norm"], x).mean(spatial))
 
 
 @pytest.mark.usefixtures("float64")
