@@ -112,7 +112,7 @@ def check_fields(config: ConfigDict, fields: Fields) -> FrozenConfigDict:
     for name, field in fields.items():
         if name not in given:
             raise SetupError(f"the config lacks the field {name}")
-        checked[name] = _converted(name, field, given[name], field.convert)
+        checked[name] = converted(name, field, given[name])
     return FrozenConfigDict(unflatten(checked))
 
 
@@ -126,29 +126,22 @@ def read_field(name: str, field: Field, text: str | bool) -> Any:
     Raises:
       SetupError: naming the field, what was given and what is allowed.
     """
-    if isinstance(text, str):
-        return _converted(name, field, text, field.read, shown=_typed)
-    if not isinstance(field.takes, Flag):
-        raise SetupError(f"{name} needs a value: {field.takes}")
-    return text
-
-
-def _typed(text: str) -> str:
-    """A text as it was typed, if it fits into a line."""
-    is_plain = text and text.isprintable() and len(text) <= 80
-    return text if is_plain else shown(text)
-
-
-def _converted(
-    name: str,
-    field: Field,
-    value: Any,
-    convert: Callable[[Any], Any],
-    *,
-    shown: Callable[[Any], str] = shown,
-) -> Any:
+    if not isinstance(text, str):
+        if not isinstance(field.takes, Flag):
+            raise SetupError(f"{name} needs a value: {field.takes}")
+        return text
     try:
-        return convert(value)
+        return field.read(text)
+    except NotAllowed as problem:
+        is_plain = text and text.isprintable() and len(text) <= 80
+        typed = text if is_plain else shown(text)
+        raise SetupError(f"{name}={typed} {problem}") from problem
+
+
+def converted(name: str, field: Field, value: Any) -> Any:
+    """The value of a field as its one Python type; raises as `read_field`."""
+    try:
+        return field.convert(value)
     except NotAllowed as problem:
         raise SetupError(f"{name}={shown(value)} {problem}") from problem
 

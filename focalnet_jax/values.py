@@ -20,6 +20,7 @@ from focalnet_jax.errors import did_you_mean, shown
 
 # Steps are counted in int32 on the devices.
 MOST_STEPS = 2**31 - 1
+_MOST_LETTERS = 4096  # as in a path
 
 
 class NotAllowed(ValueError):
@@ -125,17 +126,23 @@ class Whole(Values):
 
 @dataclasses.dataclass(frozen=True)
 class Number(Values):
-    """Finite numbers from `least` to `most`, which may be excluded themselves."""
+    """Finite numbers from `least` to `most`.
+
+    Attributes:
+      excludes_least, excludes_most: whether an end isn't allowed itself.
+      or_zero: whether 0 is allowed beside them.
+    """
 
     least: float = 0.0
     most: float = 1e6
     excludes_least: bool = False
     excludes_most: bool = False
+    or_zero: bool = False
 
     kind = float
 
     def words(self) -> str:
-        return f"a number in {self.interval}"
+        return f"{'0 or ' if self.or_zero else ''}a number in {self.interval}"
 
     def plural(self) -> str:
         return f"numbers in {self.interval}"
@@ -160,7 +167,8 @@ class Number(Values):
             number == self.least and not self.excludes_least
         )
         is_below = number < self.most or (number == self.most and not self.excludes_most)
-        if is_above and is_below:  # neither, if it is not a number
+        # Neither is true of what is not a number.
+        if (is_above and is_below) or (self.or_zero and not number):
             return number
         raise self._refuse()
 
@@ -215,6 +223,8 @@ class Text(Values):
                 raise NotAllowed(f"is unknown{did_you_mean(value, self.choices)}")
         elif not value:
             raise NotAllowed("is empty")
+        elif len(value) > _MOST_LETTERS:
+            raise NotAllowed(f"has {len(value):,} letters: {_MOST_LETTERS:,} at most")
         elif any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
             raise NotAllowed("holds a letter that can't be printed")
         return value

@@ -63,7 +63,8 @@ METRICS = {
     "loss": Metric("loss", "{:.3f}", higher_is_better=False, picture="loss"),
 }
 
-_ALPHA = Number(0, 1e3)
+# Smaller ones are 0 in float32, for which there is no distribution.
+_ALPHA = Number(1e-6, 1e3, or_zero=True)
 
 FIELDS: Fields = {
     "label_smoothing": Field(

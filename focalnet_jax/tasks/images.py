@@ -4,6 +4,7 @@ import inspect
 import re
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from focalnet_jax.data import (
@@ -147,7 +148,7 @@ IMAGE_FIELDS: Fields = {
     "data.eval_crop": Field(
         Preprocessing.crop,
         "The share of the shorter side that evaluation sees.",
-        Number(0.01, 1),
+        Number(0.1, 1),
     ),
     "data.eval_interpolation": Field(
         "bicubic", "How images are resized for evaluation.", Text(INTERPOLATIONS)
@@ -177,6 +178,12 @@ def model_of(config: ConfigDict) -> FocalNet:
         raise SetupError(
             f"model.in_channels={model.encoder.in_channels}, but images are read as RGB"
         )
+    for option in ("dtype", "param_dtype"):
+        if config.model[option] == "float64" and not jax.config.jax_enable_x64:
+            raise SetupError(
+                f"model.{option}='float64' needs JAX_ENABLE_X64=1 in the environment: "
+                "without it JAX computes in float32"
+            )
     least = model.encoder.smallest_image()
     if config.data.image_size < least:
         raise SetupError(

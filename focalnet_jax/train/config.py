@@ -266,9 +266,8 @@ def check_config(config: ConfigDict) -> tuple[FrozenConfigDict, Task]:
     if best := config.checkpoint.best_metric:
         allowed = [f"{split}/{name}" for split in SPLITS for name in task.metrics]
         if best not in allowed:
-            raise SetupError(
-                f"checkpoint.best_metric={best!r} is unknown{did_you_mean(best, allowed)}"
-            )
+            hint = did_you_mean(best, allowed)
+            raise SetupError(f"checkpoint.best_metric={shown(best)} is unknown{hint}")
         if best.startswith("test_ema/") and not config.ema_decay:
             raise SetupError(f"checkpoint.best_metric={best!r} needs ema_decay above 0")
     return config, task
@@ -315,7 +314,7 @@ def steps_of_epochs(config: ConfigDict, field: str, num_examples: int) -> int:
     Raises:
       SetupError: there are more steps than can be counted.
     """
-    epochs = config[field]
+    epochs = getattr(config, field)
     steps = math.ceil(epochs * num_examples / config.batch_size)
     if steps > MOST_STEPS:
         raise SetupError(

@@ -66,6 +66,8 @@ def make_optimizer(
 
     def label(params):
         frozen = matches(params, config.frozen, field="frozen")
+        if all(jax.tree.leaves(frozen)):
+            raise SetupError(f"frozen={config.frozen} leaves no parameter to train")
         return jax.tree.map(
             lambda is_frozen: "frozen" if is_frozen else "trained", frozen
         )
