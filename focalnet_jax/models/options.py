@@ -10,6 +10,9 @@ from focalnet_jax.values import Flag, NotAllowed, Number, Several, Text, Values,
 _MOST_STAGES = 16
 _RATE = Number(0, 1, excludes_most=True)
 
+# Those of 8 bits are formats of storage: nothing here computes with them.
+FLOAT_TYPES = ("float32", "bfloat16", "float16", "float64")
+
 NUM_CLASSES = Whole(0, 2**31 - 1)
 OUT_STAGES = Several(Whole(0, _MOST_STAGES - 1), most=_MOST_STAGES)
 

@@ -6,6 +6,7 @@ have in common (`mlp_ratio` 4, `focal_factor` 2, `layerscale_value` 1e-4 and so 
 the defaults of `FocalNetEncoder`.
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from focalnet_jax.errors import OptionError, check_choice, did_you_mean, shown
 from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone, FocalNetEncoder
 from focalnet_jax.models.modulation import MODULATIONS
 from focalnet_jax.models.options import (
+    FLOAT_TYPES,
     NUM_CLASSES,
     OUT_STAGES,
     convert_option,
@@ -190,13 +192,13 @@ def _create_encoder(name: str, overrides: dict[str, Any]) -> FocalNetEncoder:
 
 
 def _float_dtype(option: str, value: Any) -> jnp.dtype:
-    try:
-        dtype = jnp.dtype(value)
-    except (TypeError, ValueError):
-        dtype = None
-    # The types of 8 bits are formats of storage: nothing here computes with them.
-    is_float = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
-    if not is_float or dtype.itemsize < 2:
+    dtype = None
+    # NumPy makes types of much else: of None, of short names, of tuples.
+    is_named = isinstance(value, str) and value in FLOAT_TYPES
+    if is_named or isinstance(value, (type, jnp.dtype)):
+        with contextlib.suppress(TypeError):
+            dtype = jnp.dtype(value)
+    if dtype is None or dtype.name not in FLOAT_TYPES:
         raise OptionError(
             option,
             f"={shown(value)} is not a floating point type such as 'float32' or "
@@ -207,7 +209,6 @@ def _float_dtype(option: str, value: Any) -> jnp.dtype:
 
 def _check(encoder: FocalNetEncoder) -> None:
     """Raises OptionError for values and combinations that make no network."""
-
     stages = len(encoder.depths)
     for option in ("focal_levels", "focal_windows"):
         entries = len(getattr(encoder, option))
@@ -228,6 +229,12 @@ def _check(encoder: FocalNetEncoder) -> None:
             "patch_size",
             f"={encoder.patch_size} has no effect with use_conv_embed=True, whose stem "
             "is 7x7 with stride 4: leave it at 4",
+        )
+    if int(encoder.embed_dim * encoder.mlp_ratio) < 1:
+        raise OptionError(
+            "mlp_ratio",
+            f"={encoder.mlp_ratio:g} leaves no channel of embed_dim={encoder.embed_dim} "
+            f"to the MLPs: {1 / encoder.embed_dim:g} is the least",
         )
     # An instance of a module is callable too, but it is not what makes one.
     modulation = encoder.modulation

@@ -22,7 +22,7 @@ from focalnet_jax.models import (
     create_model,
 )
 from focalnet_jax.models.modulation import MODULATIONS
-from focalnet_jax.models.options import NUM_CLASSES, OPTION_VALUES
+from focalnet_jax.models.options import FLOAT_TYPES, NUM_CLASSES, OPTION_VALUES
 from focalnet_jax.models.variants import ENCODER_OPTIONS, VARIANTS
 from focalnet_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from focalnet_jax.values import (
@@ -55,8 +55,8 @@ _MEANINGS = _attribute_meanings(FocalNetEncoder) if FocalNetEncoder.__doc__ else
 # On the command line, these have names.
 _NAMED = {
     "modulation": Text(MODULATIONS),
-    "dtype": Text(("float32", "bfloat16", "float16", "float64")),
-    "param_dtype": Text(("float32", "bfloat16", "float16", "float64")),
+    "dtype": Text(FLOAT_TYPES),
+    "param_dtype": Text(FLOAT_TYPES),
 }
 
 

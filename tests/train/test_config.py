@@ -114,7 +114,7 @@ def set_field(config, field, value):
         (
             "batch_size",
             0,
-            "batch_size=0 is not a whole number from 1 to 16,777,216; the n",
+            "batch_size=0 is not a whole number from 1 to 16,777",
         ),
         ("label_smoothing", 1.0, r"label_smoothing=1.0 is not a number in \[0, 1\)"),
         ("weight_decay_mask", "nominl", "did you mean 'nominal'"),
@@ -128,7 +128,7 @@ def set_field(config, field, value):
         (
             "data.max_bad_records",
             -1,
-            "data.max_bad_records=-1 is not a whole number from 0",
+            "data.max_bad_records=-1 is not a whole number",
         ),
         ("data.crop_area", (0.5, 0.1), "the greater one first: did you mean"),
         ("data.crop_area", (0.5, 9.0), "is not a tuple of 2 numbers in"),
