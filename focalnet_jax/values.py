@@ -259,7 +259,7 @@ class Several(Values):
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             # A word without quotes is one text: `patch_embed`, `layers_[01]`.
-            if not isinstance(self.of, Text) or re.search(r"[(),]", text):
+            if not isinstance(self.of, Text) or re.search(r"[,\s]|^[(\[{]", text):
                 raise self._refuse() from None
             value = text
         if not isinstance(value, (tuple, list)):

@@ -76,7 +76,14 @@ def main(argv):
     # For a damaged checkpoint, a task of each array fails; the first error says enough.
     asyncio.log.logger.setLevel("CRITICAL")
     config, task = train.check_config(recipe)
-    if _COMPILE_FOR.value:
+    if _WORKDIR.value == "":
+        raise SetupError("--workdir= names no directory: leave it out for runs/RECIPE")
+    if _COMPILE_FOR.value is not None:
+        if _MODE.value != "train":
+            raise SetupError(
+                "--compile_for compiles the training step: leave out "
+                f"--mode={_MODE.value}"
+            )
         jax.config.update("jax_platforms", "cpu")
         print(compile_for.compile_for(config, task, _COMPILE_FOR.value))
         return
