@@ -47,9 +47,9 @@ class OptionError(ValueError):
 
 def check_choice(option: str, given: object, allowed: Iterable[str]) -> None:
     """Raises OptionError, with the nearest spelling, unless `given` is in `allowed`."""
-    if given not in [*allowed]:  # a list finds what has no hash, too
-        hint = did_you_mean(given, allowed)
-        raise OptionError(option, f"={given!r} is unknown{hint}")
+    if not isinstance(given, str) or given not in allowed:
+        hint = did_you_mean(shown(given), allowed)
+        raise OptionError(option, f"={shown(given)} is unknown{hint}")
 
 
 def argument(name: str) -> str:
@@ -78,6 +78,15 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     if near := nearest(given, allowed):
         return f"; did you mean {near!r}?"
     return f"; there are {', '.join(allowed)}"
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, in one line that is not too long to be read."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # whatever somebody's own class raises; or a number of many digits
+        text = f"a value of the type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
 
 
 def first_few(names: Sequence[str]) -> str:

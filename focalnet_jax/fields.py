@@ -1,21 +1,18 @@
 """Fields of a configuration: of each the default, what is allowed and what it means.
 
 A table of fields is all there is to know about them: it makes the configuration, checks
-one, and fills the page of documentation. Names are dotted: `data.image_size`.
+one, reads the command line, and fills the page of documentation. Names are dotted:
+`data.image_size`.
 """
 
 import dataclasses
-import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
-from focalnet_jax.errors import SetupError, did_you_mean
-
-# A check returns what is wrong with a value, to be said after the value, or None.
-Check = Callable[[Any], str | None]
+from focalnet_jax.errors import SetupError, did_you_mean, shown
+from focalnet_jax.values import Flag, NotAllowed, Values, values_like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +22,8 @@ class Field:
     Attributes:
       default: its value in a new configuration; None for a field that may be unset.
       meaning: what it does, as a sentence or two.
-      check: what values are allowed; a field that is unset is always right.
-      kind: the type of values of a field whose default is None.
+      values: what it takes when it is set. Without it, a field takes all values of the
+        type of its default, which then isn't None.
       decides_examples: whether a run that goes on must have the value of its beginning,
         since another one would have it see other examples; or a function of both values
         that says whether they lead to other examples.
@@ -34,12 +31,44 @@ class Field:
 
     default: Any
     meaning: str
-    check: Check | None = None
-    kind: type | None = None
+    values: Values | None = None
     decides_examples: bool | Callable[[Any, Any], bool] = False
+
+    @property
+    def takes(self) -> Values:
+        """What values are allowed when the field is set."""
+        return values_like(self.default) if self.values is None else self.values
+
+    @property
+    def may_be_unset(self) -> bool:
+        """Whether None is allowed, too."""
+        return self.default is None
+
+    def convert(self, value: Any) -> Any:
+        """The value as its one Python type; an empty text unsets what may be unset.
+
+        Raises:
+          NotAllowed: with the sentence that follows on the value.
+        """
+        if self.may_be_unset and (value is None or _is_empty(value)):
+            return None
+        return self.takes.convert(value)
+
+    def read(self, text: str) -> Any:
+        """The value that a text of the command line spells; raises as `convert`.
+
+        `None` and an empty text unset what may be unset.
+        """
+        if self.may_be_unset and text in ("", "None"):
+            return None
+        return self.takes.read(text)
 
 
 Fields = Mapping[str, Field]
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, str) and not value
 
 
 def make_config(fields: Fields) -> ConfigDict:
@@ -52,31 +81,69 @@ def make_config(fields: Fields) -> ConfigDict:
             if part not in group:
                 group[part] = ConfigDict()
             group = group[part]
-        is_optional = field.default is None
-        group[last] = (
-            config_dict.placeholder(field.kind) if is_optional else field.default
-        )
+        group[last] = field.default
+        # ml_collections has the types of fields that are unset, or that take several.
+        if field.may_be_unset or field.takes.kind is object:
+            kind = field.takes.kind
+            group[last] = config_dict.FieldReference(field.default, field_type=kind)
     return config.lock()
 
 
-def check_fields(config: ConfigDict, fields: Fields) -> None:
+def check_fields(config: ConfigDict, fields: Fields) -> FrozenConfigDict:
     """Checks that a configuration has these fields and no others, and their values.
+
+    Returns:
+      the configuration, frozen, with each value as the one type of its field: 1.0 for 1
+      where the field is a fraction, and tuples for lists.
 
     Raises:
       SetupError: naming the field, what was given and what is allowed.
     """
-    given = flatten(config.to_dict())
+    try:
+        given = flatten(config.to_dict())
+    except config_dict.RequiredValueError as error:
+        raise SetupError(f"the config lacks a value: {error}") from error
     for name in given:
         if name not in fields:
             raise SetupError(
                 f"the config has an unknown field {name}{did_you_mean(name, fields)}"
             )
+    checked = {}
     for name, field in fields.items():
         if name not in given:
             raise SetupError(f"the config lacks the field {name}")
-        value = given[name]
-        if value is not None and field.check and (problem := field.check(value)):
-            raise SetupError(f"{name}={value!r} {problem}")
+        checked[name] = converted(name, field, given[name])
+    return FrozenConfigDict(unflatten(checked))
+
+
+def read_field(name: str, field: Field, text: str | bool) -> Any:
+    """The value that somebody has typed for a field.
+
+    Args:
+      name, field: of the configuration.
+      text: what was typed; True or False for a flag that was only named.
+
+    Raises:
+      SetupError: naming the field, what was given and what is allowed.
+    """
+    if not isinstance(text, str):
+        if not isinstance(field.takes, Flag):
+            raise SetupError(f"{name} needs a value: {field.takes}")
+        return text
+    try:
+        return field.read(text)
+    except NotAllowed as problem:
+        is_plain = text and text.isprintable() and len(text) <= 80
+        typed = text if is_plain else shown(text)
+        raise SetupError(f"{name}={typed} {problem}") from problem
+
+
+def converted(name: str, field: Field, value: Any) -> Any:
+    """The value of a field as its one Python type; raises as `read_field`."""
+    try:
+        return field.convert(value)
+    except NotAllowed as problem:
+        raise SetupError(f"{name}={shown(value)} {problem}") from problem
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -90,6 +157,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts of values by dotted names; the inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *groups, last = name.split(".")
+        group = tree
+        for part in groups:
+            group = group.setdefault(part, {})
+        group[last] = value
+    return tree
+
+
 def full_name(argument: str, fields: Iterable[str]) -> str:
     """The field that an argument of a function is set by: `data.classes` for `classes`.
 
@@ -97,65 +176,3 @@ def full_name(argument: str, fields: Iterable[str]) -> str:
     """
     names = [name for name in fields if name.rpartition(".")[2] == argument]
     return names[0] if len(names) == 1 else argument
-
-
-# --- What values are allowed --------------------------------------------------
-
-
-def at_least(least: float) -> Check:
-    def check(value):
-        if value != value:
-            return "is not a number"
-        return None if value >= least else f"is below {least}"
-
-    return check
-
-
-def below(limit: float) -> Check:
-    return lambda value: None if value < limit else f"is not below {limit}"
-
-
-def share(value: float) -> str | None:
-    """A number from 0 to 1."""
-    return None if 0 <= value <= 1 else "is not in [0, 1]"
-
-
-def finite(value: float) -> str | None:
-    return None if math.isfinite(value) else "is not finite"
-
-
-def one_of(allowed: Iterable[str]) -> Check:
-    """One of some words. A table that is given here may grow later."""
-    return lambda value: (
-        None if value in allowed else f"is unknown{did_you_mean(value, allowed)}"
-    )
-
-
-def numbers(count: int) -> Check:
-    def check(value):
-        are_numbers = all(isinstance(v, (int, float)) for v in value)
-        is_right = len(value) == count and are_numbers
-        return None if is_right else f"is not {count} numbers"
-
-    return check
-
-
-def ascending(value: tuple[float, float]) -> str | None:
-    """Two positive numbers, the smaller one first."""
-    is_range = 0 < value[0] <= value[1]
-    return None if is_range else "is no range of positive numbers"
-
-
-def patterns(value: tuple[str, ...]) -> str | None:
-    """Regular expressions."""
-    for pattern in value:
-        try:
-            re.compile(pattern)
-        except (TypeError, re.error) as error:
-            return f"holds {pattern!r}, which is no regular expression: {error}"
-    return None
-
-
-def every(*checks: Check) -> Check:
-    """All of several checks; the first that fails says what is wrong."""
-    return lambda value: next(filter(None, (check(value) for check in checks)), None)

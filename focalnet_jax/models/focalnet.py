@@ -302,7 +302,7 @@ class FocalNetEncoder(nn.Module):
         level, as in FocalCodec-Stream. Patches stay as they are.
       causal_window: with `causal`, how many positions of a map the global level gathers.
       global_axes: the spatial axes, counted from 0, that the global level takes the mean
-        over; None for all of them. (1, 2) leaves the frames of a video apart.
+        over; () for all of them. (1, 2) leaves the frames of a video apart.
       drop_rate: dropout after the stem, in the modulation and in the MLPs.
       drop_path_rate: stochastic depth of the last block; the rates of the blocks grow
         linearly from 0.
@@ -340,7 +340,7 @@ class FocalNetEncoder(nn.Module):
     use_depthwise_bias: bool = False
     causal: bool = False
     causal_window: int = 512
-    global_axes: Sequence[int] | None = None
+    global_axes: Sequence[int] = ()
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     in_channels: int = 3

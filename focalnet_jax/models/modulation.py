@@ -75,7 +75,7 @@ class FocalModulation(nn.Module):
       causal_window: with `causal`, the number of positions up to its own that the global
         level of a position gathers by a convolution, in place of the mean.
       global_axes: the spatial axes, counted from 0, that the global level takes the mean
-        over; None for all of them.
+        over; () for all of them.
       normalize_modulator: divides the aggregated context by `focal_level + 1`.
       use_postln_in_modulation: puts a LayerNorm before the last projection.
       drop_rate: dropout after the last projection.
@@ -89,7 +89,7 @@ class FocalModulation(nn.Module):
     use_depthwise_bias: bool = False
     causal: bool = False
     causal_window: int = 512
-    global_axes: Sequence[int] | None = None
+    global_axes: Sequence[int] = ()
     normalize_modulator: bool = False
     use_postln_in_modulation: bool = False
     drop_rate: float = 0.0

@@ -6,23 +6,30 @@ have in common (`mlp_ratio` 4, `focal_factor` 2, `layerscale_value` 1e-4 and so 
 the defaults of `FocalNetEncoder`.
 """
 
+import contextlib
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
-from focalnet_jax.errors import OptionError, check_choice, did_you_mean
-from focalnet_jax.models.focalnet import (
-    REMAT_POLICIES,
-    FocalNet,
-    FocalNetBackbone,
-    FocalNetEncoder,
+from focalnet_jax.errors import OptionError, check_choice, did_you_mean, shown
+from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone, FocalNetEncoder
+from focalnet_jax.models.modulation import MODULATIONS, FocalModulation, per_axis
+from focalnet_jax.models.options import (
+    FLOAT_TYPES,
+    NUM_CLASSES,
+    OUT_STAGES,
+    convert_option,
 )
-from focalnet_jax.models.modulation import MODULATIONS
-from focalnet_jax.ops import IMPLEMENTATIONS
+from focalnet_jax.values import Flag
+
+# No net that was ever trained has nearly as many.
+_MOST_BLOCKS = 1000
+_MOST_PARAMETERS = 10**12
 
 
 def _hierarchical(*, depths, embed_dim, levels, window=3, **options) -> dict[str, Any]:
@@ -117,9 +124,10 @@ def create_model(name: str, *, num_classes: int = 1000, **overrides) -> FocalNet
       ValueError: an unknown name.
       TypeError: an unknown option.
     """
-    if isinstance(num_classes, bool) or not _is_whole(num_classes, least=0):
-        raise OptionError("num_classes", f"={num_classes!r} is not a whole number from 0")
-    return FocalNet(_create_encoder(name, overrides), num_classes=num_classes)
+    num_classes = convert_option("num_classes", num_classes, NUM_CLASSES)
+    encoder = _create_encoder(name, overrides)
+    _check_size(encoder, num_classes=num_classes)
+    return FocalNet(encoder, num_classes=num_classes)
 
 
 def create_backbone(
@@ -148,7 +156,10 @@ def create_backbone(
       TypeError: an unknown option.
     """
     encoder = _create_encoder(name, overrides)
-    out_stages, stages = tuple(out_stages), tuple(range(len(encoder.depths)))
+    _check_size(encoder)
+    out_norm = convert_option("out_norm", out_norm, Flag())
+    out_stages = convert_option("out_stages", out_stages, OUT_STAGES)
+    stages = tuple(range(len(encoder.depths)))
     ascending = tuple(sorted(set(out_stages)))
     if not out_stages or out_stages != ascending or not set(out_stages) <= set(stages):
         raise OptionError(
@@ -160,8 +171,9 @@ def create_backbone(
 
 
 def _create_encoder(name: str, overrides: dict[str, Any]) -> FocalNetEncoder:
-    if name not in VARIANTS:
-        raise ValueError(f"no model is named {name!r}{did_you_mean(name, VARIANTS)}")
+    if not isinstance(name, str) or name not in VARIANTS:
+        hint = did_you_mean(shown(name), VARIANTS)
+        raise ValueError(f"no model is named {shown(name)}{hint}")
     for option in overrides:
         if option not in ENCODER_OPTIONS:
             names = [*ENCODER_OPTIONS, "num_classes"]
@@ -169,11 +181,9 @@ def _create_encoder(name: str, overrides: dict[str, Any]) -> FocalNetEncoder:
                 f"{name} has no option {option!r}{did_you_mean(option, names)}"
             )
     settings = VARIANTS[name] | overrides
-    for option in ("depths", "focal_levels", "focal_windows"):
-        settings[option] = _per_stage(option, settings[option])
-    for option in ("embed_dim", "patch_size", "in_channels"):
-        if _is_whole(settings.get(option), least=1):
-            settings[option] = int(settings[option])
+    settings = {
+        option: convert_option(option, value) for option, value in settings.items()
+    }
     for option in ("dtype", "param_dtype"):
         if option in settings:
             settings[option] = _float_dtype(option, settings[option])
@@ -183,47 +193,24 @@ def _create_encoder(name: str, overrides: dict[str, Any]) -> FocalNetEncoder:
     return encoder
 
 
-def _per_stage(option: str, value: Any) -> tuple[int, ...]:
-    if isinstance(value, Sequence) and all(_is_whole(v, least=1) for v in value):
-        return tuple(int(v) for v in value)
-    raise OptionError(
-        option,
-        f"={value!r} is not a tuple of whole numbers from 1, one for each stage",
-    )
-
-
 def _float_dtype(option: str, value: Any) -> jnp.dtype:
-    try:
-        dtype = jnp.dtype(value)
-    except TypeError:
-        dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    dtype = None
+    # NumPy makes types of much else: of None, of short names, of tuples.
+    is_named = isinstance(value, str) and value in FLOAT_TYPES
+    if is_named or isinstance(value, (type, jnp.dtype)):
+        with contextlib.suppress(TypeError):
+            dtype = jnp.dtype(value)
+    if dtype is None or dtype.name not in FLOAT_TYPES:
         raise OptionError(
             option,
-            f"={value!r} is not a floating point type such as 'float32' or 'bfloat16'",
+            f"={shown(value)} is not a floating point type such as 'float32' or "
+            "'bfloat16'",
         )
     return dtype
 
 
-def _is_whole(value: Any, *, least: int) -> bool:
-    try:
-        return int(value) == value and value >= least
-    except (TypeError, ValueError):
-        return False
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _check(encoder: FocalNetEncoder) -> None:
     """Raises OptionError for values and combinations that make no network."""
-
-    def require(is_right: bool, option: str, problem: str) -> None:
-        if not is_right:
-            value = getattr(encoder, option)
-            raise OptionError(option, f"={value!r} {problem}")
-
     stages = len(encoder.depths)
     for option in ("focal_levels", "focal_windows"):
         entries = len(getattr(encoder, option))
@@ -231,38 +218,91 @@ def _check(encoder: FocalNetEncoder) -> None:
             raise OptionError(
                 option, f" has {entries} entries and depths {stages}: give one a stage"
             )
-    for option in ("embed_dim", "patch_size", "in_channels"):
-        is_right = _is_whole(getattr(encoder, option), least=1)
-        require(is_right, option, "is not a whole number from 1")
-    for option in ("focal_factor", "stem_padding"):
-        is_right = _is_whole(getattr(encoder, option), least=0)
-        require(is_right, option, "is not a whole number from 0")
-    for levels, window in zip(encoder.focal_levels, encoder.focal_windows):
-        sizes = [window + encoder.focal_factor * level for level in range(levels)]
-        if any(size % 2 == 0 for size in sizes):
-            raise OptionError(
-                "focal_windows",
-                f" and focal_factor give kernel sizes {sizes}: use odd windows and an "
-                "even factor, so that every kernel has a centre",
-            )
-    require(
-        not encoder.use_conv_embed or encoder.patch_size == 4,
-        "patch_size",
-        "has no effect with use_conv_embed=True, whose stem is 7x7 with stride 4: leave "
-        "it at 4",
-    )
-    for option, field in ENCODER_OPTIONS.items():
-        is_right = isinstance(getattr(encoder, option), bool)
-        if isinstance(field.default, bool):
-            require(is_right, option, "is neither True nor False")
-    for option in ("drop_rate", "drop_path_rate", "mlp_ratio", "layerscale_value"):
-        require(_is_number(getattr(encoder, option)), option, "is not a number")
-    for option in ("drop_rate", "drop_path_rate"):
-        require(0 <= getattr(encoder, option) < 1, option, "is not in [0, 1)")
-    require(encoder.mlp_ratio > 0, "mlp_ratio", "is not above 0")
-    check_choice("implementation", encoder.implementation, IMPLEMENTATIONS)
-    check_choice("remat", encoder.remat, REMAT_POLICIES)
+    _check_axes(encoder)
+    if int(encoder.embed_dim * encoder.mlp_ratio) < 1:
+        raise OptionError(
+            "mlp_ratio",
+            f"={encoder.mlp_ratio:g} leaves no channel of embed_dim={encoder.embed_dim} "
+            f"to the MLPs: {1 / encoder.embed_dim:g} is the least",
+        )
     # An instance of a module is callable too, but it is not what makes one.
-    makes_modules = callable(encoder.modulation)
-    if not makes_modules or isinstance(encoder.modulation, nn.Module):
-        check_choice("modulation", encoder.modulation, MODULATIONS)
+    modulation = encoder.modulation
+    makes_modules = callable(modulation) and not isinstance(modulation, nn.Module)
+    if isinstance(modulation, type):
+        makes_modules = issubclass(modulation, nn.Module)
+    if not makes_modules:
+        check_choice("modulation", modulation, MODULATIONS)
+
+
+def _check_axes(encoder: FocalNetEncoder) -> None:
+    """Raises OptionError for values that don't fit the spatial axes, or each other."""
+    rank = encoder.spatial_rank
+
+    def check_count(option: str, value: int | Sequence[int]) -> None:
+        if len(per_axis(value, rank)) != rank:
+            raise OptionError(
+                option,
+                f" has {value}, but patch_size={encoder.patch_size} is for {rank} "
+                "spatial axes: give one number for all, or one for each",
+            )
+
+    check_count("focal_factor", encoder.focal_factor)
+    check_count("downsample_stride", encoder.downsample_stride)
+    for window in encoder.focal_windows:
+        check_count("focal_windows", window)
+    patch = per_axis(encoder.patch_size, rank)
+    if encoder.use_conv_embed and not {1, 4} >= set(patch):
+        raise OptionError(
+            "patch_size",
+            f"={encoder.patch_size} has no effect with use_conv_embed=True, whose stem "
+            "has stride 4: leave it at 4, or at 1 for an axis to leave alone",
+        )
+    if not set(encoder.global_axes) <= set(range(rank)):
+        raise OptionError(
+            "global_axes",
+            f"={encoder.global_axes} are not all of the {rank} spatial axes "
+            f"{tuple(range(rank))}",
+        )
+    if len(set(encoder.global_axes)) < len(encoder.global_axes):
+        raise OptionError("global_axes", f"={encoder.global_axes} names an axis twice")
+    if not encoder.causal:
+        return
+    if encoder.global_axes:
+        raise OptionError(
+            "global_axes",
+            f"={encoder.global_axes} has no effect with causal=True, whose global level "
+            "is a convolution over time: leave it at ()",
+        )
+    stride = per_axis(encoder.downsample_stride, rank)
+    if encoder.use_conv_embed and max(patch[0], stride[0]) > 1:
+        raise OptionError(
+            "use_conv_embed",
+            "=True has convolutions that reach into the future, which causal=True "
+            "excludes, unless patch_size and downsample_stride are 1 on the first axis",
+        )
+
+
+def _check_size(encoder: FocalNetEncoder, *, num_classes: int = 0) -> None:
+    """Raises OptionError for a net that nobody can mean, before anything traces it."""
+    blocks = sum(encoder.depths)
+    if blocks > _MOST_BLOCKS:
+        raise OptionError(
+            "depths", f"={encoder.depths} are {blocks:,} blocks: {_MOST_BLOCKS:,} at most"
+        )
+    channels = encoder.embed_dim
+    count = 0
+    for depth, levels, window in zip(
+        encoder.depths, encoder.focal_levels, encoder.focal_windows
+    ):
+        sizes = FocalModulation(levels, window, encoder.focal_factor, parent=None)
+        taps = math.prod(sizes.kernel_sizes(encoder.spatial_rank)[-1])
+        count += depth * channels * int(2 * encoder.mlp_ratio * channels + taps)
+        channels *= 2
+    count += num_classes * channels // 2
+    if count > _MOST_PARAMETERS:
+        raise OptionError(
+            "embed_dim",
+            f"={encoder.embed_dim}, with depths={encoder.depths}, "
+            f"mlp_ratio={encoder.mlp_ratio:g} and {num_classes:,} classes, makes more "
+            f"than {count:.1e} parameters: {_MOST_PARAMETERS:.0e} at most",
+        )

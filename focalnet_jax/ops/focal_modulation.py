@@ -22,7 +22,7 @@ def aggregate_level_by_level(
     convolution: str,
     biases: Sequence[jax.Array] | None = None,
     causal: bool = False,
-    global_axes: Sequence[int] | None = None,
+    global_axes: Sequence[int] = (),
 ) -> jax.Array:
     """Computes `aggregate_context` by one operation after the other.
 
@@ -55,8 +55,8 @@ def aggregate_level_by_level(
             context.mean(space, keepdims=True), kernels[levels], biases[levels]
         )
     else:
-        axes = spatial if global_axes is None else global_axes
-        context = context.mean(tuple(axis + 1 for axis in axes), keepdims=True)
+        axes = tuple(axis + 1 for axis in global_axes or spatial)
+        context = context.mean(axes, keepdims=True)
     aggregated += gelu(context) * gates[..., levels:]
     if normalize:
         aggregated /= levels + 1

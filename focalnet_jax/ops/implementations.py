@@ -63,7 +63,7 @@ def aggregate_context(
     biases: Sequence[jax.Array] | None = None,
     normalize: bool = False,
     causal: bool = False,
-    global_axes: Sequence[int] | None = None,
+    global_axes: Sequence[int] = (),
     implementation: str = "auto",
 ) -> jax.Array:
     """Gathers context in levels, each wider than the last, and adds them up gated.
@@ -86,7 +86,7 @@ def aggregate_context(
       normalize: divides the sum by `levels + 1` (`normalize_modulator` in the official
         code).
       causal: lets each position see the past alone.
-      global_axes: the spatial axes, counted from 0, that the mean is taken over; None for
+      global_axes: the spatial axes, counted from 0, that the mean is taken over; () for
         all of them. `(1, 2)` of a video leaves its frames apart.
       implementation: a name in `IMPLEMENTATIONS`.
 
@@ -101,8 +101,8 @@ def aggregate_context(
     chex.assert_shape(gates, (*context.shape[:-1], len(kernels) + (not causal)))
     chex.assert_type(gates, context.dtype)
     compute = IMPLEMENTATIONS[implementation].function
-    options = dict(biases=biases, causal=causal or None, global_axes=global_axes)
-    used = {name: value for name, value in options.items() if value is not None}
+    options = dict(biases=biases, causal=causal, global_axes=global_axes)
+    used = {name: value for name, value in options.items() if value}
     if lacking := sorted(name for name in used if not _takes(compute, name)):
         raise OptionError(
             "implementation",

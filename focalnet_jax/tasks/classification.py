@@ -24,16 +24,7 @@ from focalnet_jax.data import (
 )
 from focalnet_jax.errors import SetupError, arguments_spelt
 from focalnet_jax.evaluators import Accuracy
-from focalnet_jax.fields import (
-    Field,
-    Fields,
-    at_least,
-    below,
-    every,
-    finite,
-    one_of,
-    share,
-)
+from focalnet_jax.fields import Field, Fields
 from focalnet_jax.models import FocalNet, count_multiply_adds
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.tasks.augment import ERASING_MODES, Mixing, RandomErasing
@@ -63,6 +54,7 @@ from focalnet_jax.tasks.images import (
     train_transform_of,
 )
 from focalnet_jax.tasks.losses import cross_entropy
+from focalnet_jax.values import SHARE, Number, Text
 from focalnet_jax.weights.description import ModelDescription, model_differences
 
 METRICS = {
@@ -71,36 +63,39 @@ METRICS = {
     "loss": Metric("loss", "{:.3f}", higher_is_better=False, picture="loss"),
 }
 
+# Smaller ones are 0 in float32, for which there is no distribution.
+_ALPHA = Number(1e-6, 1e3, or_zero=True)
+
 FIELDS: Fields = {
     "label_smoothing": Field(
         0.1,
         "The share of the target that is spread evenly over all classes.",
-        every(at_least(0), below(1)),
+        Number(0, 1, excludes_most=True),
     ),
     "random_erasing": Field(
-        0.0, "The share of the images in which a random rectangle is replaced.", share
+        0.0, "The share of the images in which a random rectangle is replaced.", SHARE
     ),
     "random_erasing_mode": Field(
         "pixel",
         'What is put in the place of the rectangle: "pixel" for noise, "rand" for one '
         'colour, "const" for the mean.',
-        one_of(ERASING_MODES),
+        Text(ERASING_MODES),
     ),
     "mixup_alpha": Field(
         0.0,
         "Mixup draws its shares from Beta(alpha, alpha); 0 for no mixup.",
-        every(at_least(0), finite),
+        _ALPHA,
     ),
     "cutmix_alpha": Field(
         0.0,
         "Cutmix draws its shares from Beta(alpha, alpha); 0 for no cutmix.",
-        every(at_least(0), finite),
+        _ALPHA,
     ),
-    "mix_probability": Field(1.0, "The share of the batches that are mixed.", share),
+    "mix_probability": Field(1.0, "The share of the batches that are mixed.", SHARE),
     "mix_switch_probability": Field(
         0.5,
         "Where there are mixup and cutmix: the share of cutmix in the mixed batches.",
-        share,
+        SHARE,
     ),
     **MODEL_FIELDS,
     **IMAGE_FIELDS,

@@ -1,10 +1,10 @@
 """Fields of the configuration that tasks on images share, and what they describe."""
 
-import dataclasses
 import inspect
 import re
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from focalnet_jax.data import (
@@ -15,22 +15,26 @@ from focalnet_jax.data import (
     TrainTransform,
 )
 from focalnet_jax.errors import OptionError, SetupError, arguments_spelt
-from focalnet_jax.fields import (
-    Field,
-    Fields,
-    ascending,
-    at_least,
-    every,
-    numbers,
-    one_of,
-)
+from focalnet_jax.fields import Field, Fields
 from focalnet_jax.models import (
     FocalNet,
     FocalNetEncoder,
     create_model,
 )
+from focalnet_jax.models.modulation import MODULATIONS
+from focalnet_jax.models.options import FLOAT_TYPES, NUM_CLASSES, OPTION_VALUES
 from focalnet_jax.models.variants import ENCODER_OPTIONS, VARIANTS
 from focalnet_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from focalnet_jax.values import (
+    SHARE,
+    Number,
+    Several,
+    Text,
+    Values,
+    Whole,
+    ascending,
+    values_like,
+)
 
 
 def _attribute_meanings(kind: type) -> dict[str, str]:
@@ -48,13 +52,18 @@ def _attribute_meanings(kind: type) -> dict[str, str]:
 _MEANINGS = _attribute_meanings(FocalNetEncoder) if FocalNetEncoder.__doc__ else {}
 
 
-def _type_of(option: str) -> type:
-    if option in ("dtype", "param_dtype"):
-        return str  # by name
-    if option == "embed_dim":
-        return int
-    default = ENCODER_OPTIONS[option].default
-    return tuple if default is dataclasses.MISSING else type(default)
+# On the command line, these have names.
+_NAMED = {
+    "modulation": Text(MODULATIONS),
+    "dtype": Text(FLOAT_TYPES),
+    "param_dtype": Text(FLOAT_TYPES),
+}
+
+
+def _values_of(option: str) -> Values:
+    if option in _NAMED:
+        return _NAMED[option]
+    return OPTION_VALUES.get(option) or values_like(ENCODER_OPTIONS[option].default)
 
 
 def _is_another_data_set(old: str, new: str) -> bool:
@@ -62,28 +71,14 @@ def _is_another_data_set(old: str, new: str) -> bool:
     return not (old.startswith("folder:") and new.startswith("folder:"))
 
 
-def _part_of_an_image(value) -> str | None:
-    return None if value[1] <= 1 else "is more than an image"
-
-
-def _positive_numbers(value) -> str | None:
-    return None if min(value) > 0 else "is not above 0 in every channel"
-
-
-def _crop(value) -> str | None:
-    return None if 0 < value <= 1 else "is not in (0, 1]"
-
-
 MODEL_FIELDS: Fields = {
-    "model.name": Field(
-        "focalnet_tiny_srf", "The variant of FocalNet.", one_of(VARIANTS)
-    ),
-    "model.num_classes": Field(1000, "Outputs of the head."),
+    "model.name": Field("focalnet_tiny_srf", "The variant of FocalNet.", Text(VARIANTS)),
+    "model.num_classes": Field(1000, "Outputs of the head.", NUM_CLASSES),
 } | {
     f"model.{option}": Field(
         None,
         _MEANINGS.get(option, f"The option `{option}` of `create_model`."),
-        kind=_type_of(option),
+        _values_of(option),
     )
     for option in ENCODER_OPTIONS
 }
@@ -95,64 +90,68 @@ IMAGE_FIELDS: Fields = {
         decides_examples=_is_another_data_set,
     ),
     "data.data_dir": Field(
-        None, "Where data sets of TFDS lie; by default TFDS's own place.", kind=str
+        None, "Where data sets of TFDS lie; by default TFDS's own place.", Text()
     ),
     "data.classes": Field(
         None,
         "For image folders only: the list of classes by which labels are numbered. By "
         'default it is the list of directories. Others are "imagenet2012", and a file '
         "with the name of a class in each line.",
-        kind=str,
+        Text(),
     ),
     "data.train_split": Field("train", "The split to train on.", decides_examples=True),
     "data.test_split": Field("validation", "The split to evaluate on."),
-    "data.image_size": Field(224, "The side of an image in pixels.", at_least(1)),
+    "data.image_size": Field(224, "The side of an image in pixels.", Whole(1, 16384)),
     "data.interpolation": Field(
         "bicubic",
         'How training images are resized; "random" takes bicubic or bilinear.',
-        one_of((*INTERPOLATIONS, "random")),
+        Text((*INTERPOLATIONS, "random")),
     ),
     "data.mean": Field(
-        IMAGENET_MEAN, "The mean of pixels in [0, 1], by channel.", numbers(3)
+        IMAGENET_MEAN,
+        "The mean of pixels in [0, 1], by channel.",
+        Several(SHARE, least=3, most=3),
     ),
     "data.std": Field(
         IMAGENET_STD,
         "The standard deviation of pixels in [0, 1], by channel.",
-        every(numbers(3), _positive_numbers),
+        Several(Number(1e-3, 1e3), least=3, most=3),
     ),
     "data.crop_area": Field(
         TrainTransform.crop_area,
         "The least and the greatest share of an image that a training crop covers.",
-        every(numbers(2), ascending, _part_of_an_image),
+        Several(Number(0, 1, excludes_least=True), least=2, most=2, check=ascending),
     ),
     "data.crop_aspect": Field(
         TrainTransform.crop_aspect,
         "The least and the greatest ratio of the crop's width to its height.",
-        every(numbers(2), ascending),
+        Several(Number(1e-3, 1e3), least=2, most=2, check=ascending),
     ),
     "data.flip": Field(True, "Whether half of the training images are mirrored."),
     "data.rand_augment": Field(
         None,
         'A policy of RandAugment in timm\'s spelling, such as "rand-m9-mstd0.5-inc1".',
-        kind=str,
+        Text(),
     ),
     "data.color_jitter": Field(
         0.0,
         "Brightness, contrast and saturation are multiplied by numbers from 1 - j to "
         "1 + j, in random order. timm leaves this out where there is RandAugment; here "
         "both can be.",
-        at_least(0),
+        Number(0, 1e3),
     ),
     "data.pixels": Field(
         "exact",
         '"exact" makes the pixels that PIL makes; "fast" makes similar ones sooner.',
-        one_of(PIXELS),
+        Text(PIXELS),
     ),
     "data.eval_crop": Field(
-        Preprocessing.crop, "The share of the shorter side that evaluation sees.", _crop
+        Preprocessing.crop,
+        "The share of the shorter side that evaluation sees.",
+        Number(0.1, 1),
     ),
     "data.eval_interpolation": Field(
-        "bicubic", "How images are resized for evaluation.", one_of(INTERPOLATIONS)
+        "bicubic", "How images are resized for evaluation.", Text(INTERPOLATIONS)
     ),
 }
 
@@ -178,6 +177,17 @@ def model_of(config: ConfigDict) -> FocalNet:
     if model.encoder.in_channels != 3:
         raise SetupError(
             f"model.in_channels={model.encoder.in_channels}, but images are read as RGB"
+        )
+    for option in ("dtype", "param_dtype"):
+        if config.model[option] == "float64" and not jax.config.jax_enable_x64:
+            raise SetupError(
+                f"model.{option}='float64' needs JAX_ENABLE_X64=1 in the environment: "
+                "without it JAX computes in float32"
+            )
+    if model.encoder.spatial_rank != 2:
+        raise SetupError(
+            f"model.patch_size={model.encoder.patch_size} is for inputs with "
+            f"{model.encoder.spatial_rank} spatial axes, but images have 2"
         )
     least = max(model.encoder.smallest_input())
     if config.data.image_size < least:

@@ -64,38 +64,45 @@ def train_feed(
         seed=config.seed,
         first_step=first_step,
         bad_records=bad_records,
-        **_loading(config, mesh),
+        **_loading(config, mesh, config.batch_size),
     )
-    return DeviceFeed(batches, _to_device(config, task, mesh))
+    return DeviceFeed(batches, _to_device(task, mesh, config.batch_size))
 
 
 def evaluation_batches(
     config: ConfigDict, task: Task, split: Split, mesh: Mesh, *, bad_records: BadRecords
 ) -> Iterator[Batch]:
     """Every record once, in order."""
+    batch_size = eval_batch_size(config, split, mesh)
     batches = eval_batches(
         split.source,
         split.example,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         bad_records=bad_records,
-        **_loading(config, mesh),
+        **_loading(config, mesh, batch_size),
     )
-    return map(_to_device(config, task, mesh), batches)
+    return map(_to_device(task, mesh, batch_size), batches)
 
 
-def _loading(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+def eval_batch_size(config: ConfigDict, split: Split, mesh: Mesh) -> int:
+    """That of training, but no more than the split fills on these devices."""
+    devices = mesh.size // mesh.shape["spatial"]
+    return min(config.batch_size, -(-len(split.source) // devices) * devices)
+
+
+def _loading(config: ConfigDict, mesh: Mesh, batch_size: int) -> dict[str, Any]:
     return dict(
-        rows=sharding.process_rows(mesh, config.batch_size),
+        rows=sharding.process_rows(mesh, batch_size),
         threads=config.data.threads,
         workers=config.data.workers,
     )
 
 
 def _to_device(
-    config: ConfigDict, task: Task, mesh: Mesh
+    task: Task, mesh: Mesh, batch_size: int
 ) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]:
     return functools.partial(
-        sharding.to_device, arrays=task.batch, mesh=mesh, batch_size=config.batch_size
+        sharding.to_device, arrays=task.batch, mesh=mesh, batch_size=batch_size
     )
 
 

@@ -25,19 +25,20 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from focalnet_jax import train
 from focalnet_jax.errors import SetupError, first_line
 from focalnet_jax.paths import absolute_path
 from focalnet_jax.train import recipes
 from focalnet_jax.train.aot import compile_for
+from focalnet_jax.train.overrides import apply_overrides, split_overrides
+from focalnet_jax.values import NotAllowed, Whole
 
-_CONFIG = config_flags.DEFINE_config_file(
+_CONFIG = flags.DEFINE_string(
     "config",
-    None,  # A default would be read before `parse_flags` has seen the command line.
+    recipes.DEFAULT,
     "A recipe, by its name or its path; after a colon its variant. --config.FIELD=VALUE "
-    f"changes a field. Default: {recipes.DEFAULT}.",
+    "changes a field.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -55,20 +56,34 @@ _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 # too, such as JAX_PROCESS_ID.
 _PROCESSES = (
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process."),
-    flags.DEFINE_integer("num_processes", None, "How many make up the run.", 1),
-    flags.DEFINE_integer("process_id", None, "Which one this is, from 0 on.", 0),
+    flags.DEFINE_string("num_processes", None, "How many make up the run."),
+    flags.DEFINE_string("process_id", None, "Which one this is, from 0 on."),
 )
+_MOST_PROCESSES = 2**20
+_PROCESS_NUMBERS = {
+    "num_processes": Whole(1, _MOST_PROCESSES),
+    "process_id": Whole(0, _MOST_PROCESSES - 1),
+}
 
 
 def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}: flags begin with --")
+    recipe = recipes.load_recipe(_CONFIG.value)
+    overrides, _ = split_overrides(argv[1:])
+    for remark in apply_overrides(recipe, overrides):
+        print(remark, file=sys.stderr)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Libraries say much at INFO.
     # For a damaged checkpoint, a task of each array fails; the first error says enough.
     asyncio.log.logger.setLevel("CRITICAL")
-    config, task = train.check_config(_CONFIG.value)
-    if _COMPILE_FOR.value:
+    config, task = train.check_config(recipe)
+    if _WORKDIR.value == "":
+        raise SetupError("--workdir= names no directory: leave it out for runs/RECIPE")
+    if _COMPILE_FOR.value is not None:
+        if _MODE.value != "train":
+            raise SetupError(
+                "--compile_for compiles the training step: leave out "
+                f"--mode={_MODE.value}"
+            )
         jax.config.update("jax_platforms", "cpu")
         print(compile_for.compile_for(config, task, _COMPILE_FOR.value))
         return
@@ -79,31 +94,24 @@ def main(argv):
 
 
 def parse_flags(argv):
-    """Parses the command line, after a look at the names of recipes and fields."""
-    recipe = recipes.DEFAULT
-    others = []
-    arguments = iter(argv[1:])
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        if flag in ("-config", "--config"):
-            recipe = value if equals else next(arguments, "")
-        else:
-            others.append(argument)
-    task = recipes.load_recipe(recipe).task
-    for argument in others:
-        if field := re.match(r"--?(?:no)?config\.([^=]+)", argument):
-            train.check_field_name(field[1], task)
-            if field[1] == "task":
-                raise SetupError("the recipe sets task, since its fields follow from it")
-    # The fields of a recipe can be parsed only after it.
-    argv[1:] = [f"--config={recipes.find_recipe(recipe)}", *others]
-    return app.parse_flags_with_usage(argv)
+    """Parses all flags but `--config.FIELD`, which it returns for `main` to read.
+
+    What values a field takes is known only after the recipe.
+    """
+    try:
+        argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+        _, others = split_overrides(argv)
+        unexpected = flags.FLAGS(others)[1:]
+    except flags.Error as error:
+        raise SetupError(first_line(error)) from error
+    if unexpected:
+        raise SetupError(f"unexpected arguments {unexpected}: flags begin with --")
+    return argv
 
 
 def default_workdir() -> str:
     """`runs/base_tiny_srf` for `--config=configs/base.py:tiny_srf`."""
-    config = config_flags.get_config_filename(flags.FLAGS["config"])
-    path, _, variant = config.partition(":")
+    path, _, variant = recipes.find_recipe(_CONFIG.value).partition(":")
     return "_".join(["runs/" + pathlib.Path(path).stem, *variant.split(":")]).rstrip("_")
 
 
@@ -115,13 +123,22 @@ def start_processes() -> None:
     """
     given = {}
     for flag in _PROCESSES:
-        variable = f"JAX_{flag.name.upper()}"
-        value = os.environ.get(variable) if flag.value is None else str(flag.value)
-        if value and flag.name != "coordinator_address":
-            if not value.isdigit():
-                raise SetupError(f"{variable}={value} is no whole number")
-            value = int(value)
-        given[flag.name] = None if value == "" else value
+        spelling, value = f"--{flag.name}", flag.value
+        if value is None:
+            spelling = f"JAX_{flag.name.upper()}"
+            value = os.environ.get(spelling) or None
+        if value is not None and flag.name in _PROCESS_NUMBERS:
+            try:
+                value = _PROCESS_NUMBERS[flag.name].read(value)
+            except NotAllowed as problem:
+                raise SetupError(f"{spelling}={value} {problem}") from problem
+        given[flag.name] = value
+    count, index = given["num_processes"], given["process_id"]
+    if count is not None and index is not None and index >= count:
+        raise SetupError(
+            f"process_id={index} is not below num_processes={count}: processes are "
+            "counted from 0 on"
+        )
     try:
         jax.distributed.initialize(**given)
     except ValueError as error:

@@ -15,9 +15,11 @@ from focalnet_jax.train import sharding
 from focalnet_jax.train.batches import (
     bad_records_of,
     count_bad_records,
+    eval_batch_size,
     evaluation_batches,
 )
 from focalnet_jax.train.config import field_of
+from focalnet_jax.train.memory import check_memory
 from focalnet_jax.train.program import mesh_of
 from focalnet_jax.train.run.progress import Progress
 from focalnet_jax.train.state import TrainState, initial_state
@@ -53,6 +55,10 @@ def evaluate(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, f
         )
         abstract_state = sharding.abstract_with_shardings(jax.eval_shape(init), mesh)
         layout = sharding.Layout(mesh, sharding.shardings_of(abstract_state.params))
+        batch = sharding.abstract_batch(
+            task.batch, batch_size=eval_batch_size(config, split, mesh), mesh=mesh
+        )
+        check_memory(mesh, state=abstract_state, batch=batch)
         evaluator = StateEvaluator(config, task, split, layout)
         state = _load(path, abstract_state)
         with Progress.quiet() as progress:

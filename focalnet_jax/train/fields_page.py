@@ -26,8 +26,14 @@ python main.py --config=configs/base.py --config.batch_size=256 \\
     --config.model.depths="(2,2,6,2)" --noconfig.data.flip
 ```
 
-A field that is "unset" has no value until somebody gives it one; the type of its values
-stands behind it. The docstring of `FocalNetEncoder` in
+The tables say which values each field takes. In an interval such as [0, 1), a round
+bracket excludes the number beside it. Infinities and what is not a number are never
+allowed. A value that a field does not take ends the program with one line, before
+anything is read, compiled or written. Whole numbers may be written as `1000`, `1_000` or
+`1e3`. If a field is given several times on the command line, the last value counts.
+
+A field whose default is "unset" has no value until somebody gives it one.
+`--config.FIELD=None` unsets it again. The docstring of `FocalNetEncoder` in
 [focalnet.py](../focalnet_jax/models/focalnet.py) explains the options of `create_model`.
 
 A misspelt field is an error, and the message names the nearest field. A run that goes on
@@ -57,20 +63,19 @@ def _section(title: str, fields: Fields) -> Iterator[str]:
     for group, members in groups.items():
         yield f"### `{group}`" if group else "### Without a group"
         rows = [_row(name, field) for name, field in members.items()]
-        yield "\n".join(["| field | default | meaning |", "|---|---|---|", *rows])
+        head = ["| field | default | values | meaning |", "|---|---|---|---|"]
+        yield "\n".join([*head, *rows])
 
 
 def _row(name: str, field: Field) -> str:
     meaning = field.meaning + (" (fixed)" if field.decides_examples else "")
-    cells = f"`{name}`", _default(field), meaning
+    cells = f"`{name}`", _default(field), str(field.takes), meaning
     # An upright stroke would begin another cell.
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
 def _default(field: Field) -> str:
-    if field.default is None:
-        return f"unset ({field.kind.__name__})"
-    return f"`{_short(field.default)}`"
+    return "unset" if field.may_be_unset else f"`{_short(field.default)}`"
 
 
 def _short(value: Any) -> str:

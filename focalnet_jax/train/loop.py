@@ -17,10 +17,11 @@ from focalnet_jax.train.batches import (
     train_feed,
 )
 from focalnet_jax.train.cadence import Cadence
-from focalnet_jax.train.config import field_of, steps_of_epochs, total_steps
+from focalnet_jax.train.config import field_of, total_steps, warmup_steps
 from focalnet_jax.train.efficiency import Efficiency
 from focalnet_jax.train.evaluation import StateEvaluator
 from focalnet_jax.train.feed import DeviceFeed
+from focalnet_jax.train.memory import check_memory
 from focalnet_jax.train.program import Program, make_program, mesh_of
 from focalnet_jax.train.run.checkpoints import Checkpoints
 from focalnet_jax.train.run.divergence import NonFiniteSteps
@@ -116,6 +117,7 @@ def _set_up(config: ConfigDict, task: Task, workdir: epath.Path) -> _Setup:
     init_from = find_start(config, workdir)
     num_examples = len(splits.train.source)
     program = make_program(config, task, mesh, num_examples=num_examples)
+    check_memory(mesh, state=program.abstract_state, batch=program.abstract_batch)
     return _Setup(
         config=config,
         task=task,
@@ -269,6 +271,12 @@ def _open(config: ConfigDict, task: Task) -> Splits:
             f"{splits.train.source.name} has {len(splits.train.source)}: if that is "
             "right, set it so"
         )
+    if config.batch_size > len(splits.train.source):
+        raise SetupError(
+            f"batch_size={config.batch_size} is more than the "
+            f"{len(splits.train.source):,} examples of {splits.train.source.name}: a "
+            "step would see some of them twice"
+        )
     check_example(task, splits.train)
     return splits
 
@@ -298,7 +306,13 @@ def _introduce(setup: _Setup, state: TrainState, progress: Progress) -> None:
 def _remarks(setup: _Setup) -> list[str]:
     """What may surprise in the configuration, a line each."""
     config, examples = setup.config, len(setup.splits.train.source)
-    warmup_steps = steps_of_epochs(config, config.warmup_epochs, examples)
-    if warmup_steps <= setup.total_steps:
-        return []
-    return [f"the warmup of {warmup_steps:,} steps is longer than the run"]
+    steps = warmup_steps(config, examples)
+    remarks = []
+    if steps > setup.total_steps:
+        remarks.append(f"the warmup of {steps:,} steps is longer than the run")
+    if (config.profile_steps or (0,))[-1] > setup.total_steps:
+        remarks.append(
+            f"profile_steps={config.profile_steps} reaches beyond the run, whose last "
+            f"step is {setup.total_steps:,}"
+        )
+    return remarks

@@ -13,7 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from focalnet_jax.errors import SetupError, nearest
-from focalnet_jax.train.config import steps_of_epochs, total_steps
+from focalnet_jax.train.config import total_steps, warmup_steps
 from focalnet_jax.train.schedule import warmup_cosine
 from focalnet_jax.trees import map_named, named_leaves
 
@@ -28,7 +28,7 @@ def make_schedule(config: ConfigDict, num_examples: int) -> optax.Schedule:
         peak=config.learning_rate * scale,
         start=config.warmup_learning_rate * scale,
         final=config.final_learning_rate * scale,
-        warmup_steps=steps_of_epochs(config, config.warmup_epochs, num_examples),
+        warmup_steps=warmup_steps(config, num_examples),
         total_steps=total_steps(config, num_examples),
         warmup_prefix=config.warmup_prefix,
     )
@@ -66,6 +66,8 @@ def make_optimizer(
 
     def label(params):
         frozen = matches(params, config.frozen, field="frozen")
+        if all(jax.tree.leaves(frozen)):
+            raise SetupError(f"frozen={config.frozen} leaves no parameter to train")
         return jax.tree.map(
             lambda is_frozen: "frozen" if is_frozen else "trained", frozen
         )

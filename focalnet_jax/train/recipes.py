@@ -74,7 +74,7 @@ def load_recipe(recipe: str) -> ConfigDict:
             hint = did_you_mean(misspelt[1], names)
             raise SetupError(f"{path}: there is no field {misspelt[1]}{hint}") from error
         if "override field" in text:
-            raise SetupError(f"{path}: {first_line(error)}") from error
+            raise SetupError(f"{path}: {first_line(error)}{_takes(text)}") from error
         raise
     if not isinstance(config, ConfigDict) or "task" not in config:
         raise SetupError(
@@ -82,6 +82,18 @@ def load_recipe(recipe: str) -> ConfigDict:
             "focalnet_jax.train.default_config()"
         )
     return config
+
+
+def _takes(text: str) -> str:
+    """What the field takes that an error of ml_collections is about."""
+    last = re.search(r"override field '(\w+)'", text)
+    takes = {
+        f"; {name} takes {field.takes}"
+        for task in TASKS
+        for name, field in all_fields(task).items()
+        if last and name.rpartition(".")[2] == last[1]
+    }
+    return takes.pop() if len(takes) == 1 else ""
 
 
 def _load_function(path: str) -> Callable[..., ConfigDict]:

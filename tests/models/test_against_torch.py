@@ -2,8 +2,8 @@
 
 The equations are written out here, as plainly as possible, after the forward pass of the
 official code, and after that of FocalCodec (`focalcodec/focalnet.py`) for biases of the
-depthwise convolutions and for causal modulation. Both sides have the same parameters and compute in float64, so a difference
-is one of arithmetic and not of rounding.
+depthwise convolutions and for causal modulation. Both sides have the same parameters and
+compute in float64, so a difference is one of arithmetic and not of rounding.
 """
 
 import jax
@@ -35,8 +35,8 @@ extended = pytest.mark.extended
 
 # Each has a name, overrides that keep the model small, and the size of the images. The
 # default run has only what timm and transformers cannot compute: the stem of the official
-# dense prediction, isotropic nets on images whose sizes do not divide, and inputs of other
-# rank. For all else tests/parity compares with these two.
+# dense prediction, isotropic nets on images whose sizes do not divide, and inputs of
+# other rank. For all else tests/parity compares with these two.
 CASES = [
     ("focalnet_large_fl4", FOUR_STAGES | dict(stem_padding=3), (61, 75)),
     ("focalnet_base_iso", ISOTROPIC, (50, 67)),
@@ -89,7 +89,7 @@ def embed(p, x, **options):
     return layer_norm(p["norm"], convolve(p["proj"], x, **options))
 
 
-def modulate(p, x, *, levels, normalize, causal=False, global_axes=None):
+def modulate(p, x, *, levels, normalize, causal=False, global_axes=()):
     channels = x.shape[-1]
     query, context, gates = dense(p["f"], x).split([channels, channels, levels + 1], -1)
 
@@ -104,9 +104,8 @@ def modulate(p, x, *, levels, normalize, causal=False, global_axes=None):
     for level in range(levels):
         context = F.gelu(contextualise(level))
         aggregated = aggregated + context * gates[..., level : level + 1]
-    axes = range(x.ndim - 2) if global_axes is None else global_axes
     pooled = contextualise(levels) if causal else context
-    for axis in () if causal else axes:
+    for axis in () if causal else global_axes or range(x.ndim - 2):
         pooled = pooled.mean(axis + 1, keepdim=True)
     aggregated = aggregated + F.gelu(pooled) * gates[..., levels:]
     if normalize:

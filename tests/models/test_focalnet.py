@@ -243,7 +243,9 @@ def test_images_that_do_not_fit_are_errors():
         init(jnp.zeros((1, 32, 32, 3), jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, 3\]"):
         init(jnp.zeros((1, 3, 32, 32)))
-    assert tiny_model(pad_to_patch=True).encoder.smallest_image() == 1
+    with pytest.raises(ValueError, match=r"need a patch_size such as \(4,\)"):
+        init(jnp.zeros((32, 32, 3)))
+    assert tiny_model(pad_to_patch=True).encoder.smallest_input() == (1, 1)
 
 
 def test_drop_path_grows_over_depth_and_drops_whole_examples():

@@ -75,6 +75,7 @@ def test_a_factory_that_takes_everything_gets_everything():
     assert {(o["focal_level"], o["focal_window"]) for o in given} == {(2, 3), (1, 5)}
     assert given[0].keys() == {
         *("focal_level", "focal_window", "focal_factor", "normalize_modulator"),
+        *("use_depthwise_bias", "causal", "causal_window", "global_axes"),
         *("use_postln_in_modulation", "drop_rate", "implementation"),
         *("dtype", "param_dtype"),
     }

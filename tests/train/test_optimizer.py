@@ -198,7 +198,7 @@ def test_what_is_frozen_stays_and_has_no_part_in_the_norm(tiny_config, params):
             (("hed", 2.0),),
             "begins with 'hed'; did you mean 'head",
         ),
-        ("learning_rate_factors", (("head",),), "not of pairs .* such as .*'head', 10.0"),
+        ("learning_rate_factors", (("head",),), "not a pair of a reg"),
     ],
 )
 def test_patterns_that_match_nothing_are_errors(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from focalnet_jax.errors import SetupError, argument
+from focalnet_jax.errors import SetupError, argument, shown
 
 _FULL_MAGNITUDE = 10.0  # the magnitude at which the range of every operation ends
 
@@ -23,6 +23,9 @@ _PART = (
     rf"m(?P<m>{_NUMBER})|mstd(?P<mstd>{_NUMBER}|inf)|mmax(?P<mmax>{_NUMBER})"
     r"|inc(?P<inc>[01])|n(?P<n>[1-9]\d*)|p(?P<p>0?\.\d+|[01](?:\.0*)?)"
 )
+
+# Beyond twice the full magnitude, operations have no meaning.
+_LIMITS = {"m": 100, "mmax": 20, "n": 100}
 
 
 class Operation(NamedTuple):
@@ -73,10 +76,14 @@ class RandAugment:
         matches = [re.fullmatch(_PART, part) for part in parts]
         if kind == "rand" and all(matches):
             given = {match.lastgroup: float(match[match.lastgroup]) for match in matches}
+            too_large = [k for k, most in _LIMITS.items() if given.get(k, 0) > most]
+            if too_large:
+                limits = ", ".join(f"{k} is {_LIMITS[k]} at most" for k in too_large)
+                raise SetupError(f"{argument('policy')}={shown(policy)}: {limits}")
             if len(given) == len(parts):  # No part is given twice.
                 return cls._from_values(**given)
         raise SetupError(
-            f"{argument('policy')}={policy!r} is no policy such as "
+            f"{argument('policy')}={shown(policy)} is no policy such as "
             "'rand-m9-mstd0.5-inc1': 'rand', then any of m (magnitude), mstd (its "
             "standard deviation), mmax (its limit), inc (0 or 1), n (operations an "
             "image), p (probability of each)"

@@ -7,10 +7,8 @@ estimates, of operations one after the other; nothing is run.
 """
 
 import dataclasses
-import math
 import re
 import time
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -25,6 +23,7 @@ from focalnet_jax.train.aot.slices import (
     devices_of_slice,
     without_flags,
 )
+from focalnet_jax.train.memory import bytes_of_a_device
 from focalnet_jax.train.program import make_program, mesh_of
 
 
@@ -76,8 +75,8 @@ def _compile(config: ConfigDict, task: Task, slice_name: str, chip: Chip) -> Rep
         unit=task.unit,
         input_shapes={name: array.shape for name, array in task.batch.items()},
         fits=compiled is not None,
-        parameter_bytes=_bytes_of_a_device(program.abstract_state.params),
-        optimizer_bytes=_bytes_of_a_device(
+        parameter_bytes=bytes_of_a_device(program.abstract_state.params),
+        optimizer_bytes=bytes_of_a_device(
             dataclasses.replace(program.abstract_state, step=None, params=None)
         ),
         activation_bytes=(
@@ -95,11 +94,3 @@ def _memory_problem(message: str) -> str:
     """The part of the compiler's message that has the sizes."""
     found = re.search(r"Ran out of memory [\w ]+[,.] ([^\n]*?)(?:\. |\n|$)", message)
     return found[1] if found else message.partition("\n")[0]
-
-
-def _bytes_of_a_device(abstract: Any) -> int:
-    """The size of the part of some arrays that one device holds."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(abstract)
-    )

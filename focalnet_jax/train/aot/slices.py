@@ -31,7 +31,9 @@ def chip_of_slice(slice_name: str) -> Chip:
       SetupError: this is no slice.
     """
     generation = slice_name.partition(":")[0]
-    if generation not in TPUS or not re.fullmatch(r"\w+:\d+(x\d+){1,2}", slice_name):
+    if generation not in TPUS or not re.fullmatch(
+        r"\w+:[1-9]\d*(x[1-9]\d*){1,2}", slice_name
+    ):
         hint = did_you_mean(generation, TPUS) if generation not in TPUS else ""
         raise SetupError(
             f"--compile_for={slice_name} is no slice such as v5e:16x16 or v4:4x4x4{hint}"
