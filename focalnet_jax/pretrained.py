@@ -14,8 +14,14 @@ from focalnet_jax.preprocessing import Preprocessing
 _log = logging.getLogger("focalnet_jax")
 
 
-class Pretrained(NamedTuple):
-    """A model with its parameters and its preprocessing.
+class _Pretrained(NamedTuple):
+    model: Model
+    params: dict[str, Any]
+    preprocessing: Preprocessing
+
+
+class Pretrained(_Pretrained):
+    """A model with its parameters and its preprocessing, which it can be unpacked to.
 
     Attributes:
       model: a `FocalNet` or a `FocalNetBackbone`.
@@ -23,11 +29,11 @@ class Pretrained(NamedTuple):
         the default device.
       preprocessing: a function that makes `float32 [size, size, 3]` of an image file or
         a PIL image, as the model needs it.
+      classes: the names of the classes in the order of the logits; None if they are not
+        known.
     """
 
-    model: Model
-    params: dict[str, Any]
-    preprocessing: Preprocessing
+    classes: tuple[str, ...] | None = None
 
 
 def load_model(source: str | os.PathLike, **overrides) -> Pretrained:
@@ -57,4 +63,7 @@ def load_model(source: str | os.PathLike, **overrides) -> Pretrained:
     for note in found.notes + fitted.notes + fitted.dtype_notes:
         _log.warning(note)
     params = jax.tree.map(jnp.array, fitted.params)
-    return Pretrained(found.model, params, found.description.preprocessing)
+    pretrained = Pretrained(found.model, params, found.description.preprocessing)
+    if found.description.classes:
+        pretrained.classes = tuple(found.description.classes)
+    return pretrained
