@@ -47,9 +47,12 @@ def load_model(source: str | os.PathLike, **overrides) -> Pretrained:
         `python -m focalnet_jax.convert` wrote; a file of PyTorch weights; `hf:OWNER/NAME`
         or `hf:OWNER/NAME@REVISION` on the Hugging Face Hub; or the name of an official
         release. Weights from the Hub and from a release are downloaded once.
+        The files of timm and transformers beside weights are read with them; what they
+        leave open or say in vain is logged as a warning.
       **overrides: options of the model to change, such as `dtype="bfloat16"`, or
-        `normalize_modulator=True`, which weights cannot show. To change the head, the
-        kernel sizes or the number of focal levels, convert the weights first.
+        `normalize_modulator=True`, which weights cannot show. With another `in_channels`
+        the stem of RGB weights is adapted. To change the head, the kernel sizes or the
+        number of focal levels, convert the weights first.
 
     Raises:
       SetupError: there is nothing at `source`, it cannot be read, or it does not fit the

@@ -129,6 +129,11 @@ def _with_image_processor(beside: Beside, path: epath.Path) -> Beside:
     if content is None:
         return beside
     preprocessing, notes = read_transformers(content, origin=origin)
+    if beside.image_size not in (None, preprocessing.image_size):
+        notes += (
+            f"{CONFIG} has image_size={beside.image_size}, and {origin} makes images of "
+            f"{preprocessing.image_size} pixels, which is taken",
+        )
     return dataclasses.replace(
         beside, preprocessing=preprocessing, notes=beside.notes + notes
     )

@@ -12,7 +12,7 @@ import numpy as np
 from focalnet_jax.convert.configs import Beside, read_beside
 from focalnet_jax.convert.dialects import dialect_named
 from focalnet_jax.convert.fit import Changes, fit_to_model
-from focalnet_jax.convert.infer import find_model
+from focalnet_jax.convert.infer import contradictions, find_model
 from focalnet_jax.convert.names import match_names
 from focalnet_jax.convert.precision import cast
 from focalnet_jax.convert.weight_files import read_weights
@@ -84,6 +84,8 @@ def from_torch(
         seed=seed,
     )
     fitted = fit_to_model(matched, model, changes)
+    beside = _read_beside(source)
+    _warn(beside.notes + contradictions(beside, model.encoder))
     _warn(fitted.notes + fitted.dtype_notes)
     return jax.tree.map(jnp.array, fitted.params)
 
@@ -162,12 +164,16 @@ def infer_model(
     """
     weights = read_weights(source, wrapper=wrapper)
     matched = match_names(weights, dialect=dialect, prefix=prefix, ignore=ignore)
-    beside = Beside()
-    if not isinstance(source, Mapping):
-        beside = read_beside(absolute_path(source))
+    beside = _read_beside(source)
     name, overrides, notes = find_model(matched, beside=beside)
     _warn(beside.notes + notes)
     return name, overrides
+
+
+def _read_beside(source: StateDict | str | os.PathLike) -> Beside:
+    if isinstance(source, Mapping):
+        return Beside()
+    return read_beside(absolute_path(source))
 
 
 def _warn(notes: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from focalnet_jax.convert.configs import Beside
 from focalnet_jax.convert.names import MatchedWeights
 from focalnet_jax.errors import SetupError
+from focalnet_jax.models import FocalNetEncoder
 from focalnet_jax.models.variants import ENCODER_OPTIONS, VARIANTS
 
 Shapes = dict[str, tuple[int, ...]]
@@ -71,6 +72,21 @@ def find_model(
     settled = (beside.implied.keys() | beside.stated.keys()) - {"num_classes"}
     guesses = _guesses(weights, name, shown, settled=settled | options.keys())
     return name, overrides, (*notes, *guesses)
+
+
+def contradictions(beside: Beside, encoder: FocalNetEncoder) -> tuple[str, ...]:
+    """Says where a model differs from what the files say and weights do not show."""
+    said = beside.implied | beside.stated
+    options = [
+        option
+        for option in ("normalize_modulator", "use_postln")
+        if option in said and said[option] != getattr(encoder, option)
+    ]
+    if not options:
+        return ()
+    here = _listed({option: getattr(encoder, option) for option in options})
+    there = _listed({option: said[option] for option in options})
+    return (f"{beside.origin} beside the weights says {there}; the model has {here}",)
 
 
 def _unshown(

@@ -45,6 +45,15 @@ from focalnet_jax.weights.releases import (
 DESCRIPTION = "focalnet_jax"
 
 
+# What is likely of the classes of a head, by their number.
+_OFFICIAL_HEADS = {
+    1000: "those of ImageNet-1K in the order of their WordNet ids, if it is the official",
+    21_841: "ImageNet-22K has as many, but the official head has 21,842",
+    21_842: "those of ImageNet-22K in an order of their own, which begins with the "
+    "classes of ImageNet-1K, if it is the official",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class WeightsAndModel:
     """Weights and the model that they belong to.
@@ -208,7 +217,7 @@ def _with_beside(
         values = ", ".join(f"{key}={value}" for key, value in assumed.items())
         notes += (
             "nothing says how images are prepared for these weights, so the "
-            f"preprocessing is that of the official {name}: {values}",
+            f"preprocessing of the official evaluation is assumed: {values}",
         )
     classes, head = beside.classes, overrides.get("num_classes", 1000)
     if BACKBONE_OPTIONS & overrides.keys() or not head:
@@ -219,6 +228,10 @@ def _with_beside(
             f"head has {head:,}: the names are not taken",
         )
         classes = None
+    if not classes and head in _OFFICIAL_HEADS:
+        notes += (
+            f"nothing says which {head:,} classes the head has: {_OFFICIAL_HEADS[head]}",
+        )
     return ModelDescription(name, overrides, preprocessing, classes), notes
 
 

@@ -9,7 +9,7 @@ import pytest
 from tiny import TINY, random_images, random_params, tiny_backbone, tiny_model
 
 from focalnet_jax import create_model, load_model
-from focalnet_jax.convert import infer_model, to_torch
+from focalnet_jax.convert import from_torch, infer_model, to_torch
 from focalnet_jax.convert.__main__ import main
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.convert.weights_and_model import read_weights_and_model
@@ -131,10 +131,9 @@ def test_what_was_assumed_is_said_once(place):
     assert notes == (
         "not visible in the weights, so as in focalnet_tiny_srf: "
         "normalize_modulator=False, use_postln=False",
-        "nothing says how images are prepared for these weights, so the preprocessing is "
-        "that of the official focalnet_tiny_srf: image_size=224, "
-        "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation=bicubic, "
-        "crop=0.875",
+        "nothing says how images are prepared for these weights, so the preprocessing of "
+        "the official evaluation is assumed: image_size=224, mean=(0.485, 0.456, 0.406), "
+        "std=(0.229, 0.224, 0.225), interpolation=bicubic, crop=0.875",
     )
     config = {"model_type": "focalnet", "image_size": 96}
     found = read(place("transformers", {"config.json": config}))
@@ -160,6 +159,7 @@ def test_what_was_assumed_is_said_once(place):
         ),
         (dict(architectures=["FocalNetBackbone"]), "of a FocalNetBackbone"),
         (dict(image_size=[96, 64]), "image_size=[96, 64]"),
+        (dict(image_size=96), "makes images of 160 pixels, which is taken"),
     ],
     ids=str,
 )
@@ -274,6 +274,42 @@ def test_transformers_padding_is_said_where_it_matters(place):
     directory = place("transformers", files)
     assert "162 pixels are not a multiple of 8" in notes_of(read(directory))
     assert not read(directory, pad_to_patch=True).notes
+
+
+def test_a_given_model_that_contradicts_is_said(place, caplog):
+    config = {"model_type": "focalnet", "normalize_modulator": True}
+    directory = place("transformers", {"config.json": config})
+    from_torch(directory / "model.safetensors", tiny_model())
+    assert (
+        "says normalize_modulator=True; the model has normalize_modulator=False"
+    ) in caplog.text
+
+
+def test_the_same_parameter_twice_is_refused():
+    model = tiny_model()
+    tensors = to_torch(random_params(model, "float32"), model, dialect="timm")
+    twice = "layers.0.blocks.0.norm1_post.weight"
+    tensors[twice] = tensors["layers.0.blocks.0.norm1.weight"] + 1
+    with pytest.raises(SetupError, match="norm1.weight are the same parameter"):
+        from_torch(tensors, model)
+
+
+def test_what_a_pickle_has_no_place_for_is_said(place, capsys, torch):
+    names = dict(enumerate("abcde"))
+    files = {
+        "config.json": {"model_type": "focalnet", "id2label": names},
+        "preprocessor_config.json": preprocessor(),
+    }
+    directory = place("transformers", files)
+    main([str(directory), str(directory / "out.pth")])
+    printed = capsys.readouterr().out
+    assert "has no place for the preprocessing, image_size=160" in printed
+    assert "names of 5 classes" in printed
+
+
+def test_heads_of_unknown_classes_are_said(place):
+    directory = place("microsoft", {}, tiny_model(num_classes=1000))
+    assert "nothing says which 1,000 classes the head has" in notes_of(read(directory))
 
 
 def test_a_name_leaves_preprocessing_and_classes_of_a_file(place):
