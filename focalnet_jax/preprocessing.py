@@ -5,7 +5,6 @@ The numbers need numpy alone. PIL is loaded when the first image is prepared.
 
 import dataclasses
 import itertools
-import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 # Mean and standard deviation of ImageNet's red, green and blue, for pixels in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-_INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
 
 # Older files lack these, and so do files in which they are False.
 _NEWER = ("squash", "floor_offsets")
@@ -130,34 +127,10 @@ class Preprocessing:
         Raises:
           KeyError: an entry is missing.
           TypeError: `content` is no mapping, or mean or std is no list.
-          ValueError: a value that prepares no image.
         """
         values = {
             field.name: content[field.name]
             for field in dataclasses.fields(cls)
             if field.name not in _NEWER or field.name in content
         }
-        preprocessing = cls(
-            **values | {name: tuple(values[name]) for name in ("mean", "std")}
-        )
-        for name in preprocessing._wrong_fields():
-            raise ValueError(f"{name}={content[name]!r} prepares no image")
-        return preprocessing
-
-    def _wrong_fields(self) -> list[str]:
-        is_right = {
-            "image_size": type(self.image_size) is int and self.image_size > 0,
-            "mean": self.mean and all(map(_is_number, self.mean)),
-            "std": len(self.std) == len(self.mean)
-            and all(_is_number(value) and value > 0 for value in self.std),
-            "interpolation": self.interpolation in _INTERPOLATIONS,
-            "crop": _is_number(self.crop) and self.crop > 0,
-            "squash": isinstance(self.squash, bool),
-            "floor_offsets": isinstance(self.floor_offsets, bool),
-        }
-        return [name for name, right in is_right.items() if not right]
-
-
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+        return cls(**values | {name: tuple(values[name]) for name in ("mean", "std")})

@@ -124,10 +124,6 @@ def parse_description(text: str, *, origin: str) -> ModelDescription:
         description = ModelDescription(
             preprocessing=preprocessing, **{key: content[key] for key in others}
         )
-        classes = description.classes
-        are_names = isinstance(classes, list) and all(isinstance(c, str) for c in classes)
-        if classes is not None and not are_names:
-            raise ValueError(f"classes={classes!r} are no names")
         description.create()
         return description
     except OptionError as error:

@@ -56,24 +56,3 @@ def test_all_numbers_of_the_preprocessing_are_needed():
         del content[name]
         with pytest.raises(SetupError, match=f"a file is no description.*{name}"):
             parse_description(json.dumps(content), origin="a file")
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("image_size", 0),
-        ("image_size", "224"),
-        ("mean", [0.5, None, 0.5]),
-        ("mean", []),
-        ("std", [0.0]),
-        ("std", [0.1, 0.1]),
-        ("interpolation", "cubic"),
-        ("crop", float("nan")),
-        ("classes", [1, 2]),
-    ],
-)
-def test_values_that_make_no_sense_are_one_line(name, value):
-    content = DESCRIPTION.to_json() | {name: value}
-    with pytest.raises(SetupError, match=f"a file is no description.*{name}") as error:
-        parse_description(json.dumps(content), origin="a file")
-    assert "\n" not in str(error.value)
