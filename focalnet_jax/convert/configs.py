@@ -57,18 +57,21 @@ _TIMM_OPTIONS = {
     "use_post_norm": "use_postln",
     "use_post_norm_in_modulation": "use_postln_in_modulation",
     "normalize_modulator": "normalize_modulator",
+    "layerscale_value": "layerscale_value",
     "proj_drop_rate": "drop_rate",
     "drop_path_rate": "drop_path_rate",
 }
 # Arguments of timm that make no difference to the result, or are read elsewhere.
 _TIMM_WITHOUT_EFFECT = {
-    *("layerscale_value", "global_pool", "drop_rate", "head_init_scale"),
+    *("global_pool", "drop_rate", "head_init_scale"),
     *("img_size", "pretrained", "scriptable", "exportable", "no_jit", "device", "dtype"),
 }
 _SWITCHES = {
     *("use_conv_embed", "use_layerscale", "normalize_modulator"),
     *("use_postln", "use_postln_in_modulation"),
 }
+_NUMBERS = {"drop_rate", "drop_path_rate", "layerscale_value", "mlp_ratio"}
+_REAL = (int, float)
 _EXACT_GELUS = ("gelu", "gelu_python")
 
 
@@ -214,10 +217,13 @@ def _read_transformers(config: Mapping[str, Any]) -> Beside:
 def _read_timm(config: Mapping[str, Any]) -> Beside:
     """Reads timm's `config.json`, of which older ones have all entries on one level."""
     name = config["architecture"].partition(".")[0]
-    inner = config.get("pretrained_cfg")
-    inner = inner if isinstance(inner, Mapping) else config
-    given = config.get("model_args")
-    given = given if isinstance(given, Mapping) else {}
+    for entry in ("pretrained_cfg", "model_args"):
+        if not isinstance(config.get(entry) or {}, Mapping):
+            raise SetupError(
+                f"{CONFIG} beside the weights has {entry}={config[entry]!r:.60}, which "
+                "is not an object"
+            )
+    inner, given = config.get("pretrained_cfg") or config, config.get("model_args") or {}
     pool = given.get("global_pool", config.get("global_pool")) or "avg"
     if pool != "avg":
         raise SetupError(
@@ -234,10 +240,8 @@ def _read_timm(config: Mapping[str, Any]) -> Beside:
     if unknown:
         notes.append(f"{CONFIG} has model_args that are not heeded: {first_few(unknown)}")
     stated = _renamed(given, _TIMM_OPTIONS)
-    if "layerscale_value" in given:
-        value = given["layerscale_value"]
-        stated["use_layerscale"] = value is not None
-        stated |= {} if value is None else {"layerscale_value": value}
+    if "layerscale_value" in given:  # Without layer scale it is null.
+        stated["use_layerscale"] = given["layerscale_value"] is not None
     variant = dict(VARIANTS.get(name, {}))
     num_classes = config.get("num_classes", inner.get("num_classes"))
     implied = dict(
@@ -282,13 +286,17 @@ def _renamed(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     """The options that a config states, by our names; null states nothing."""
     renamed = {}
     for theirs, ours in names.items():
-        value = config.get(theirs)
-        if value is None:
+        if (value := config.get(theirs)) is None:
             continue
         if ours in _SWITCHES and not isinstance(value, bool):
             raise SetupError(
                 f"{CONFIG} beside the weights has {theirs}={value!r}, which is neither "
                 "true nor false"
+            )
+        if ours in _NUMBERS and (isinstance(value, bool) or not isinstance(value, _REAL)):
+            raise SetupError(
+                f"{CONFIG} beside the weights has {theirs}={value!r}, which is not a "
+                "number"
             )
         renamed[ours] = tuple(value) if isinstance(value, list) else value
     return renamed

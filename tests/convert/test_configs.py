@@ -209,7 +209,13 @@ def test_what_timms_config_says_in_vain_is_said(config, note, place):
             {"config.json": {"model_type": "focalnet", "normalize_modulator": "yes"}},
             "normalize_modulator='yes', which is neither true nor false",
         ),
+        (
+            "transformers",
+            {"config.json": {"model_type": "focalnet", "drop_path_rate": "x"}},
+            "drop_path_rate='x', which is not a number",
+        ),
         ("timm", {"config.json": TIMM | {"global_pool": "max"}}, "global_pool='max'"),
+        ("timm", {"config.json": TIMM | {"model_args": [1]}}, "model_args=[1], which is"),
     ],
     ids=str,
 )
