@@ -171,14 +171,14 @@ def _adapted_stem(
     if _STEM not in given or _STEM not in expected:
         return None
     kernel, wanted = given[_STEM].array, expected[_STEM].shape
-    channels = wanted[2]
-    if kernel.shape[2] != 3 or channels == 3:
+    channels = wanted[-2]
+    if kernel.shape[-2] != 3 or channels == 3:
         return None
     exact = kernel.astype(np.float64)
     if channels == 1:
-        adapted, how = exact.sum(axis=2, keepdims=True), "summed for one channel"
+        adapted, how = exact.sum(axis=-2, keepdims=True), "summed for one channel"
     else:
-        adapted = exact[:, :, np.arange(channels) % 3] * (3 / channels)
+        adapted = exact[..., np.arange(channels) % 3, :] * (3 / channels)
         how = f"repeated for {channels} channels and multiplied by 3/{channels}"
     parameter = dataclasses.replace(given[_STEM], array=adapted.astype(kernel.dtype))
     return parameter, f"the stem's kernels of red, green and blue are {how}"
