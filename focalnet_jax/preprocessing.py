@@ -4,6 +4,7 @@ The numbers need numpy alone. PIL is loaded when the first image is prepared.
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -11,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from focalnet_jax.errors import SetupError
+
 if TYPE_CHECKING:
     import PIL.Image
 
 # Mean and standard deviation of ImageNet's red, green and blue, for pixels in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Older files lack these, and so do files in which they are False.
+_NEWER = ("squash", "floor_offsets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +33,11 @@ class Preprocessing:
       image_size: side of the prepared image, in pixels.
       mean: mean of the pixels in [0, 1], by channel.
       std: standard deviation of the pixels in [0, 1], by channel.
-      interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`.
+      interpolation: `"bicubic"`, `"bilinear"`, `"nearest"`, or PIL's `"lanczos"`, `"box"`
+        or `"hamming"`.
       crop: share of the resized shorter side that is kept.
+      squash: resizes both sides alike, so that the aspect ratio is lost.
+      floor_offsets: rounds the place of the crop down, as transformers does.
     """
 
     image_size: int = 224
@@ -36,6 +45,8 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bicubic"
     crop: float = 0.875
+    squash: bool = False
+    floor_offsets: bool = False
 
     def __call__(
         self, image: "str | os.PathLike | bytes | PIL.Image.Image | np.ndarray"
@@ -47,32 +58,64 @@ class Preprocessing:
             `uint8 [height, width, 3]` array.
 
         Returns:
-          `float32 [image_size, image_size, 3]`.
+          `float32 [image_size, image_size, channels]`, where mean and std say the number
+          of channels: 3, or 1 for shades of grey.
 
         Raises:
           BadRecordError: the bytes are no whole image.
+          SetupError: mean and std are for another number of channels.
         """
         import PIL.Image
 
         from focalnet_jax.data.images.transforms import EvalTransform
 
+        channels = len(self.mean)
+        if channels not in (1, 3):
+            raise SetupError(
+                f"the model takes {channels} channels, and image files have 1 or 3: make "
+                f"arrays [height, width, {channels}] and pass them to "
+                "preprocessing.normalize"
+            )
         if isinstance(image, np.ndarray):
             image = PIL.Image.fromarray(image)
         if isinstance(image, (str, os.PathLike)):
             image = pathlib.Path(image).read_bytes()
         transform = EvalTransform(
-            self.image_size, crop=self.crop, interpolation=self.interpolation
+            self.image_size,
+            crop=self.crop,
+            interpolation=self.interpolation,
+            squash=self.squash,
+            floor_offsets=self.floor_offsets,
         )
-        return self.normalize(transform(image))
+        pixels = transform(image)
+        if channels == 1:
+            pixels = np.asarray(PIL.Image.fromarray(pixels).convert("L"))[..., None]
+        return self.normalize(pixels)
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
-        """Makes `uint8 [..., 3]` float32: `(pixels / 255 - mean) / std` by channel."""
+        """Makes `uint8 [..., channels]` float32: `(pixels / 255 - mean) / std`."""
         mean, std = np.float32(self.mean), np.float32(self.std)
         return (np.float32(pixels) / np.float32(255) - mean) / std
 
+    def with_channels(self, channels: int) -> "Preprocessing":
+        """The same for another number of channels than that of mean and std.
+
+        A single channel gets the average of their numbers, and several repeat them.
+        """
+
+        def adapted(values):
+            if channels == 1:
+                return (sum(values) / len(values),)
+            return tuple(itertools.islice(itertools.cycle(values), channels))
+
+        if channels == len(self.mean):
+            return self
+        return dataclasses.replace(self, mean=adapted(self.mean), std=adapted(self.std))
+
     def to_json(self) -> dict[str, Any]:
-        """The numbers by name, for a JSON file."""
-        return dataclasses.asdict(self)
+        """The numbers by name, for a JSON file; a default that is newer is left out."""
+        content = dataclasses.asdict(self)
+        return {k: v for k, v in content.items() if k not in _NEWER or v}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Preprocessing":
@@ -85,5 +128,9 @@ class Preprocessing:
           KeyError: an entry is missing.
           TypeError: `content` is no mapping, or mean or std is no list.
         """
-        values = {field.name: content[field.name] for field in dataclasses.fields(cls)}
+        values = {
+            field.name: content[field.name]
+            for field in dataclasses.fields(cls)
+            if field.name not in _NEWER or field.name in content
+        }
         return cls(**values | {name: tuple(values[name]) for name in ("mean", "std")})

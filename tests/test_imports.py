@@ -27,7 +27,14 @@ ALLOWED = {
     "data": {"command_line", "paths"},
     "evaluators": set(),
     "weights": {"models", "paths", "preprocessing", "trees"},
-    "convert": {"command_line", "models", "paths", "trees", "weights"},
+    "convert": {
+        "command_line",
+        "models",
+        "paths",
+        "preprocessing",
+        "trees",
+        "weights",
+    },
     "pretrained": {"convert", "models", "preprocessing"},
     "parity": {
         "command_line",

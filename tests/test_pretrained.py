@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import threading
 
 import jax
@@ -13,6 +14,7 @@ from tiny import random_params, tiny_model
 
 from focalnet_jax import load_model
 from focalnet_jax.convert import to_torch
+from focalnet_jax.convert.configs import CONFIGS
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
 from focalnet_jax.preprocessing import Preprocessing
@@ -108,12 +110,64 @@ def test_the_hub_is_asked_once(network, model, params):
     )
     for _ in range(2):
         assert_same(load_model("hf:someone/net").params, params)
+    base = "/someone/net/resolve/main"
     assert requests == [
-        ("/someone/net/resolve/main/model.safetensors", "Bearer secret"),
+        *((f"{base}/{name}", "Bearer secret") for name in CONFIGS),  # None is there.
+        (f"{base}/model.safetensors", "Bearer secret"),
         ("/model.safetensors", None),  # The token is not sent to the redirected address.
     ]
     load_model("hf:someone/net@v2")
-    assert requests[2][0] == "/someone/net/resolve/v2/model.safetensors"
+    assert requests[-2][0] == "/someone/net/resolve/v2/model.safetensors"
+
+
+def test_the_hub_gives_what_lies_beside_weights(network, model, params, monkeypatch):
+    directory, requests = network
+    monkeypatch.setattr(Handler, "served", ("model.safetensors", "config.json"))
+    write_weights(
+        directory / "model.safetensors", to_torch(params, model, dialect="transformers")
+    )
+    names = dict(enumerate("abcde"))
+    config = dict(model_type="focalnet", normalize_modulator=True, id2label=names)
+    (directory / "config.json").write_text(json.dumps(config))
+    for _ in range(2):
+        loaded = load_model("hf:someone/net")
+        assert loaded.model == tiny_model(normalize_modulator=True)
+        assert loaded.classes == tuple("abcde")
+    assert [path for path, _ in requests].count("/config.json") == 1
+
+
+def test_what_can_not_be_asked_for_is_said(network, model, params, monkeypatch, caplog):
+    """Weights that an older release of this package downloaded, without a network."""
+    directory, _ = network
+    write_weights(
+        directory / "model.safetensors", to_torch(params, model, dialect="transformers")
+    )
+    load_model("hf:someone/net")
+    for file in releases.cache_directory().rglob("*.missing"):
+        file.unlink()
+    monkeypatch.setenv("HF_ENDPOINT", "http://localhost:9")  # Nobody listens there.
+    assert_same(load_model("hf:someone/net").params, params)
+    assert "what config.json, preprocessor_config.json, processor_" in caplog.text
+    assert "may say of hf:someone/net is unknown: can't download http" in caplog.text
+
+
+def test_weights_are_not_taken_without_what_lies_beside_them(network, model, monkeypatch):
+    _, requests = network
+    answer = Handler.do_GET
+
+    def do_get(self):
+        if self.path.endswith("/config.json"):
+            requests.append((self.path, None))
+            self.send_error(500)
+        else:
+            answer(self)
+
+    monkeypatch.setattr(Handler, "do_GET", do_get)
+    for _ in range(2):
+        with pytest.raises(SetupError, match=r"config.json answers 500") as error:
+            load_model("hf:someone/net")
+        assert "\n" not in str(error.value)
+    assert len(requests) == 2
 
 
 def test_releases_download_by_name(network, model, params, torch):
@@ -147,6 +201,7 @@ def test_the_hub_may_have_pytorchs_file_only(network, model, params, torch, monk
     )
     assert_same(load_model("hf:someone/net").params, params)
     assert [path.rpartition("/")[2] for path, _ in requests] == [
+        *CONFIGS,
         "model.safetensors",
         "pytorch_model.bin",
         "pytorch_model.bin",

@@ -44,7 +44,11 @@ from focalnet_jax.models import count_params
 from focalnet_jax.models.size import Model
 from focalnet_jax.paths import absolute_path, written_aside
 from focalnet_jax.trees import named_leaves
-from focalnet_jax.weights.description import BACKBONE_OPTIONS, HEAD_OPTIONS
+from focalnet_jax.weights.description import (
+    BACKBONE_OPTIONS,
+    HEAD_OPTIONS,
+    ModelDescription,
+)
 from focalnet_jax.weights.params import save_params
 
 
@@ -121,6 +125,8 @@ def _write_file(
     dtypes = _original_dtypes(fitted.params, found)
     tensors = to_torch(fitted.params, found.model, dialect=dialect, dtype=dtypes)
     print_notes(_options_a_file_lacks(found.model))
+    if path.suffix != ".safetensors":
+        print_notes((_description_a_pickle_lacks(path, found.description),))
     write_weights(
         path,
         tensors,
@@ -183,6 +189,17 @@ def _options_a_file_lacks(model: Model) -> tuple[str, ...]:
         return ()
     listed = ", ".join(unseen)
     return (f"weights do not show {listed}: set that where the file is loaded",)
+
+
+def _description_a_pickle_lacks(path: pathlib.Path, description: ModelDescription) -> str:
+    numbers = description.preprocessing.to_json().items()
+    lacks = "the preprocessing, " + ", ".join(f"{k}={v}" for k, v in numbers)
+    if description.classes:
+        lacks += f", and for the names of {len(description.classes):,} classes"
+    return (
+        f"a file in {path.suffix} has no place for {lacks}; a directory or a "
+        ".safetensors file has"
+    )
 
 
 def _check_destination(path: pathlib.Path, *, overwrite: bool) -> None:

@@ -9,15 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from focalnet_jax.convert.configs import Beside, read_beside
 from focalnet_jax.convert.dialects import dialect_named
 from focalnet_jax.convert.fit import Changes, fit_to_model
-from focalnet_jax.convert.infer import nearest_variant, unseen_options, visible_settings
+from focalnet_jax.convert.infer import contradictions, find_model
 from focalnet_jax.convert.names import match_names
 from focalnet_jax.convert.precision import cast
 from focalnet_jax.convert.weight_files import read_weights
 from focalnet_jax.errors import SetupError, argument
 from focalnet_jax.models import abstract_params
 from focalnet_jax.models.size import Model
+from focalnet_jax.paths import absolute_path
 from focalnet_jax.trees import named_leaves
 
 _log = logging.getLogger("focalnet_jax.convert")
@@ -41,7 +43,9 @@ def from_torch(
 ) -> dict[str, Any]:
     """Makes Flax parameters of PyTorch weights.
 
-    Every tensor must have its place in the model, and every parameter its tensor.
+    Every tensor must have its place in the model, and every parameter its tensor. A model
+    with other `in_channels` than 3 takes RGB weights: the stem's kernels are summed for a
+    single channel, or repeated and rescaled for several, and a warning says so.
 
     Args:
       source: a file (`.safetensors`, `.pth`, `.pt` or `.bin`), or a state dict of torch
@@ -80,6 +84,8 @@ def from_torch(
         seed=seed,
     )
     fitted = fit_to_model(matched, model, changes)
+    beside = _read_beside(source)
+    _warn(beside.notes + contradictions(beside, model.encoder))
     _warn(fitted.notes + fitted.dtype_notes)
     return jax.tree.map(jnp.array, fitted.params)
 
@@ -142,7 +148,8 @@ def infer_model(
 
     Some options leave no trace in weights: whether the modulator is normalised, the
     padding of the stem and, except in timm's names, whether norms come after the
-    branches. For these the nearest variant's values are taken, and a warning is logged.
+    branches. They are read from a `config.json` beside a file. Where there is none, the
+    nearest variant's values are taken, and a warning is logged.
 
     Args:
       source, dialect, wrapper, prefix, ignore: as for `from_torch`.
@@ -157,10 +164,16 @@ def infer_model(
     """
     weights = read_weights(source, wrapper=wrapper)
     matched = match_names(weights, dialect=dialect, prefix=prefix, ignore=ignore)
-    settings = visible_settings(matched.shapes, use_postln=matched.use_postln)
-    name, overrides = nearest_variant(settings)
-    _warn([unseen_options(name, settings, overrides)])
+    beside = _read_beside(source)
+    name, overrides, notes = find_model(matched, beside=beside)
+    _warn(beside.notes + notes)
     return name, overrides
+
+
+def _read_beside(source: StateDict | str | os.PathLike) -> Beside:
+    if isinstance(source, Mapping):
+        return Beside()
+    return read_beside(absolute_path(source))
 
 
 def _warn(notes: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from focalnet_jax.models.size import Model
 from focalnet_jax.trees import named_leaves, nested
 
 HEADS = ("reset", "in22k_to_in1k")
+_STEM = "patch_embed/proj/kernel"
 # The names of all parameters that are not the encoder's.
 _AFTER_ENCODER = re.compile(r"(norm\d*|head)/.*")
 
@@ -24,6 +25,9 @@ _AFTER_ENCODER = re.compile(r"(norm\d*|head)/.*")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Changes:
     """What may differ between the weights and the model. The default allows nothing.
+
+    Another number of channels needs no permission: a model with other `in_channels` than
+    3 gets the stem of RGB weights adapted, and a note says how.
 
     Attributes:
       head: `"reset"` makes a new head, for any number of classes, and new norms for a
@@ -135,6 +139,9 @@ def _changed(
         for path in {"head/kernel", "head/bias"} & given.keys():
             replace(path, given[path].array[..., :1000])
 
+    if adapted := _adapted_stem(given, expected):
+        given[_STEM], note = adapted
+        notes += (note,)
     if changes.add_levels:
         levels = [path for path in expected if _is_added_level(path, given)]
         new += levels
@@ -150,6 +157,31 @@ def _changed(
         elif changes.add_levels and "/modulation/f/" in path:
             replace(path, _add_gates(array, shape[-1]))
     return given, new, notes
+
+
+def _adapted_stem(
+    given: dict[str, Parameter], expected: dict[str, jax.ShapeDtypeStruct]
+) -> tuple[Parameter, str] | None:
+    """The stem of RGB weights for a model of other channels, as timm makes it, if needed.
+
+    A single channel gets the sum of the three, so that an image in shades of grey gives
+    what its copy in RGB gives. Several channels repeat red, green and blue, scaled such
+    that their sum stays of the same size.
+    """
+    if _STEM not in given or _STEM not in expected:
+        return None
+    kernel, wanted = given[_STEM].array, expected[_STEM].shape
+    channels = wanted[-2]
+    if kernel.shape[-2] != 3 or channels == 3:
+        return None
+    exact = kernel.astype(np.float64)
+    if channels == 1:
+        adapted, how = exact.sum(axis=-2, keepdims=True), "summed for one channel"
+    else:
+        adapted = exact[..., np.arange(channels) % 3, :] * (3 / channels)
+        how = f"repeated for {channels} channels and multiplied by 3/{channels}"
+    parameter = dataclasses.replace(given[_STEM], array=adapted.astype(kernel.dtype))
+    return parameter, f"the stem's kernels of red, green and blue are {how}"
 
 
 def _is_added_level(path: str, given: dict[str, Parameter]) -> bool:

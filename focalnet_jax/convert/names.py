@@ -109,6 +109,8 @@ def match_names(
             problems.append(
                 f"{key} {list(tensor.shape)} has not the layout of {chosen.name}"
             )
+        elif path in parameters:  # such as timm's norm1 and norm1_post
+            problems.append(f"{key} and {parameters[path].key} are the same parameter")
         else:
             parameters[path] = Parameter(key, tensor, array, dialect_key)
     if not any("/modulation/" in path for path in parameters):

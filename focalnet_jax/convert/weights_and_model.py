@@ -1,19 +1,14 @@
 """Weights together with the model they belong to, read from wherever they are stored."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
-from focalnet_jax.convert.infer import (
-    head_settings,
-    nearest_variant,
-    unseen_options,
-    visible_settings,
-)
+from focalnet_jax.convert.configs import CONFIGS, Beside, read_beside
+from focalnet_jax.convert.infer import find_model
 from focalnet_jax.convert.names import (
     MatchedWeights,
     Parameter,
@@ -23,7 +18,6 @@ from focalnet_jax.convert.names import (
 from focalnet_jax.convert.weight_files import read_weights
 from focalnet_jax.errors import SetupError, argument
 from focalnet_jax.models.size import Model
-from focalnet_jax.models.variants import VARIANTS
 from focalnet_jax.paths import absolute_path
 from focalnet_jax.weights.description import (
     BACKBONE_OPTIONS,
@@ -39,11 +33,25 @@ from focalnet_jax.weights.params import (
     newest_params_path,
     read_arrays,
 )
-from focalnet_jax.weights.releases import HUB_FILES, download, is_published, unknown_name
+from focalnet_jax.weights.releases import (
+    HUB_FILES,
+    download_with,
+    is_published,
+    unknown_name,
+)
 
 # The safetensors files of this package hold the content of `model.json` in this entry of
 # their metadata.
 DESCRIPTION = "focalnet_jax"
+
+
+# What is likely of the classes of a head, by their number.
+_OFFICIAL_HEADS = {
+    1000: "those of ImageNet-1K in the order of their WordNet ids, if it is the official",
+    21_841: "ImageNet-22K has as many, but the official head has 21,842",
+    21_842: "those of ImageNet-22K in an order of their own, which begins with the "
+    "classes of ImageNet-1K, if it is the official",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +62,8 @@ class WeightsAndModel:
       weights: the parameters by Flax path.
       description: the description of the model.
       model: the model that `description` describes.
-      notes: sentences for the user about options that had to be guessed.
+      notes: sentences for the user about what had to be guessed, and about what the
+        files beside the weights say and is not heeded.
     """
 
     weights: MatchedWeights
@@ -89,9 +98,8 @@ def read_weights_and_model(
       SetupError: there is nothing at `source`, it cannot be read, the weights are of
         another architecture, or there is no such model.
     """
-    path = _find_path(os.fspath(source))
+    path, notes = _find_path(os.fspath(source))
     options = options or {}
-    notes = ()
     if path.is_dir():
         if prefix or wrapper:
             raise SetupError(
@@ -103,30 +111,36 @@ def read_weights_and_model(
         weights = match_names(
             read_weights(path, wrapper=wrapper), prefix=prefix, ignore=ignore
         )
-        description = _describe(path, weights, name)
-        is_recorded = name is None and DESCRIPTION in weights.metadata
-        if not is_recorded:
-            notes = _unseen_notes(path, weights, description.name, options)
-    description = _with_changes(description, name, options, image_size)
+        description, more = _describe(path, weights, name, options, image_size)
+        notes += more
+    description, more = _with_changes(description, name, options, image_size)
+    notes += more
     try:
         model = create_classifier_or_backbone(description.name, description.overrides)
     except (TypeError, ValueError) as error:
         raise SetupError(str(error)) from error
+    description, more = _with_channels(description, model.encoder.in_channels)
+    notes += more + _padding_notes(weights, model, description.preprocessing.image_size)
     return WeightsAndModel(weights, description, model, notes)
 
 
-def _find_path(source: str) -> epath.Path:
-    """Finds the file or directory of weights, and downloads published weights."""
-    path = absolute_path(source)
+def _find_path(source: str) -> tuple[epath.Path, tuple[str, ...]]:
+    """Finds the file or directory of weights, and downloads published weights.
+
+    Returns:
+      The path, and notes about files beside the weights that could not be downloaded.
+    """
+    path, notes = absolute_path(source), ()
     if not path.exists() and is_published(source):
-        path = epath.Path(download(source))
+        found, notes = download_with(source, CONFIGS)
+        path = epath.Path(found)
     if not path.exists():
         raise SetupError(unknown_name(source))
     if path.is_dir() and newest_params_path(path) is None:
         # It may be a directory that transformers' `save_pretrained` wrote.
         files = (path / name for name in HUB_FILES)
         path = next((file for file in files if file.exists()), path)
-    return path
+    return path, notes
 
 
 def _read_directory(
@@ -145,34 +159,80 @@ def _read_directory(
 
 
 def _describe(
-    path: epath.Path, weights: MatchedWeights, name: str | None
-) -> ModelDescription:
-    """Describes the model of a file's weights.
+    path: epath.Path,
+    weights: MatchedWeights,
+    name: str | None,
+    options: dict[str, Any],
+    image_size: int | None,
+) -> tuple[ModelDescription, tuple[str, ...]]:
+    """Describes the model of a file's weights, with notes.
 
-    A given name comes first, then what the file records, then what the shapes show.
+    A given name comes first, then what the file records, then what the shapes show and
+    what the files beside it say.
     """
-    if name is None and DESCRIPTION in weights.metadata:
+    recorded = None
+    if DESCRIPTION in weights.metadata:
         text = weights.metadata[DESCRIPTION]
-        description = parse_description(text, origin=weights.origin)
+        recorded = parse_description(text, origin=weights.origin)
+    if recorded is not None and name is None:
+        description, notes = recorded, ()
     else:
-        beside = _settings_beside(path, weights)
-        if name is None:
-            settings = visible_settings(weights.shapes, use_postln=weights.use_postln)
-            name, overrides = nearest_variant(settings | beside)
-        else:
-            # A name says nothing about the head, so the weights decide about it. If the
-            # rest does not fit the name, `fit_to_model` says so.
-            overrides = head_settings(weights.shapes) | beside
-        description = ModelDescription(name, overrides, default_preprocessing(name))
-    return dataclasses.replace(
-        description,
-        source={
-            "file": weights.origin,
-            "sha256": weights.sha256,
-            "dialect": weights.dialect.name,
-            "dtype": _recorded_dtypes(weights),
-        },
-    )
+        beside = read_beside(path)
+        name, overrides, notes = find_model(
+            weights, name=name, beside=beside, options=options
+        )
+        notes = beside.notes + notes
+        if recorded is not None:
+            notes += (
+                f"{weights.origin} records a model, {recorded.name}; its options are not "
+                "taken, because a name is given",
+            )
+            beside = Beside(
+                preprocessing=recorded.preprocessing, classes=recorded.classes
+            )
+        description, more = _with_beside(name, overrides, beside, image_size)
+        notes += more
+    source = {
+        "file": weights.origin,
+        "sha256": weights.sha256,
+        "dialect": weights.dialect.name,
+        "dtype": _recorded_dtypes(weights),
+    }
+    return dataclasses.replace(description, source=source), notes
+
+
+def _with_beside(
+    name: str, overrides: dict[str, Any], beside: Beside, image_size: int | None
+) -> tuple[ModelDescription, tuple[str, ...]]:
+    """Describes a model with the preprocessing and the classes that files state."""
+    notes = ()
+    preprocessing = beside.preprocessing
+    if preprocessing is None:
+        preprocessing = default_preprocessing(name)
+        image_size = image_size or beside.image_size
+        assumed = preprocessing.to_json()
+        if image_size:
+            preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
+            del assumed["image_size"]
+        values = ", ".join(f"{key}={value}" for key, value in assumed.items())
+        notes += (
+            "nothing says how images are prepared for these weights, so the "
+            f"preprocessing of the official evaluation is assumed: {values}",
+        )
+    classes, head = beside.classes, overrides.get("num_classes", 1000)
+    if BACKBONE_OPTIONS & overrides.keys() or not head:
+        classes = None  # There is no head.
+    elif classes and len(classes) != head:
+        notes += (
+            f"{beside.origin} beside the weights names {len(classes):,} classes, and the "
+            f"head has {head:,}: the names are not taken",
+        )
+        classes = None
+    if not classes and head in _OFFICIAL_HEADS:
+        notes += (
+            f"nothing says which {head:,} classes the head has: {_OFFICIAL_HEADS[head]}",
+        )
+    return ModelDescription(name, overrides, preprocessing, classes), notes
 
 
 def _with_changes(
@@ -180,7 +240,7 @@ def _with_changes(
     name: str | None,
     options: dict[str, Any],
     image_size: int | None,
-) -> ModelDescription:
+) -> tuple[ModelDescription, tuple[str, ...]]:
     """Changes a description as asked. A changed head loses the names of its classes."""
     overrides = _with_options(description.overrides, options)
     keeps_head = all(
@@ -190,12 +250,46 @@ def _with_changes(
     preprocessing = description.preprocessing
     if image_size is not None:
         preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
-    return dataclasses.replace(
+    notes = ()
+    if description.classes and not keeps_head:
+        notes = ("the names of the classes are left out, because the head changes",)
+    changed = dataclasses.replace(
         description,
         name=name or description.name,
         overrides=overrides,
         preprocessing=preprocessing,
         classes=description.classes if keeps_head else None,
+    )
+    return changed, notes
+
+
+def _with_channels(
+    description: ModelDescription, channels: int
+) -> tuple[ModelDescription, tuple[str, ...]]:
+    """Gives mean and std as many numbers as the model takes channels."""
+    preprocessing = description.preprocessing.with_channels(channels)
+    if preprocessing == description.preprocessing:
+        return description, ()
+    how = "averaged" if channels == 1 else "repeated"
+    note = (
+        f"the model takes {channels} channels, so mean and std of the preprocessing are "
+        f"{how}: mean={preprocessing.mean}, std={preprocessing.std}"
+    )
+    return dataclasses.replace(description, preprocessing=preprocessing), (note,)
+
+
+def _padding_notes(
+    weights: MatchedWeights, model: Model, image_size: int
+) -> tuple[str, ...]:
+    """Says if transformers would pad where this model leaves rows and columns out."""
+    encoder = model.encoder
+    stride = encoder.patch_size * 2 ** (len(encoder.depths) - 1)
+    is_theirs = weights.dialect is not None and weights.dialect.name == "transformers"
+    if not is_theirs or encoder.pad_to_patch or image_size % stride == 0:
+        return ()
+    return (
+        f"{image_size} pixels are not a multiple of {stride}: transformers pads such "
+        "maps, and here their last rows and columns are left out; pad_to_patch=True pads",
     )
 
 
@@ -209,38 +303,6 @@ def _with_options(overrides: dict[str, Any], options: dict[str, Any]) -> dict[st
     elif BACKBONE_OPTIONS & options.keys():
         replaced = {"num_classes"}
     return {k: v for k, v in overrides.items() if k not in replaced} | options
-
-
-def _unseen_notes(
-    path: epath.Path, weights: MatchedWeights, name: str, options: dict[str, Any]
-) -> tuple[str, ...]:
-    """Says which options the weights do not show."""
-    if name not in VARIANTS:  # An error follows when the model is made.
-        return ()
-    seen = head_settings(weights.shapes) | _settings_beside(path, weights)
-    if weights.use_postln is not None:
-        seen["use_postln"] = weights.use_postln
-    stem = weights.shapes.get("patch_embed/proj/kernel", ())
-    seen["use_conv_embed"] = stem[:1] == (7,)
-    note = unseen_options(name, seen, options)
-    return (note,) if note else ()
-
-
-def _settings_beside(path: epath.Path, weights: MatchedWeights) -> dict[str, Any]:
-    """Reads options that weights do not show from transformers' `config.json`."""
-    config = path.parent / "config.json"
-    if weights.dialect.name != "transformers" or not config.exists():
-        return {}
-    try:
-        content = json.loads(config.read_text())
-        if content.get("model_type") != "focalnet":
-            return {}
-    except (ValueError, AttributeError):
-        return {}  # The file belongs to something else.
-    return {
-        "normalize_modulator": bool(content.get("normalize_modulator")),
-        "use_postln": bool(content.get("use_post_layernorm")),
-    }
 
 
 def _recorded_dtypes(weights: MatchedWeights) -> str | dict[str, str]:

@@ -67,8 +67,20 @@ def own_state_dict(
         name = parameter.dialect_key
         if weights.dialect.name != kind:
             name = DIALECTS[kind].key_of(path, use_postln=use_postln)
-        state_dict[name] = parameter.tensor.reshape(shapes[name])
+        tensor = parameter.tensor
+        if path == "patch_embed/proj/kernel":
+            tensor = _with_channels(tensor, shapes[name][1])
+        state_dict[name] = tensor.reshape(shapes[name])
     return state_dict
+
+
+def _with_channels(stem: np.ndarray, channels: int) -> np.ndarray:
+    """The weights `[out, 3, h, w]` of a stem for images of other channels."""
+    if channels == stem.shape[1]:
+        return stem
+    if channels == 1:
+        return stem.sum(1, keepdims=True)
+    return np.concatenate([stem] * channels, 1)[:, :channels] * (3 / channels)
 
 
 def run_peer(

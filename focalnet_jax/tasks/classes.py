@@ -1,6 +1,7 @@
 """Whether a classifier, the data sets and the classes they count go together."""
 
 import contextlib
+import re
 from collections.abc import Sequence
 
 from etils import epath
@@ -48,12 +49,18 @@ def class_differences(directory: epath.Path, source: Source) -> list[str]:
     theirs = description and description.classes
     if not theirs or not source.class_names or tuple(theirs) == source.class_names:
         return []
+    if _are_wordnet_ids(theirs) != _are_wordnet_ids(source.class_names):
+        return []  # Words do not tell whether they mean the same as WordNet's ids.
     difference = _difference(theirs, source.class_names, ("the model", "the data set"))
     return [
         f"classes: {difference}. So labels don't mean the same. The labels of an image "
         f"folder count the classes that {argument('classes')} names; if they do mean the "
         'same, set "classes" to null in the model\'s model.json'
     ]
+
+
+def _are_wordnet_ids(names: Sequence[str]) -> bool:
+    return all(re.fullmatch(r"n\d{8}", name) for name in names)
 
 
 def _difference(

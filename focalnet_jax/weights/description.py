@@ -119,7 +119,8 @@ def parse_description(text: str, *, origin: str) -> ModelDescription:
         if task != ModelDescription.task:
             raise SetupError(f"{origin} is of the task {task!r}, not of classification")
         preprocessing = Preprocessing.from_json(content)
-        others = content.keys() - preprocessing.to_json().keys()
+        numbers = {field.name for field in dataclasses.fields(Preprocessing)}
+        others = content.keys() - numbers
         description = ModelDescription(
             preprocessing=preprocessing, **{key: content[key] for key in others}
         )

@@ -19,6 +19,7 @@ from focalnet_jax.paths import is_remote
 from focalnet_jax.trees import PyTree, named_leaves, nested
 
 CHECKPOINTS = "checkpoints"
+_STEM = "patch_embed/proj/kernel"
 # A bucket cannot rename directories. There Orbax writes this file into a checkpoint when
 # the checkpoint is whole.
 _MARKER = "commit_success.txt"
@@ -182,5 +183,11 @@ def _check_fit(
             hint = (
                 f"\nFor another head, {argument('reset_head')}=True starts it anew; "
                 "python -m focalnet_jax.convert --help shows what else can be changed"
+            )
+        elif [*problems] == [_STEM] and stored.get(_STEM, ())[2:3] == (3,):
+            hint = (
+                f"\nThe command python -m focalnet_jax.convert {path.parent} DIRECTORY "
+                f"--set=in_channels={expected[_STEM][2]} makes these weights of RGB "
+                "images fit"
             )
         raise SetupError(f"{path} does not fit the model:\n  {lines}{hint}")

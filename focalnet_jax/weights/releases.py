@@ -7,6 +7,7 @@ import re
 import shutil
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -63,11 +64,70 @@ def download(source: str) -> pathlib.Path:
     Raises:
       SetupError: there is no network, or there are no such weights.
     """
-    cache = cache_directory()
     if not source.startswith("hf:"):
         file = source.removesuffix(".pth") + ".pth"
-        return download_file(f"{_GITHUB}/{file}", cache / "microsoft" / file)
+        return download_file(f"{_GITHUB}/{file}", cache_directory() / "microsoft" / file)
 
+    url, directory = _on_the_hub(source)
+    for file in HUB_FILES:
+        try:
+            return download_file(f"{url}/{file}", directory / file)
+        except _NotThereError:
+            continue
+    repository, _, revision = url.partition("/resolve/")
+    raise SetupError(
+        f"{repository} has no {' or '.join(HUB_FILES)} at {revision}, or it is "
+        "private and HF_TOKEN doesn't open it"
+    )
+
+
+def download_with(
+    source: str, beside: Sequence[str]
+) -> tuple[pathlib.Path, tuple[str, ...]]:
+    """Downloads published weights, and files beside them that the Hub may have, once.
+
+    Args:
+      source: as for `download`.
+      beside: names of files, each of which may be missing there.
+
+    Returns:
+      The path of the weights, and a note if files beside weights that were downloaded
+      earlier cannot be downloaded now.
+
+    Raises:
+      SetupError: as `download`, and if a file beside the weights is there but cannot be
+        downloaded.
+    """
+    if not source.startswith("hf:"):
+        return download(source), ()
+    url, directory = _on_the_hub(source)
+    has_weights = any(directory.glob("*.safetensors")) or any(directory.glob("*.bin"))
+    missing, notes = [], ()
+    for file in beside:
+        # An empty file remembers that the Hub has none of this name.
+        if (directory / file).exists() or _missing(directory, file).exists():
+            continue
+        try:
+            download_file(f"{url}/{file}", directory / file)
+        except _NotThereError:
+            missing.append(file)
+        except SetupError as error:
+            if not has_weights:
+                raise
+            notes = (f"what {', '.join(beside)} may say of {source} is unknown: {error}",)
+            break
+    path = download(source)
+    for file in missing:
+        _missing(directory, file).touch()
+    return path, notes
+
+
+def _missing(directory: pathlib.Path, file: str) -> pathlib.Path:
+    return directory / f"{file}.missing"
+
+
+def _on_the_hub(source: str) -> tuple[str, pathlib.Path]:
+    """The address before a file's name on the Hub, and its directory in the cache."""
     if not _HUB_NAME.fullmatch(source) or ".." in source:
         raise SetupError(
             f"{source!r} is not of the form hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
@@ -75,16 +135,8 @@ def download(source: str) -> pathlib.Path:
     name, _, revision = source.removeprefix("hf:").partition("@")
     revision = revision or "main"
     endpoint = os.environ.get("HF_ENDPOINT", _HUGGING_FACE).rstrip("/")
-    for file in HUB_FILES:
-        url = f"{endpoint}/{name}/resolve/{revision}/{file}"
-        try:
-            return download_file(url, cache / "hf" / name / revision / file)
-        except _NotThereError:
-            continue
-    raise SetupError(
-        f"{endpoint}/{name} has no {' or '.join(HUB_FILES)} at {revision}, or it is "
-        "private and HF_TOKEN doesn't open it"
-    )
+    url = f"{endpoint}/{name}/resolve/{revision}"
+    return url, cache_directory() / "hf" / name / revision
 
 
 def cache_directory() -> pathlib.Path:

@@ -31,6 +31,10 @@ PARAMETERS = {
     "focalnet_xlarge_fl4": (364_273_784, 366_322_784, 409_028_042),
     "focalnet_huge_fl3": (683_747_424, 686_564_424, 745_276_338),
     "focalnet_huge_fl4": (686_460_664, 689_277_664, 747_989_578),
+    # The official code with depths and widths of the paper's Table 3, and use_conv_embed.
+    "focalnet_tiny_deeper": (24_629_451, 25_142_451, 35_834_397),
+    "focalnet_small_deeper": (37_646_968, 38_159_968, 48_851_914),
+    "focalnet_base_deeper": (84_321_144, 85_090_144, 101_117_642),
 }
 
 # Billions of multiply-adds at 224 pixels, as in the paper and from the official flops().
@@ -94,6 +98,25 @@ def test_multiply_adds_count_the_overlap_of_the_embeddings():
         overlap += (3**2 - 2**2) * channels * 2 * channels * side**2
     count = count_multiply_adds(create_model("focalnet_large_fl3"), 224)
     assert (count - overlap) / 1e9 == pytest.approx(34.79, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "giga_multiply_adds"),
+    [
+        ("focalnet_tiny_deeper", "25.1", 4.0),
+        ("focalnet_small_deeper", "38.2", 6.4),
+        ("focalnet_base_deeper", "85.1", 14.3),
+    ],
+)
+def test_deeper_variants_have_the_papers_sizes(name, millions, giga_multiply_adds):
+    """The published parameters are those of the overlapping convolutions alone."""
+    model = create_model(name)
+    assert f"{count_params(model) / 1e6:.1f}" == millions
+    patches = create_model(name, use_conv_embed=False)
+    assert f"{count_params(patches) / 1e6:.1f}" != millions
+    # The official flops() takes the convolutions for patches. It gives 14.24 for base.
+    count = count_multiply_adds(patches, 224) / 1e9
+    assert count == pytest.approx(giga_multiply_adds, abs=0.07)
 
 
 def test_multiply_adds_do_not_depend_on_the_implementation():

@@ -78,6 +78,9 @@ def test_base_has_a_variant_for_every_1k_model():
     config = load_recipe("base:tiny_srf")
     assert config.model.name == "focalnet_tiny_srf"
     assert config.model.drop_path_rate == 0.2
+    assert (config.mixup_alpha, config.cutmix_alpha) == (0.8, 1.0)
+    config, _ = check_config(load_recipe("base:base_deeper"))
+    assert config.model.name == "focalnet_base_deeper"
     with pytest.raises(SetupError, match="did you mean 'tiny_iso'"):
         load_recipe("base:tiny_is")
 
@@ -86,11 +89,23 @@ def test_pretraining_and_fine_tuning_vary_the_recipe():
     config, _ = check_config(load_recipe("in22k:large_fl4"))
     assert config.model.name == "focalnet_large_fl4"
     assert config.model.num_classes == 21842
+    # The paper, Table 19.
+    assert (config.batch_size, config.num_epochs, config.warmup_epochs) == (4096, 90, 5)
+    assert (config.learning_rate, config.warmup_learning_rate) == (1e-3, 1e-6)
+    assert (config.final_learning_rate, config.weight_decay) == (1e-5, 0.05)
+    assert (config.mixup_alpha, config.cutmix_alpha) == (0.8, 0.8)
+    assert config.model.drop_path_rate == 0.2
+    for variant in ("tiny_srf", "base_lrf"):
+        assert load_recipe(f"in22k:{variant}").model.use_layerscale
     with pytest.raises(SetupError, match="did you mean 'huge_fl4'"):
         load_recipe("in22k:huge_fl5")
     config, _ = check_config(load_recipe("finetune:large_fl3,224"))
     assert (config.data.image_size, config.data.eval_crop) == (224, 0.875)
     assert (config.mixup_alpha, config.cutmix_alpha) == (0, 0)
+    assert (config.batch_size, config.num_epochs, config.warmup_epochs) == (1024, 30, 0)
+    assert (config.learning_rate, config.final_learning_rate) == (3e-5, 5e-6)
+    assert (config.weight_decay, config.model.drop_path_rate) == (1e-8, 0.3)
+    assert (config.random_erasing, config.label_smoothing) == (0.25, 0.1)
     config, _ = check_config(load_recipe("finetune"))
     assert (config.data.image_size, config.data.eval_crop) == (384, 1.0)
     with pytest.raises(SetupError, match="'big' is no image size"):

@@ -38,6 +38,18 @@ def test_the_task_comes_first_and_older_files_lack_it():
     assert parse_description(json.dumps(content), origin="old") == DESCRIPTION
 
 
+def test_older_files_lack_the_newer_numbers():
+    content = DESCRIPTION.to_json()
+    assert not {"squash", "floor_offsets"} & content.keys()
+    assert parse_description(
+        json.dumps(content | {"squash": False}), origin="a file"
+    ) == (DESCRIPTION)
+    squash = dataclasses.replace(DESCRIPTION.preprocessing, squash=True)
+    description = dataclasses.replace(DESCRIPTION, preprocessing=squash)
+    text = json.dumps(description.to_json())
+    assert parse_description(text, origin="a file") == description
+
+
 def test_all_numbers_of_the_preprocessing_are_needed():
     for name in Preprocessing().to_json():
         content = DESCRIPTION.to_json()

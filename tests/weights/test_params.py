@@ -80,3 +80,11 @@ def test_misfits_are_listed_with_a_hint_if_they_may_be_new(
     assert ("reset_head=True" in str(error.value)) is is_hinted
     spelt = error.value.spelt(lambda name: f"--config.{name}")
     assert ("--config.reset_head=True" in spelt) is is_hinted
+
+
+def test_rgb_weights_for_other_channels_are_hinted_at(tmp_path):
+    path = epath.Path(tmp_path) / "params"
+    save_params(path, {"patch_embed": {"proj": {"kernel": np.ones((4, 4, 3, 8))}}})
+    shape = jax.ShapeDtypeStruct((4, 4, 1, 8), np.float32)
+    with pytest.raises(SetupError, match="convert .* DIRECTORY --set=in_channels=1 "):
+        load_params(path, {"patch_embed": {"proj": {"kernel": shape}}})

@@ -22,6 +22,13 @@ from focalnet_jax.errors import SetupError, argument
 # A training transform makes either the pixels that PIL makes, or similar ones faster.
 PIXELS = ("exact", "fast")
 
+# Evaluation may use every filter of PIL, because others' preprocessing does.
+EVAL_INTERPOLATIONS = INTERPOLATIONS | {
+    "lanczos": PIL.Image.Resampling.LANCZOS,
+    "box": PIL.Image.Resampling.BOX,
+    "hamming": PIL.Image.Resampling.HAMMING,
+}
+
 # An interpolation that is "random" is drawn from these, as in timm.
 RANDOM_INTERPOLATIONS = ("bilinear", "bicubic")
 
@@ -138,17 +145,23 @@ class EvalTransform:
     """Resizes the shorter side of an image to `size / crop`, and cuts out the middle.
 
     The result equals that of torchvision's `Resize` and `CenterCrop`, with which the
-    official code evaluates. It is PIL's, whatever pixels training uses.
+    official code evaluates. It is PIL's, whatever pixels training uses. What lies outside
+    of a resized image that is too small is black.
 
     Attributes:
       size: the side of the result, in pixels.
       crop: the share of the resized shorter side that is kept; 224 / 256 in the recipe.
-      interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`.
+      interpolation: a name in `EVAL_INTERPOLATIONS`.
+      squash: resizes both sides to `size / crop`, so that the aspect ratio is lost.
+      floor_offsets: where the middle begins between two pixels, takes the first one, as
+        transformers does. torchvision takes the one with an even number.
     """
 
     size: int
     crop: float = 0.875
     interpolation: str = "bicubic"
+    squash: bool = False
+    floor_offsets: bool = False
 
     def __call__(self, image: bytes | PIL.Image.Image) -> np.ndarray:
         """Makes an encoded or a decoded image `uint8 [size, size, 3]`.
@@ -161,7 +174,10 @@ class EvalTransform:
         image = image.convert("RGB")
         shorter = int(self.size / self.crop)
         scaled = [int(shorter * side / min(image.size)) for side in image.size]
-        image = image.resize(scaled, INTERPOLATIONS[self.interpolation])
-        left, upper = (round((side - self.size) / 2) for side in image.size)
+        if self.squash:
+            scaled = [shorter, shorter]
+        image = image.resize(scaled, EVAL_INTERPOLATIONS[self.interpolation])
+        whole = math.floor if self.floor_offsets else round
+        left, upper = (whole((side - self.size) / 2) for side in image.size)
         image = image.crop((left, upper, left + self.size, upper + self.size))
         return np.asarray(image)
