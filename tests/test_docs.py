@@ -12,14 +12,13 @@ import sys
 import numpy as np
 import PIL.Image
 import pytest
-from absl import flags
-from ml_collections import config_flags
 from running import ROOT, TINY, run
 
 import focalnet_jax.convert.__main__ as convert
 import focalnet_jax.data.prepare.__main__ as prepare
 import focalnet_jax.parity.__main__ as parity
 from focalnet_jax.train import check_field_name, command_line, load_recipe
+from focalnet_jax.train.overrides import apply_overrides, split_overrides
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OWN_FIELDS = {"discs.variant"}  # of the task that docs/tasks.md adds
@@ -158,18 +157,16 @@ def test_commands_can_be_parsed(page, tmp_path, monkeypatch):
         if program in MODULES:
             MODULES[program](arguments)
         elif program in ("main.py", "focalnet_jax.train"):
-            check_training_command(arguments, monkeypatch)
+            check_training_command(arguments)
 
 
-def check_training_command(arguments, monkeypatch):
+def check_training_command(arguments):
     recipe = dict(a.partition("=")[::2] for a in arguments).get("--config", "digits")
     fields = [a for a in arguments if re.match("--(no)?config[.]", a)]
     if recipe == "discs.py":  # It adds a task; another test runs it.
         return
-    monkeypatch.setattr(sys, "argv", ["main.py", *fields])
-    parsed = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", load_recipe(recipe), flag_values=parsed)
-    parsed(sys.argv)
+    overrides, others = split_overrides(fields)
+    assert apply_overrides(load_recipe(recipe), overrides) == others == []
     for argument in set(arguments) - set(fields):
         name = argument.removeprefix("--").partition("=")[0]
         assert name in command_line.flags.FLAGS, argument
