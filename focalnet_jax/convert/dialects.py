@@ -13,6 +13,7 @@ implementations write a dense layer as a 1x1 convolution.
 import dataclasses
 import functools
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -97,6 +98,7 @@ class Dialect:
                 f"{self.name}'s FocalNet has focal modulation; the model has another "
                 f"operator, modulation={encoder.modulation!r}"
             )
+        _check_is_a_net_for_images(self.name, encoder)
         for option in ("patch_size", "focal_factor", "stem_padding"):
             known, value = getattr(self, option), getattr(encoder, option)
             if option == "stem_padding" and not encoder.use_conv_embed:
@@ -104,7 +106,7 @@ class Dialect:
             if known not in (None, value):
                 raise SetupError(
                     f"{self.name}'s FocalNet always has {option}={known}; the model has "
-                    f"{value}. The dialect microsoft can express every model"
+                    f"{value}. The dialect microsoft can express every net for images"
                 )
 
     def to_torch(self, path: str, array: np.ndarray) -> np.ndarray:
@@ -147,6 +149,36 @@ class Dialect:
             )
             for flax, torch in (self.outside | in_block).items()
         ]
+
+
+def _check_is_a_net_for_images(name: str, encoder: FocalNetEncoder) -> None:
+    """Raises SetupError for options that no implementation in PyTorch has."""
+    plain = dict(
+        downsample_stride=2, use_depthwise_bias=False, causal=False, global_axes=()
+    )
+    changed = [
+        f"{option}={getattr(encoder, option)!r}"
+        for option, value in plain.items()
+        if getattr(encoder, option) != value
+    ]
+    for option in ("patch_size", "focal_factor", "focal_windows"):
+        value = getattr(encoder, option)
+        numbers = value if option == "focal_windows" else [value]
+        if any(isinstance(number, Sequence) for number in numbers):
+            changed.append(f"{option}={value!r}")
+    sizes = {
+        window + level * encoder.focal_factor
+        for levels, window in zip(encoder.focal_levels, encoder.focal_windows)
+        for level in range(levels)
+        if not changed
+    }
+    if any(size % 2 == 0 for size in sizes):
+        changed.append(f"kernels of even size ({min(s for s in sizes if s % 2 == 0)})")
+    if changed:
+        raise SetupError(
+            f"{name}'s FocalNet is for images, with odd kernels of one size for both "
+            f"axes and no bias in them; the model has {', '.join(changed)}"
+        )
 
 
 def _compile(template: str, *, separator: str, leaves: str) -> re.Pattern:

@@ -65,7 +65,7 @@ def test_odd_options_of_backbones():
 def test_odd_names(name):
     with pytest.raises(ValueError, match="no model is named") as raised:
         create_model(name)
-    assert len(str(raised.value)) < 400
+    assert len(str(raised.value)) < 600  # it lists the models
 
 
 @pytest.mark.parametrize(
