@@ -58,7 +58,7 @@ def test_a_net_for_videos_and_its_backbone():
 
 
 def test_frames_that_are_apart_are_as_images():
-    """As the spatial stream of Video-FocalNets, which has one image net for all frames."""
+    """As in the spatial stream of Video-FocalNets, one net of images for all frames."""
     images, videos = tiny_model(num_classes=0), tiny_model(num_classes=0, **FRAMES)
     x = random_inputs(2, 3, 16, 24, 3)
     params = random_params(videos, "float32")
