@@ -5,11 +5,14 @@ import json
 import os
 import pathlib
 import shutil
+import urllib.parse
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
+
+from focalnet_jax.errors import SetupError, first_line
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -18,10 +21,47 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def absolute_path(path: epath.PathLike) -> epath.Path:
-    """Makes a path absolute and expands `~`; the address of a bucket stays as it is."""
-    if is_remote(path):
-        return epath.Path(path)
-    return epath.Path(path).expanduser().resolve()
+    """Makes a path absolute and expands `~`; the address of a bucket stays as it is.
+
+    Raises:
+      SetupError: it is an address that is neither a file's nor a bucket's.
+    """
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        text = urllib.parse.unquote(urllib.parse.urlparse(text).path)
+    try:
+        path = epath.Path(text)
+        return path if is_remote(text) else path.expanduser().resolve()
+    except KeyError as error:
+        raise SetupError(
+            f"{text} is neither a path nor a place in a bucket, gs://BUCKET/PATH"
+        ) from error
+    except (RuntimeError, OSError, ValueError) as error:  # No home, loops, odd letters.
+        raise SetupError(f"{text!r} is no path: {error}") from error
+
+
+def local_path(path: epath.PathLike) -> pathlib.Path:
+    """Makes a path on a disk absolute and expands `~`.
+
+    Raises:
+      SetupError: it is an address.
+    """
+    found = absolute_path(path)
+    if is_remote(found):
+        raise SetupError(f"{found} is not on a disk, as is needed here")
+    return pathlib.Path(found)
+
+
+def path_exists(path: epath.Path) -> bool:
+    """Whether there is something at a path.
+
+    Raises:
+      SetupError: that can't be told, as where the library for a bucket is missing.
+    """
+    try:
+        return path.exists()
+    except Exception as error:  # The libraries of buckets have no common class.
+        raise SetupError(f"{path} can't be reached: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -31,9 +71,10 @@ def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
     The caller writes a file or a directory. What was at `path` stays there until the
     renaming, and it stays for good if the caller fails.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    new_parents = [parent for parent in path.parents if not parent.exists()]
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
         if aside.is_dir() and path.exists():
             old = path.with_name(f"{aside.name}.old")
@@ -46,11 +87,19 @@ def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
             shutil.rmtree(old)
         else:
             aside.replace(path)
-    finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
+    except BaseException:
+        _remove(aside)
+        with contextlib.suppress(OSError):  # Somebody may use them by now.
+            for parent in new_parents:
+                parent.rmdir()
+        raise
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_whole(path: epath.Path, text: str) -> None:

@@ -27,7 +27,7 @@ ALLOWED = {
     "evaluators": set(),
     "weights": {"models", "paths", "preprocessing", "trees"},
     "convert": {"command_line", "models", "paths", "trees", "weights"},
-    "pretrained": {"convert", "models", "preprocessing"},
+    "pretrained": {"convert", "models", "preprocessing", "weights"},
     "parity": {
         "command_line",
         "convert",

@@ -44,13 +44,13 @@ def from_torch(
     Every tensor must have its place in the model, and every parameter its tensor.
 
     Args:
-      source: a file (`.safetensors`, `.pth`, `.pt` or `.bin`), or a state dict of torch
-        tensors or numpy arrays.
+      source: a safetensors file, a file of `torch.save` or the index of several files, or
+        a state dict of torch tensors or numpy arrays.
       model: the result of `create_model` or `create_backbone`.
       dialect: whose names the weights have: `"microsoft"`, `"timm"` or
         `"transformers"`. With None the dialect is recognised.
       wrapper: the entry of the file that holds the weights. With None the entries
-        `state_dict`, `model` and `teacher` are tried.
+        `state_dict`, `model` and `teacher` are tried, then the only one with weights.
       prefix: take only the names with this prefix, such as `"backbone."` in a detector.
         With None all names are taken, and the usual prefixes are removed.
       ignore: shell-style patterns of names to leave out.
@@ -68,7 +68,8 @@ def from_torch(
 
     Raises:
       SetupError: the file cannot be read, the weights are of another architecture, or
-        names and shapes do not fit. One message lists all names and shapes that don't.
+        names and shapes do not fit. One message counts the names and shapes that don't,
+        and lists the first of them.
     """
     weights = read_weights(source, wrapper=wrapper)
     matched = match_names(weights, dialect=dialect, prefix=prefix, ignore=ignore)
@@ -123,7 +124,7 @@ def to_torch(
         if key is None:
             raise SetupError(
                 f"{dialect}'s FocalNet has no place for {path}; backbones for dense "
-                f'prediction are written with {argument("dialect")}="microsoft"'
+                f"prediction are written with {argument('dialect', 'microsoft')}"
             )
         array = table.to_torch(path, np.asarray(array))
         state_dict[key] = cast(key, array, dtypes.get(path))
@@ -157,7 +158,12 @@ def infer_model(
     """
     weights = read_weights(source, wrapper=wrapper)
     matched = match_names(weights, dialect=dialect, prefix=prefix, ignore=ignore)
-    settings = visible_settings(matched.shapes, use_postln=matched.use_postln)
+    try:
+        settings = visible_settings(matched.shapes, use_postln=matched.use_postln)
+    except SetupError as error:
+        raise SetupError(
+            f"{error.marked}: name it to create_model, and give the result to from_torch"
+        ) from error
     name, overrides = nearest_variant(settings)
     _warn([unseen_options(name, settings, overrides)])
     return name, overrides

@@ -27,9 +27,7 @@ def visible_settings(shapes: Shapes, *, use_postln: bool | None = None) -> dict[
 
     def shape_of(path):
         if path not in shapes:
-            raise SetupError(
-                f"the weights lack {path}, so their model can't be inferred: name it"
-            )
+            raise SetupError(f"the weights lack {path}, so their model can't be inferred")
         return shapes[path]
 
     def indices(pattern):

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
+from focalnet_jax.convert.fit import Reading
 from focalnet_jax.convert.infer import (
     head_settings,
     nearest_variant,
@@ -20,11 +21,11 @@ from focalnet_jax.convert.names import (
     is_ignored,
     match_names,
 )
-from focalnet_jax.convert.weight_files import read_weights
-from focalnet_jax.errors import SetupError, argument
+from focalnet_jax.convert.weight_files import LIKELY, read_weights
+from focalnet_jax.errors import SetupError, argument, first_few
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import VARIANTS
-from focalnet_jax.paths import absolute_path
+from focalnet_jax.paths import absolute_path, is_remote, path_exists
 from focalnet_jax.weights.description import (
     BACKBONE_OPTIONS,
     HEAD_OPTIONS,
@@ -39,7 +40,13 @@ from focalnet_jax.weights.params import (
     newest_params_path,
     read_arrays,
 )
-from focalnet_jax.weights.releases import HUB_FILES, download, is_published, unknown_name
+from focalnet_jax.weights.releases import (
+    HUB_FILES,
+    download,
+    is_published,
+    published_name,
+    unknown_name,
+)
 
 # The safetensors files of this package hold the content of `model.json` in this entry of
 # their metadata.
@@ -65,73 +72,108 @@ class WeightsAndModel:
 
 def read_weights_and_model(
     source: str | os.PathLike,
-    *,
-    name: str | None = None,
+    reading: Reading,
     options: dict[str, Any] | None = None,
-    image_size: int | None = None,
-    wrapper: str | None = None,
-    prefix: str | None = None,
-    ignore: Sequence[str] = (),
 ) -> WeightsAndModel:
     """Reads weights and finds their model. It is not checked yet that both fit.
 
     Args:
-      source: a workdir, a checkpoint, a converted directory, a file of weights,
-        `hf:OWNER/NAME` or an official release.
-      name: the name of the variant. None takes the recorded one or the nearest one.
+      source: a workdir, a checkpoint, a converted directory, a directory or file of
+        weights, `hf:OWNER/NAME` or an official release.
+      reading: how they are read. For parameters of Flax there is neither `prefix` nor
+        `wrapper`.
       options: options of the model, which replace those that are recorded or inferred.
-      image_size: side in pixels of the images that the model is for. None takes the
-        recorded or the usual one.
-      wrapper, prefix, ignore: as for `from_torch`. For a directory only `ignore` is
-        allowed.
 
     Raises:
       SetupError: there is nothing at `source`, it cannot be read, the weights are of
         another architecture, or there is no such model.
     """
-    path = _find_path(os.fspath(source))
-    options = options or {}
-    notes = ()
+    path, path_notes = _find_path(source)
+    options = _with_head(reading, options or {})
+    name, notes = reading.name, ()
     if path.is_dir():
-        if prefix or wrapper:
+        if reading.prefix is not None or reading.wrapper is not None:
             raise SetupError(
                 f"{path} is a directory: {argument('prefix')} and {argument('wrapper')} "
                 "are for files"
             )
-        weights, description = _read_directory(path, ignore)
+        weights, description, notes = _read_directory(path, reading.ignore)
     else:
         weights = match_names(
-            read_weights(path, wrapper=wrapper), prefix=prefix, ignore=ignore
+            read_weights(path, wrapper=reading.wrapper),
+            prefix=reading.prefix,
+            ignore=reading.ignore,
         )
         description = _describe(path, weights, name)
         is_recorded = name is None and DESCRIPTION in weights.metadata
         if not is_recorded:
             notes = _unseen_notes(path, weights, description.name, options)
-    description = _with_changes(description, name, options, image_size)
+    description = _with_changes(description, name, options, reading.image_size)
     try:
         model = create_classifier_or_backbone(description.name, description.overrides)
     except (TypeError, ValueError) as error:
         raise SetupError(str(error)) from error
-    return WeightsAndModel(weights, description, model, notes)
+    return WeightsAndModel(weights, description, model, path_notes + notes)
 
 
-def _find_path(source: str) -> epath.Path:
-    """Finds the file or directory of weights, and downloads published weights."""
-    path = absolute_path(source)
-    if not path.exists() and is_published(source):
+def _with_head(reading: Reading, options: dict[str, Any]) -> dict[str, Any]:
+    """Adds what a new head says of the model, and checks that it says enough."""
+    if reading.head == "in22k_to_in1k":
+        return {"num_classes": 1000} | options
+    if reading.head == "reset" and not HEAD_OPTIONS & options.keys():
+        raise SetupError(
+            f"{argument('head', 'reset')} needs {argument('num_classes')}, or for a "
+            f"backbone {argument('out_stages', (0, 1, 2, 3))}"
+        )
+    return options
+
+
+def _find_path(source: str | os.PathLike) -> tuple[epath.Path, tuple[str, ...]]:
+    """Finds the file or directory of weights, and downloads published weights.
+
+    Returns:
+      The path, and notes on what else is there.
+    """
+    if isinstance(source, Mapping) or hasattr(source, "state_dict"):
+        raise SetupError(
+            "tensors are given, not a path: focalnet_jax.convert.infer_model finds their "
+            "model, and focalnet_jax.convert.from_torch makes parameters of them"
+        )
+    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
+        raise SetupError(f"{source!r} is neither a path nor a name of published weights")
+    source = published_name(os.fspath(source))
+    path = absolute_path(source) if not source.startswith("hf:") else None
+    if path is None or not path_exists(path):
+        if not is_published(source):
+            raise SetupError(unknown_name(source))
         path = epath.Path(download(source))
-    if not path.exists():
-        raise SetupError(unknown_name(source))
-    if path.is_dir() and newest_params_path(path) is None:
-        # It may be a directory that transformers' `save_pretrained` wrote.
-        files = (path / name for name in HUB_FILES)
-        path = next((file for file in files if file.exists()), path)
-    return path
+    if path.is_dir():
+        return _file_in(path) if newest_params_path(path) is None else (path, ())
+    if is_remote(path):
+        raise SetupError(f"{path} is a file in a bucket: copy it to a disk first")
+    # The cache of the Hub is full of links, and what belongs to a file is beside its link.
+    if not is_published(source):
+        path = epath.Path(os.path.abspath(os.path.expanduser(source)))
+    return path, ()
+
+
+def _file_in(directory: epath.Path) -> tuple[epath.Path, tuple[str, ...]]:
+    """Finds the weights in a directory that transformers' `save_pretrained` wrote."""
+    found = [name for name in HUB_FILES if (directory / name).exists()]
+    if found:
+        also = f"{directory} holds {' and '.join(found)}: the first one is read"
+        return directory / found[0], (also,) if found[1:] else ()
+    if files := sorted(p.name for p in directory.iterdir() if p.suffix in LIKELY):
+        raise SetupError(
+            f"{directory} holds neither a checkpoint nor {HUB_FILES[0]}, but "
+            f"{first_few(files)}: give the path of the file that you mean"
+        )
+    return directory, ()
 
 
 def _read_directory(
     path: epath.Path, ignore: Sequence[str]
-) -> tuple[MatchedWeights, ModelDescription]:
+) -> tuple[MatchedWeights, ModelDescription, tuple[str, ...]]:
     params_path = check_holds_params(path)
     description = find_description(params_path.parent)
     if description is None:
@@ -141,7 +183,11 @@ def _read_directory(
         for name, array in read_arrays(params_path).items()
         if not is_ignored(name, ignore)
     }
-    return MatchedWeights(str(params_path), None, parameters), description
+    notes = ()
+    average = params_path.parent / "ema"
+    if params_path.name == "params" and average.exists():
+        notes += (f"{params_path} are read; {average} is the average of them",)
+    return MatchedWeights(str(params_path), None, parameters), description, notes
 
 
 def _describe(
@@ -157,7 +203,7 @@ def _describe(
     else:
         beside = _settings_beside(path, weights)
         if name is None:
-            settings = visible_settings(weights.shapes, use_postln=weights.use_postln)
+            settings = _visible_settings(weights)
             name, overrides = nearest_variant(settings | beside)
         else:
             # A name says nothing about the head, so the weights decide about it. If the
@@ -173,6 +219,16 @@ def _describe(
             "dtype": _recorded_dtypes(weights),
         },
     )
+
+
+def _visible_settings(weights: MatchedWeights) -> dict[str, Any]:
+    try:
+        return visible_settings(weights.shapes, use_postln=weights.use_postln)
+    except SetupError as error:
+        raise SetupError(
+            f"{error.marked}: name it by {argument('name')}, such as "
+            f"{argument('name', 'focalnet_tiny_srf')}"
+        ) from error
 
 
 def _with_changes(
@@ -202,7 +258,10 @@ def _with_changes(
 def _with_options(overrides: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """Adds options. Those of a classifier replace those of a backbone, and vice versa."""
     if "num_classes" in options and BACKBONE_OPTIONS & options.keys():
-        raise SetupError("num_classes is for classifiers, out_stages for backbones")
+        raise SetupError(
+            f"{argument('num_classes')} is for classifiers, {argument('out_stages')} for "
+            "backbones"
+        )
     replaced = frozenset()
     if "num_classes" in options:
         replaced = BACKBONE_OPTIONS
