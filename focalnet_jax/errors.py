@@ -17,6 +17,26 @@ def _assigned(name: str, value: Any) -> str:
     return f"{name}={value!r}"
 
 
+def spelt(
+    text: str,
+    spell: Callable[[str], str] = str,
+    assign: Callable[[str, Any], str] = _assigned,
+) -> str:
+    """A text that names arguments by `argument`, as its reader knows them.
+
+    Args:
+      text: the message or note.
+      spell: the name of an argument, as the reader knows it.
+      assign: the argument with a value, of the spelt name and the value.
+    """
+
+    def shown(match):
+        name, value = spell(match[1]), match[2]
+        return name if value is None else assign(name, ast.literal_eval(value))
+
+    return _ARGUMENT.sub(shown, text)
+
+
 class SetupError(Exception):
     """Something that whoever started the program can mend; shown without a trace.
 
@@ -33,18 +53,8 @@ class SetupError(Exception):
         spell: Callable[[str], str],
         assign: Callable[[str, Any], str] = _assigned,
     ) -> str:
-        """The message, in which `spell` says how each argument is called.
-
-        Args:
-          spell: the name of an argument, as the reader of the message knows it.
-          assign: the argument with a value, of the spelt name and the value.
-        """
-
-        def shown(match):
-            name, value = spell(match[1]), match[2]
-            return name if value is None else assign(name, ast.literal_eval(value))
-
-        return _ARGUMENT.sub(shown, self.marked)
+        """The message, in which `spell` says how each argument is called."""
+        return spelt(self.marked, spell, assign)
 
     @property
     def marked(self) -> str:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from focalnet_jax.convert.fit import Reading, fit_to_model
-from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.errors import SetupError, did_you_mean, spelt
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
 from focalnet_jax.preprocessing import Preprocessing
@@ -101,7 +101,7 @@ def load_model(
     found = read_weights_and_model(source, reading, options)
     fitted = fit_to_model(found.weights, found.model, reading)
     for note in found.notes + fitted.notes + fitted.dtype_notes:
-        _log.warning(note)
+        _log.warning(spelt(note))
     params = jax.tree.map(jnp.array, fitted.params)
     return Pretrained(found.model, params, found.description.preprocessing)
 

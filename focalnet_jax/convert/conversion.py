@@ -15,7 +15,7 @@ from focalnet_jax.convert.infer import nearest_variant, unseen_options, visible_
 from focalnet_jax.convert.names import match_names
 from focalnet_jax.convert.precision import cast
 from focalnet_jax.convert.weight_files import read_weights
-from focalnet_jax.errors import SetupError, argument
+from focalnet_jax.errors import SetupError, argument, spelt
 from focalnet_jax.models import abstract_params
 from focalnet_jax.models.size import Model
 from focalnet_jax.trees import named_leaves
@@ -171,7 +171,7 @@ def infer_model(
 
 def _warn(notes: Sequence[str]) -> None:
     for note in filter(None, notes):
-        _log.warning(note)
+        _log.warning(spelt(note))
 
 
 def _check_tree(named: Mapping[str, Any], model: Model) -> None:

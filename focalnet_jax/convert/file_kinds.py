@@ -15,6 +15,7 @@ INDEX = "an index of shards"
 
 _ARCHIVE = "archive: unpack it, and give the file of weights that is in it"
 # The first bytes of files that hold no weights, or hold them in a form not read here.
+_READABLE = "a safetensors file or one of torch.save is needed"
 _OTHERS = (
     (
         b"version https://git-lfs",
@@ -30,11 +31,10 @@ _OTHERS = (
     (b"\x28\xb5\x2f\xfd", f"a zstd {_ARCHIVE}"),
     (b"7z\xbc\xaf\x27\x1c", f"a 7z {_ARCHIVE}"),
     (b"Rar!", f"a rar {_ARCHIVE}"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes it"),
-    (b"\x93NUMPY", "a single numpy array"),
-    (b"GGUF", "a GGUF file"),
+    (b"\x89HDF\r\n\x1a\n", f"an HDF5 file, as Keras writes it; {_READABLE}"),
+    (b"\x93NUMPY", f"a single numpy array; {_READABLE}"),
+    (b"GGUF", f"a GGUF file; {_READABLE}"),
 )
-_READABLE = "a safetensors file or one of torch.save is needed"
 
 
 def kind_of(path: pathlib.Path) -> str:
@@ -121,7 +121,7 @@ def _kind_of_zip(path: pathlib.Path) -> str:
             f"{path} is an archive of numpy arrays: pass dict(numpy.load(FILE)) to "
             "focalnet_jax.convert.from_torch, or save it as safetensors"
         )
-    shown = f", with {names[0]!r} and so on" if names else ""
+    shown = f" ({names[0]} and so on)" if names else ""
     raise SetupError(f"{path} is a zip {_ARCHIVE}{shown}")
 
 

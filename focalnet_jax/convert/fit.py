@@ -260,6 +260,6 @@ def _check_values(given: dict[str, Parameter], *, allow_nan: bool) -> None:
         first = next(iter(bad))
         raise SetupError(
             f"{len(bad)} of {len(given)} tensors hold NaN or infinity, the first "
-            f"{first} with {bad[first]:,}; {argument('allow_nan', True)} takes them as they "
-            "are"
+            f"{first} with {bad[first]:,}; {argument('allow_nan', True)} takes them "
+            "as they are"
         )

@@ -89,13 +89,15 @@ def _ways_around(weights: MatchedWeights) -> list[str]:
     """Says which arguments leave foreign tensors out."""
     if not weights.foreign:
         return []
-    count = f"{len(weights.foreign):,} of its tensors are no parameters of a FocalNet"
+    number = len(weights.foreign)
+    are = "1 tensor is" if number == 1 else f"{number:,} tensors are"
     outside = [key for key in weights.foreign if not key.startswith(weights.prefix)]
     if len(outside) == len(weights.foreign):
         prefix = argument("prefix", weights.prefix.removesuffix("."))
-        return [f"{count}: {prefix} takes the others alone"]
+        return [f"{are} not of the FocalNet: {prefix} takes those that are"]
     patterns = argument("ignore", _patterns(weights))
-    return [f"{count}: {patterns} leaves them out"]
+    out = "it" if number == 1 else "them"
+    return [f"{are} not of the FocalNet: {patterns} leaves {out} out"]
 
 
 def _patterns(weights: MatchedWeights) -> list[str]:

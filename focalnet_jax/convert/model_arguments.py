@@ -14,7 +14,7 @@ from focalnet_jax.convert.weights_and_model import (
     WeightsAndModel,
     read_weights_and_model,
 )
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, spelt
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,4 +123,4 @@ def read_and_print(
 def print_notes(notes: tuple[str, ...]) -> None:
     """Prints a line for each note."""
     for note in notes:
-        print(f"note: {note}")
+        print(f"note: {spelt(note, spell, command_line.assigned)}")

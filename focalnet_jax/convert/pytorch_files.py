@@ -2,9 +2,9 @@
 
 A file of `torch.save` is a pickle, and beside it the plain bytes of the tensors. A pickle
 is a program: it names functions and has them called. Here a name stands for one of the
-few functions in the table `_Unpickler.functions`, which make arrays of bytes, or else for
-a `StandIn`, which does nothing. So whatever a trainer puts beside its tensors, such as its
-arguments or its random state, runs no code and does not keep the tensors from being read.
+few methods of `_Unpickler` that make arrays of bytes, or else for a `StandIn`, which does
+nothing. So whatever a trainer puts beside its tensors, such as its arguments, runs no
+code and does not keep the tensors from being read.
 
 The newer files are zip archives: `data.pkl` is the pickle, and `data/KEY` holds the bytes
 of a storage, which tensors share. The older ones are a row of pickles, then the storages.
@@ -46,7 +46,7 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class StandIn(dict):
-    """An object that is no tensor: it keeps what the pickle puts into it, and does nothing.
+    """An object that is no tensor: it keeps what the pickle puts into it, and is inert.
 
     Attributes:
       kind: the name of the class that the pickle asked for.
@@ -57,11 +57,12 @@ class StandIn(dict):
     __hash__ = object.__hash__
 
     def __new__(cls, *args, **options):
-        return super().__new__(cls)
+        made = super().__new__(cls)  # A pickle may leave `__init__` out.
+        made.state = {}
+        return made
 
     def __init__(self, *args, **options):
         super().__init__()
-        self.state = {}
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -85,7 +86,7 @@ class UnreadTensor(StandIn):
         return self.kind
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        raise ValueError(f"{self.kind} is no plain array")
+        raise ValueError("it is no plain array")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,9 +158,11 @@ class StoredTensor:
 class _PickledDtype(StandIn):
     """A numpy dtype, of which the pickle says the byte order after it is made."""
 
+    _code, _order = "O", "="
+
     def __init__(self, code="O", *others):
         super().__init__()
-        self._code, self._order = code, "="
+        self._code = code
 
     def __setstate__(self, state):
         self._order = state[1]
@@ -189,7 +192,7 @@ class _PickledArray(StandIn):
 
 
 class _StorageType(str):
-    """The name of a kind of storage, one of `_STORAGES`."""
+    """The name of a kind of storage, such as `FloatStorage`."""
 
     __slots__ = ()
 
@@ -244,20 +247,24 @@ class _Unpickler(pickle.Unpickler):
         if full_name == "numpy.dtype":
             return _PickledDtype
         if module.partition(".")[0] == "torch":
-            if name in _STORAGES:
+            if name.endswith("Storage"):
                 return _StorageType(name)
             if module == "torch" and _TORCH_DTYPE.fullmatch(name):
                 return _TorchDtype(name)
             if name.startswith("_rebuild_"):
-                return _named(UnreadTensor, full_name)
+                return _named(UnreadTensor, f"torch's {name.removeprefix('_rebuild_')}")
         return _named(StandIn, full_name)
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] == "module":  # The class of a whole module, with its source.
+            return pid[1]
         kind, storage_type, key, _, size, *view = pid
         if kind != "storage" or not isinstance(storage_type, _StorageType):
             raise pickle.UnpicklingError(f"{kind!r} is no storage")
         if self._storage_at is None:
             raise pickle.UnpicklingError("a storage lies elsewhere")
+        if storage_type not in _STORAGES:
+            return _named(UnreadTensor, f"torch.{storage_type}")()
         dtype = _STORAGES[storage_type]
         storage = self._storage_at(dtype, str(key), size)
         return _part(storage, *view[0][1:]) if view and view[0] else storage
@@ -272,8 +279,8 @@ class _Unpickler(pickle.Unpickler):
         return tuple(sizes)
 
     def _tensor(self, storage, offset, shape, strides, *others):
-        if isinstance(storage, StandIn):
-            return UnreadTensor()
+        if isinstance(storage, UnreadTensor):
+            return storage
         return StoredTensor(storage, offset, tuple(shape), tuple(strides))
 
     def _tensor_of_bytes(

@@ -214,7 +214,7 @@ def _entries_with_weights(content: Mapping) -> dict[str, Mapping]:
 
 
 def _has_tensors(content: Mapping, depth: int = _DEPTH) -> bool:
-    """Whether there are tensors by name. Those of optimisers have numbers in their way."""
+    """Whether there are tensors by name; those of an optimiser do not count."""
     for name, value in content.items():
         if not isinstance(name, str) or name.startswith("optim"):
             continue
@@ -225,6 +225,16 @@ def _has_tensors(content: Mapping, depth: int = _DEPTH) -> bool:
     return False
 
 
+def _looks_like_a_net(content: Mapping, depth: int = _DEPTH) -> bool:
+    """Whether there are tensors whose names have dots, as those of nested modules."""
+    return any(
+        "." in str(name)
+        if _is_tensor(value)
+        else isinstance(value, Mapping) and depth and _looks_like_a_net(value, depth - 1)
+        for name, value in content.items()
+    )
+
+
 def _chosen_entry(
     origin: str, content: Mapping, inside: Mapping[str, Mapping]
 ) -> tuple[str | None, str | None]:
@@ -232,6 +242,8 @@ def _chosen_entry(
     # An optimiser that names its tensors is not what is meant.
     inside = {name: e for name, e in inside.items() if not name.startswith("optim")}
     known = [name for name in _WRAPPERS if name in inside]
+    nets = {name: e for name, e in inside.items() if _looks_like_a_net(e)}
+    inside = nets or inside
     names = [name for name, value in content.items() if _is_tensor(value)]
     if not known and (any("." in str(n) for n in names) or (names and not inside)):
         return None, None

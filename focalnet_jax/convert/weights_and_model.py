@@ -151,7 +151,7 @@ def _find_path(source: str | os.PathLike) -> tuple[epath.Path, tuple[str, ...]]:
         return _file_in(path) if newest_params_path(path) is None else (path, ())
     if is_remote(path):
         raise SetupError(f"{path} is a file in a bucket: copy it to a disk first")
-    # The cache of the Hub is full of links, and what belongs to a file is beside its link.
+    # The Hub's cache is full of links, and what belongs to a file is beside its link.
     if not is_published(source):
         path = epath.Path(os.path.abspath(os.path.expanduser(source)))
     return path, ()

@@ -66,6 +66,8 @@ def main(argv: list[str] | None = None) -> bool:
     fitted = fit_to_model(found.weights, found.model, reading(args))
     print_notes(fitted.notes + fitted.dtype_notes)
     if args.golden:
+        if args.image_size:
+            print("note: --golden has an image of 224 pixels, whatever --image-size says")
         return golden.check_golden(
             found.description.name,
             found.model,
@@ -121,7 +123,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.report and args.report.suffix not in (".html", ".htm"):
         parser.error(f"--report={args.report}: it is an HTML page, FILE.html")
-    unused = {"report", "tolerance", "against", "batch_size", "image_size"}
+    unused = {"report", "tolerance", "against", "batch_size"}
     for name in sorted(unused):
         if args.golden and getattr(args, name) is not None:
             option = command_line.option(name)

@@ -1,6 +1,7 @@
 """How far the outputs of two nets are apart."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -65,10 +66,11 @@ class _Sums:
 
     def _cosine(self) -> float:
         # Numbers below 1e-154 have squares of zero, and so may a product of the squares.
-        lengths = np.sqrt(self.squares_ours) * np.sqrt(self.squares_theirs)
+        lengths = math.sqrt(self.squares_ours) * math.sqrt(self.squares_theirs)
         if lengths == 0:
             return float(self.squares_ours == self.squares_theirs)
-        return float(self.products / lengths)
+        with np.errstate(invalid="ignore"):  # What is not finite has no angle.
+            return float(self.products / lengths)
 
 
 def difference(name: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:

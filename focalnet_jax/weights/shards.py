@@ -1,7 +1,7 @@
 """Checkpoints in several files, with a JSON index that says which tensor is in which.
 
-`model.safetensors.index.json` lies beside `model-00001-of-00002.safetensors` and so on. Its
-entry `weight_map` maps the name of each tensor to the name of a file.
+`model.safetensors.index.json` lies beside `model-00001-of-00002.safetensors` and so on.
+Its entry `weight_map` maps the name of each tensor to the name of a file.
 """
 
 import json
@@ -37,8 +37,8 @@ def parse_index(text: str | bytes, *, origin: str) -> dict[str, str]:
         # A name that leads elsewhere could have any file read, or overwritten.
         if not isinstance(file, str) or not re.fullmatch(r"\w[\w.-]*", file):
             raise SetupError(
-                f"{origin} is damaged: weight_map[{name!r}] is {_shown(file)}, and should "
-                "be the name of a file beside it"
+                f"{origin} is damaged: weight_map[{name!r}] is {_shown(file)}, and "
+                "should be the name of a file beside it"
             )
     return weight_map
 
@@ -54,8 +54,8 @@ def read_index(path: pathlib.Path) -> dict[str, str]:
     missing = [file for file in files if not (path.parent / file).exists()]
     if missing:
         raise SetupError(
-            f"{path} names {len(files)} files, of which {len(missing)} are not beside it: "
-            + first_few(missing)
+            f"{path} names {len(files)} files, of which {len(missing)} are not beside "
+            f"it: {first_few(missing)}"
         )
     return weight_map
 
