@@ -20,15 +20,20 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def without_file_scheme(path: str) -> str:
+    """The path that an address `file:///PATH` means; any other text as it is."""
+    if not path.startswith("file://"):
+        return path
+    return urllib.parse.unquote(urllib.parse.urlparse(path).path)
+
+
 def absolute_path(path: epath.PathLike) -> epath.Path:
     """Makes a path absolute and expands `~`; the address of a bucket stays as it is.
 
     Raises:
       SetupError: it is an address that is neither a file's nor a bucket's.
     """
-    text = os.fspath(path)
-    if text.startswith("file://"):
-        text = urllib.parse.unquote(urllib.parse.urlparse(text).path)
+    text = without_file_scheme(os.fspath(path))
     try:
         path = epath.Path(text)
         return path if is_remote(text) else path.expanduser().resolve()

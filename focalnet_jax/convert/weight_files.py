@@ -21,7 +21,7 @@ from focalnet_jax.convert.pytorch_files import (
     read_zip,
 )
 from focalnet_jax.errors import SetupError, argument, did_you_mean, first_few, first_line
-from focalnet_jax.paths import written_aside
+from focalnet_jax.paths import without_file_scheme, written_aside
 from focalnet_jax.weights.releases import check_is_no_name
 from focalnet_jax.weights.shards import check_is_no_shard, read_index
 
@@ -78,8 +78,9 @@ def read_weights(
     elif hasattr(source, "state_dict"):
         raise SetupError(f"a {type(source).__name__} is given: pass its state_dict()")
     else:
-        check_is_no_name(os.fspath(source))
-        path = pathlib.Path(source).expanduser()
+        source = without_file_scheme(os.fspath(source))
+        check_is_no_name(source)
+        path = pathlib.Path(os.path.expanduser(source))
         origin = path.name
         kind = file_kinds.kind_of(path)
         if kind == file_kinds.INDEX:

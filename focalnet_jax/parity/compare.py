@@ -55,6 +55,7 @@ class _Sums:
         self.squares_ours += np.vdot(ours, ours)
         self.squares_theirs += np.vdot(theirs, theirs)
 
+    @np.errstate(invalid="ignore")  # What is not finite has neither ratio nor angle.
     def difference(self, name: str) -> Difference:
         return Difference(
             name=name,
@@ -69,8 +70,7 @@ class _Sums:
         lengths = math.sqrt(self.squares_ours) * math.sqrt(self.squares_theirs)
         if lengths == 0:
             return float(self.squares_ours == self.squares_theirs)
-        with np.errstate(invalid="ignore"):  # What is not finite has no angle.
-            return float(self.products / lengths)
+        return float(self.products / lengths)
 
 
 def difference(name: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:

@@ -1,5 +1,6 @@
 """Files of weights are read and written, and each bad file gives one clear line."""
 
+import errno
 import json
 import os
 import pathlib
