@@ -14,6 +14,9 @@ from etils import epath
 
 from focalnet_jax.errors import SetupError, first_line
 
+# The addresses that etils knows, if the library for them is there.
+BUCKETS = ("gs://", "s3://", "az://")
+
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether the path is the address of a bucket, such as `gs://bucket/run`."""
@@ -24,7 +27,7 @@ def without_file_scheme(path: str) -> str:
     """The path that an address `file:///PATH` means; any other text as it is."""
     if not path.startswith("file://"):
         return path
-    return urllib.parse.unquote(urllib.parse.urlparse(path).path)
+    return "/" + urllib.parse.unquote(urllib.parse.urlparse(path).path).lstrip("/")
 
 
 def absolute_path(path: epath.PathLike) -> epath.Path:
@@ -34,6 +37,11 @@ def absolute_path(path: epath.PathLike) -> epath.Path:
       SetupError: it is an address that is neither a file's nor a bucket's.
     """
     text = without_file_scheme(os.fspath(path))
+    if text.startswith("~") and os.path.expanduser(text) == text:
+        raise SetupError(
+            f"{text!r} is no path: that user has no home directory here (a name that "
+            f"begins with ~ is given as ./{text})"
+        )
     try:
         path = epath.Path(text)
         return path if is_remote(text) else path.expanduser().resolve()
@@ -41,7 +49,7 @@ def absolute_path(path: epath.PathLike) -> epath.Path:
         raise SetupError(
             f"{text} is neither a path nor a place in a bucket, gs://BUCKET/PATH"
         ) from error
-    except (RuntimeError, OSError, ValueError) as error:  # No home, loops, odd letters.
+    except (RuntimeError, OSError, ValueError) as error:  # Loops of links, odd letters.
         raise SetupError(f"{text!r} is no path: {error}") from error
 
 
@@ -77,7 +85,8 @@ def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
     renaming, and it stays for good if the caller fails.
     """
     new_parents = [parent for parent in path.parents if not parent.exists()]
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    # The end of the name is enough, so that a long name has room for more.
+    aside = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name[-40:]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
@@ -93,7 +102,8 @@ def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
         else:
             aside.replace(path)
     except BaseException:
-        _remove(aside)
+        with contextlib.suppress(OSError):
+            _remove(aside)
         with contextlib.suppress(OSError):  # Somebody may use them by now.
             for parent in new_parents:
                 parent.rmdir()

@@ -35,6 +35,7 @@ ALLOWED = {
         "pages",
         "paths",
         "preprocessing",
+        "trees",
         "weights",
     },
     "tasks": {"data", "evaluators", "fields", "models", "preprocessing", "weights"},

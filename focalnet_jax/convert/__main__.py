@@ -58,6 +58,8 @@ def main(argv: list[str] | None = None) -> None:
       SetupError: something is wrong, and nothing was written at DST.
     """
     args = parse(argv)
+    if not args.destination:
+        raise SetupError("DST is empty: it is a directory or a file")
     destination = local_path(args.destination)
     _check_destination(destination, overwrite=args.overwrite)
     to_file = destination.suffix in SUFFIXES

@@ -25,7 +25,13 @@ from focalnet_jax.convert.weight_files import LIKELY, read_weights
 from focalnet_jax.errors import SetupError, argument, first_few
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import VARIANTS
-from focalnet_jax.paths import absolute_path, is_remote, path_exists, without_file_scheme
+from focalnet_jax.paths import (
+    BUCKETS,
+    absolute_path,
+    is_remote,
+    path_exists,
+    without_file_scheme,
+)
 from focalnet_jax.weights.description import (
     BACKBONE_OPTIONS,
     HEAD_OPTIONS,
@@ -142,8 +148,8 @@ def _find_path(source: str | os.PathLike) -> tuple[epath.Path, tuple[str, ...]]:
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
         raise SetupError(f"{source!r} is neither a path nor a name of published weights")
     source = published_name(without_file_scheme(os.fspath(source)))
-    path = absolute_path(source) if not source.startswith("hf:") else None
-    if path is None or not path_exists(path):
+    is_odd = "://" in source and not source.startswith(BUCKETS)
+    if is_odd or not path_exists(path := absolute_path(source)):
         if not is_published(source):
             raise SetupError(unknown_name(source))
         path = epath.Path(download(source))

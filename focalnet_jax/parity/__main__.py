@@ -14,6 +14,7 @@ missing.
 """
 
 import argparse
+import dataclasses
 import math
 import pathlib
 
@@ -30,6 +31,7 @@ from focalnet_jax.convert.model_arguments import (
     reading,
     spell,
 )
+from focalnet_jax.convert.names import MatchedWeights
 from focalnet_jax.convert.weights_and_model import WeightsAndModel
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import FocalNet
@@ -38,6 +40,7 @@ from focalnet_jax.parity.compare import TOLERANCES, table
 from focalnet_jax.parity.layers import compare_layers
 from focalnet_jax.paths import local_path
 from focalnet_jax.preprocessing import Preprocessing
+from focalnet_jax.trees import named_leaves
 
 _BATCH_SIZE = 8
 
@@ -153,7 +156,7 @@ def _tolerance(text: str) -> float:
 def _compare_and_print(
     args: argparse.Namespace, found: WeightsAndModel, fitted: FittedParams
 ) -> bool:
-    model, weights = found.model, found.weights
+    model, weights = found.model, _taken(found.weights, fitted)
     dialect = weights.dialect and weights.dialect.name
     kind = args.against or ("timm" if dialect == "timm" else "transformers")
     if args.images is None:
@@ -190,6 +193,13 @@ def _compare_and_print(
         _import_report()(args.report, verdict, title=title, setting=setting)
         print(f"wrote {args.report}")
     return verdict.passes
+
+
+def _taken(weights: MatchedWeights, fitted: FittedParams) -> MatchedWeights:
+    """The weights without those that the model has no place for, such as a head."""
+    taken = named_leaves(fitted.params).keys() & weights.parameters.keys()
+    parameters = {path: p for path, p in weights.parameters.items() if path in taken}
+    return dataclasses.replace(weights, parameters=parameters)
 
 
 def _are_changed(args: argparse.Namespace) -> bool:

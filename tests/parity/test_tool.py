@@ -76,6 +76,13 @@ def test_both_sides_agree(dialect, options, peer, weights, peers, capsys):
     assert "stage1/block1" in page
 
 
+def test_heads_may_be_other_than_those_of_the_weights(weights, peers, capsys):
+    path = weights("timm")
+    for options in (["--set=num_classes=0"], ["--head=reset", "--set=num_classes=3"]):
+        assert run(f"--torch={path}", *options) is True
+        assert "\nPASS: " in capsys.readouterr().out
+
+
 def test_a_mistake_in_the_layouts_is_found(weights, peers, monkeypatch):
     """The way back would undo the mistake, but PyTorch has the original tensors."""
     from_torch = Dialect.from_torch
