@@ -172,7 +172,7 @@ def _import_torch(purpose: str) -> ModuleType:
         import torch
     except ImportError as error:
         raise SetupError(
-            f"{purpose}, torch is needed: pip install torch; safetensors files need none"
+            f"{purpose}, torch is needed: pip install torch; .safetensors needs none"
         ) from error
     return torch
 
@@ -291,7 +291,10 @@ def _module_note(place: str, module: StandIn) -> str:
 
 def _kind(value: Any) -> str:
     """The class of a value, for messages."""
-    return value.kind if isinstance(value, StandIn) else type(value).__name__
+    is_stand_in = isinstance(value, StandIn) or (
+        isinstance(value, type) and issubclass(value, StandIn)
+    )
+    return value.kind if is_stand_in else type(value).__name__
 
 
 def _is_tensor(value: Any) -> bool:

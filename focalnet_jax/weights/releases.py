@@ -66,7 +66,8 @@ def check_is_no_name(source: str) -> None:
 
 def is_published(source: str) -> bool:
     """Whether `source` names weights that `download` gets: a release, or `hf:...`."""
-    return source.startswith("hf:") or source.removesuffix(".pth") in RELEASES
+    is_on_hub = source.startswith("hf:") and not source.startswith("hf://")
+    return is_on_hub or source.removesuffix(".pth") in RELEASES
 
 
 def unknown_name(source: str) -> str:
