@@ -52,8 +52,11 @@ def kind_of(path: pathlib.Path) -> str:
         if path.is_symlink():
             raise SetupError(f"{path} is a link to {path.readlink()}, which is not there")
         raise SetupError(f"there is no file {path}")
-    with path.open("rb") as file:
-        start = file.read(512)
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise SetupError(f"{path} can't be read: {error.strerror}") from error
     if not start:
         raise SetupError(f"{path} is empty")
     # A safetensors file begins with the length of its JSON header in eight bytes, and

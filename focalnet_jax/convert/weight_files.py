@@ -77,6 +77,8 @@ def read_weights(
         origin, content, sha256, metadata = "the state dict", source, None, {}
     elif hasattr(source, "state_dict"):
         raise SetupError(f"a {type(source).__name__} is given: pass its state_dict()")
+    elif not isinstance(source, (str, os.PathLike)):
+        raise SetupError(f"{source!r} is neither a path nor a state dict")
     else:
         source = without_file_scheme(os.fspath(source))
         check_is_no_name(source)

@@ -74,9 +74,8 @@ def unknown_name(source: str) -> str:
     """The message for a name that is no file, no directory and no release."""
     message = f"no file, directory or release is named {source!r}"
     stem = source.rstrip("/").rpartition("/")[2].removesuffix(".pth")
-    link = pathlib.Path(source)
-    if link.is_symlink():
-        return f"{source} is a link to {link.readlink()}, which is not there"
+    if os.path.islink(source):
+        return f"{source} is a link to {os.readlink(source)}, which is not there"
     if hub := _HUB_ADDRESS.fullmatch(source):
         return f"{source} is an address: give {_hub_name(hub['name'])!r}"
     if "://" in source:
