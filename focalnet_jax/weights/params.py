@@ -10,6 +10,7 @@ Orbax takes long to import, so the functions that need it import it themselves.
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -132,6 +133,7 @@ def save_params(path: epath.Path, params: PyTree) -> None:
     """
     import orbax.checkpoint as ocp
 
+    _check_room(path.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path, params)
@@ -141,6 +143,17 @@ def save_params(path: epath.Path, params: PyTree) -> None:
         if code := re.search(r"os_error_code='(\d+)'", str(error)):
             raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
         raise OSError(first_line(error)[:200]) from error
+
+
+def _check_room(directory: epath.Path, size: int) -> None:
+    """Raises OSError if no file of `size` bytes fits onto the disk.
+
+    Orbax writes in many threads. On a full disk some of them print their traces when
+    the error has long been said.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=directory) as file:
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
 
 
 def stored_shapes(path: epath.Path) -> dict[str, tuple[int, ...]]:

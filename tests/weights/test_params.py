@@ -37,16 +37,19 @@ def abstract(**shapes):
     }
 
 
-def test_a_full_disk_is_an_os_error(tmp_path):
+@pytest.mark.parametrize("is_seen_before", [True, False])
+def test_a_full_disk_is_an_os_error(is_seen_before, tmp_path):
     """A limit on the size of files stands for the disk, in a process of its own."""
+    program = "" if is_seen_before else "params._check_room = lambda *args: None\n"
     program = (
+        "from focalnet_jax.weights import params\n"
+        f"{program}"
         "import pathlib, resource, signal, sys, numpy as np\n"
-        "from focalnet_jax.weights.params import save_params\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
         "numbers = np.random.default_rng(0).normal(size=10_000)\n"
         "try:\n"
-        "    save_params(pathlib.Path(sys.argv[1]), {'a': numbers})\n"
+        "    params.save_params(pathlib.Path(sys.argv[1]), {'a': numbers})\n"
         "except OSError as error:\n"
         "    print(error.errno == 27, error)\n"
     )
