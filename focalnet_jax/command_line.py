@@ -1,6 +1,7 @@
 """What the command lines of this package have in common."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +38,20 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def run(main: Callable[[], Any], *, interrupted: str = "interrupted") -> None:
+def assigned(spelt: str, value: Any) -> str:
+    """Spells an option with its value as a shell takes it: `--prefix=net`."""
+    if value is True:
+        return spelt
+    values = value if isinstance(value, list) else [value]
+    return " ".join(f"{spelt}={shlex.quote(str(item))}" for item in values)
+
+
+def run(
+    main: Callable[[], Any],
+    *,
+    interrupted: str = "interrupted",
+    spell: Callable[[str], str] = option,
+) -> None:
     """Calls `main` and ends the program with its exit status.
 
     A `SetupError` or an `OSError` ends the program with one message and no trace.
@@ -45,13 +59,14 @@ def run(main: Callable[[], Any], *, interrupted: str = "interrupted") -> None:
     Args:
       main: returns None or True for success, and False for failure.
       interrupted: the message after Ctrl-C.
+      spell: says how the program calls the arguments that an error names.
     """
     try:
         result = main()
     except KeyboardInterrupt:
         sys.exit(interrupted)
     except SetupError as error:
-        sys.exit(f"error: {error.spelt(option)}")
+        sys.exit(f"error: {error.spelt(spell, assigned)}")
     except OSError as error:
         sys.exit(f"error: {error}")
     sys.exit(0 if result in (None, True) else 1)

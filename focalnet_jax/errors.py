@@ -1,12 +1,40 @@
 """Errors for people: what was given, what is allowed, what was probably meant."""
 
+import ast
 import contextlib
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-# Marks the beginning and the end of an argument's name in a message.
-_MARK = "\x00"
+# Marks the beginning and the end of an argument in a message, and what comes between its
+# name and a value.
+_MARK, _IS = "\x00", "\x01"
+_ARGUMENT = re.compile(f"{_MARK}(.*?)(?:{_IS}(.*?))?{_MARK}", re.DOTALL)
+
+
+def _assigned(name: str, value: Any) -> str:
+    return f"{name}={value!r}"
+
+
+def spelt(
+    text: str,
+    spell: Callable[[str], str] = str,
+    assign: Callable[[str, Any], str] = _assigned,
+) -> str:
+    """A text that names arguments by `argument`, as its reader knows them.
+
+    Args:
+      text: the message or note.
+      spell: the name of an argument, as the reader knows it.
+      assign: the argument with a value, of the spelt name and the value.
+    """
+
+    def shown(match):
+        name, value = spell(match[1]), match[2]
+        return name if value is None else assign(name, ast.literal_eval(value))
+
+    return _ARGUMENT.sub(shown, text)
 
 
 class SetupError(Exception):
@@ -20,10 +48,27 @@ class SetupError(Exception):
     def __str__(self) -> str:
         return self.spelt(str)
 
-    def spelt(self, spell: Callable[[str], str]) -> str:
+    def spelt(
+        self,
+        spell: Callable[[str], str],
+        assign: Callable[[str, Any], str] = _assigned,
+    ) -> str:
         """The message, in which `spell` says how each argument is called."""
-        pattern = f"{_MARK}(.*?){_MARK}"
-        return re.sub(pattern, lambda match: spell(match[1]), super().__str__())
+        return spelt(self.marked, spell, assign)
+
+    @property
+    def marked(self) -> str:
+        """The message with its marks, for another error that quotes it."""
+        return super().__str__()
+
+    @property
+    def remedies(self) -> dict[str, Any]:
+        """The arguments that the message gives with a value, as a way out."""
+        return {
+            name: ast.literal_eval(value)
+            for name, value in _ARGUMENT.findall(self.marked)
+            if value
+        }
 
 
 class OptionError(ValueError):
@@ -52,9 +97,14 @@ def check_choice(option: str, given: object, allowed: Iterable[str]) -> None:
         raise OptionError(option, f"={shown(given)} is unknown{hint}")
 
 
-def argument(name: str) -> str:
-    """The name of an argument for a message: whoever catches the error may rename it."""
-    return f"{_MARK}{name}{_MARK}"
+def argument(name: str, value: Any = None) -> str:
+    """The name of an argument for a message: whoever catches the error may rename it.
+
+    Args:
+      name: the name.
+      value: a literal that the argument may be given; None shows the name alone.
+    """
+    return f"{_MARK}{name}{'' if value is None else f'{_IS}{value!r}'}{_MARK}"
 
 
 @contextlib.contextmanager

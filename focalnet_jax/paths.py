@@ -5,11 +5,17 @@ import json
 import os
 import pathlib
 import shutil
+import urllib.parse
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
+
+from focalnet_jax.errors import SetupError, first_line
+
+# The addresses that etils knows, if the library for them is there.
+BUCKETS = ("gs://", "s3://", "az://")
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -17,11 +23,58 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def without_file_scheme(path: str) -> str:
+    """The path that an address `file:///PATH` means; any other text as it is."""
+    if not path.startswith("file://"):
+        return path
+    return "/" + urllib.parse.unquote(urllib.parse.urlparse(path).path).lstrip("/")
+
+
 def absolute_path(path: epath.PathLike) -> epath.Path:
-    """Makes a path absolute and expands `~`; the address of a bucket stays as it is."""
-    if is_remote(path):
-        return epath.Path(path)
-    return epath.Path(path).expanduser().resolve()
+    """Makes a path absolute and expands `~`; the address of a bucket stays as it is.
+
+    Raises:
+      SetupError: it is an address that is neither a file's nor a bucket's.
+    """
+    text = without_file_scheme(os.fspath(path))
+    if text.startswith("~") and os.path.expanduser(text) == text:
+        raise SetupError(
+            f"{text!r} is no path: that user has no home directory here (a name that "
+            f"begins with ~ is given as ./{text})"
+        )
+    try:
+        path = epath.Path(text)
+        return path if is_remote(text) else path.expanduser().resolve()
+    except KeyError as error:
+        raise SetupError(
+            f"{text} is neither a path nor a place in a bucket, gs://BUCKET/PATH"
+        ) from error
+    except (RuntimeError, OSError, ValueError) as error:  # Loops of links, odd letters.
+        raise SetupError(f"{text!r} is no path: {error}") from error
+
+
+def local_path(path: epath.PathLike) -> pathlib.Path:
+    """Makes a path on a disk absolute and expands `~`.
+
+    Raises:
+      SetupError: it is an address.
+    """
+    found = absolute_path(path)
+    if is_remote(found):
+        raise SetupError(f"{found} is not on a disk, as is needed here")
+    return pathlib.Path(found)
+
+
+def path_exists(path: epath.Path) -> bool:
+    """Whether there is something at a path.
+
+    Raises:
+      SetupError: that can't be told, as where the library for a bucket is missing.
+    """
+    try:
+        return path.exists()
+    except Exception as error:  # The libraries of buckets have no common class.
+        raise SetupError(f"{path} can't be reached: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -31,9 +84,11 @@ def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
     The caller writes a file or a directory. What was at `path` stays there until the
     renaming, and it stays for good if the caller fails.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    new_parents = [parent for parent in path.parents if not parent.exists()]
+    # The end of the name is enough, so that a long name has room for more.
+    aside = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name[-40:]}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
         if aside.is_dir() and path.exists():
             old = path.with_name(f"{aside.name}.old")
@@ -46,11 +101,20 @@ def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
             shutil.rmtree(old)
         else:
             aside.replace(path)
-    finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _remove(aside)
+        with contextlib.suppress(OSError):  # Somebody may use them by now.
+            for parent in new_parents:
+                parent.rmdir()
+        raise
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_whole(path: epath.Path, text: str) -> None:

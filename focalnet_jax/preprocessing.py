@@ -22,7 +22,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Older files lack these, and so do files in which they are False.
-_NEWER = ("squash", "floor_offsets")
+NEWER = frozenset({"squash", "floor_offsets"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Preprocessing:
     def to_json(self) -> dict[str, Any]:
         """The numbers by name, for a JSON file; a default that is newer is left out."""
         content = dataclasses.asdict(self)
-        return {k: v for k, v in content.items() if k not in _NEWER or v}
+        return {k: v for k, v in content.items() if k not in NEWER or v}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Preprocessing":
@@ -131,6 +131,6 @@ class Preprocessing:
         values = {
             field.name: content[field.name]
             for field in dataclasses.fields(cls)
-            if field.name not in _NEWER or field.name in content
+            if field.name not in NEWER or field.name in content
         }
         return cls(**values | {name: tuple(values[name]) for name in ("mean", "std")})

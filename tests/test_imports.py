@@ -35,7 +35,7 @@ ALLOWED = {
         "trees",
         "weights",
     },
-    "pretrained": {"convert", "models", "preprocessing"},
+    "pretrained": {"convert", "models", "preprocessing", "weights"},
     "parity": {
         "command_line",
         "convert",
@@ -43,6 +43,7 @@ ALLOWED = {
         "pages",
         "paths",
         "preprocessing",
+        "trees",
         "weights",
     },
     "tasks": {

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from sharded import write_shards
 from tiny import random_params, tiny_model
 
 from focalnet_jax import load_model
-from focalnet_jax.convert import to_torch
+from focalnet_jax.convert import from_torch, to_torch
 from focalnet_jax.convert.configs import CONFIGS
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
@@ -206,6 +207,66 @@ def test_the_hub_may_have_pytorchs_file_only(network, model, params, torch, monk
         "pytorch_model.bin",
         "pytorch_model.bin",
     ]
+
+
+def test_checkpoints_in_several_files(network, model, params, monkeypatch, tmp_path):
+    directory, requests = network
+    index = write_shards(directory, to_torch(params, model, dialect="transformers"))
+    names = sorted(path.name for path in directory.iterdir())
+    monkeypatch.setattr(Handler, "served", names)
+    for _ in range(2):
+        assert_same(load_model("hf:someone/net").params, params)
+    fetched = [path for path, _ in requests if "/resolve/" not in path]
+    assert sorted(fetched) == [f"/{name}" for name in names]  # Each of them once.
+    for source in (directory, index):
+        assert_same(load_model(source).params, params)
+    monkeypatch.setattr(Handler, "served", [index.name])
+    with pytest.raises(SetupError, match="model-00001-of-00002.safetensors answers 404"):
+        load_model("hf:someone/net@v2")
+
+
+def test_directories_say_which_file_they_hold(model, params, tmp_path, caplog):
+    weights = to_torch(params, model, dialect="timm")
+    write_weights(tmp_path / "best.safetensors", weights)
+    with pytest.raises(SetupError, match="but 'best.safetensors': give the path of the"):
+        load_model(tmp_path)
+    write_weights(tmp_path / "model.safetensors", weights)
+    (tmp_path / "pytorch_model.bin").touch()
+    assert_same(load_model(tmp_path).params, params)
+    assert "holds model.safetensors and pytorch_model.bin: the first one" in caplog.text
+
+
+def test_addresses_are_answered_with_names(network, model, params, torch):
+    directory, requests = network
+    weights = to_torch(params, model, dialect="microsoft")
+    write_weights(directory / "focalnet_tiny_srf.pth", weights)
+    address = f"{releases._GITHUB}/focalnet_tiny_srf.pth"
+    assert_same(load_model(address).params, params)
+    file = (directory / "focalnet_tiny_srf.pth").as_uri()
+    assert_same(load_model(file).params, params)
+    hub = "https://huggingface.co/microsoft/focalnet-tiny"
+    for source, answer in {
+        "https://example.org/focalnet_base_lrf.pth": "release, 'focalnet_base_lrf'",
+        "http://example.org/net.pth": "download the file and give its path",
+        "ftp://example.org/net.pth": "download the file and give its path",
+        hub: "give 'hf:microsoft/focalnet-tiny'",
+        f"{hub}/tree/v2": "give 'hf:microsoft/focalnet-tiny@v2'",
+        f"{hub}/resolve/main/model.safetensors": "give 'hf:microsoft/focalnet-tiny'",
+        "huggingface.co/microsoft/focalnet-tiny": "give 'hf:microsoft/focalnet-tiny'",
+        "hf://microsoft/focalnet-tiny": "give 'hf:microsoft/focalnet-tiny'",
+        "microsoft/focalnet-tiny": "give 'hf:microsoft/focalnet-tiny'",
+        "s3://bucket/net": "s3://bucket/net can't be reached: ",
+        "file:///nowhere/net.pth": "no file, directory or release is named",
+        "~/nowhere/net.pth": "no file, directory or release is named '~/nowhere",
+    }.items():
+        with pytest.raises(SetupError) as error:
+            load_model(source)
+        assert answer in str(error.value)
+        assert "\n" not in str(error.value)
+    for source in ("hf:microsoft/focalnet-tiny", "focalnet_tiny_srf", address):
+        with pytest.raises(SetupError, match="focalnet_jax.load_model and python -m foc"):
+            from_torch(source, model)
+    assert len(requests) == 1
 
 
 @pytest.mark.parametrize(

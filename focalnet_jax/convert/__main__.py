@@ -6,8 +6,9 @@
     python -m focalnet_jax.convert focalnet_large_lrf_384.pth start \\
         --head=reset --num-classes=10
 
-SRC is a file (.safetensors, .pth, .pt, .bin), the workdir of a run, a converted
-directory, hf:OWNER/NAME, or the name of an official release.
+SRC is a file of weights (safetensors, a checkpoint of PyTorch, or the index of several
+files), the workdir of a run, a converted directory, hf:OWNER/NAME, or the name of an
+official release.
 
 DST is a directory for `main.py --config.init_from=DST` and for
 `focalnet_jax.load_model(DST)`, or a file that the dialect's implementation loads
@@ -29,12 +30,14 @@ import numpy as np
 from focalnet_jax import command_line
 from focalnet_jax.convert.conversion import to_torch
 from focalnet_jax.convert.dialects import DIALECTS
-from focalnet_jax.convert.fit import HEADS, Changes, FittedParams, fit_to_model
+from focalnet_jax.convert.fit import FittedParams, fit_to_model
 from focalnet_jax.convert.model_arguments import (
-    add_model_arguments,
+    add_reading_arguments,
     model_options,
     print_notes,
     read_and_print,
+    reading,
+    spell,
 )
 from focalnet_jax.convert.precision import is_exact
 from focalnet_jax.convert.weight_files import SUFFIXES, write_weights
@@ -42,11 +45,10 @@ from focalnet_jax.convert.weights_and_model import DESCRIPTION, WeightsAndModel
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import count_params
 from focalnet_jax.models.size import Model
-from focalnet_jax.paths import absolute_path, written_aside
+from focalnet_jax.paths import local_path, path_exists, written_aside
 from focalnet_jax.trees import named_leaves
 from focalnet_jax.weights.description import (
     BACKBONE_OPTIONS,
-    HEAD_OPTIONS,
     ModelDescription,
 )
 from focalnet_jax.weights.params import save_params
@@ -59,23 +61,28 @@ def main(argv: list[str] | None = None) -> None:
       SetupError: something is wrong, and nothing was written at DST.
     """
     args = parse(argv)
-    destination = pathlib.Path(absolute_path(args.destination))
+    if not args.destination:
+        raise SetupError("DST is empty: it is a directory or a file")
+    destination = local_path(args.destination)
     _check_destination(destination, overwrite=args.overwrite)
-    found = read_and_print(args.source, args, _options(args))
-    changes = Changes(
-        head=args.head,
-        resize_kernels=args.resize_kernels,
-        add_levels=args.add_levels,
-        allow_nan=args.allow_nan,
-        seed=args.seed,
-    )
     to_file = destination.suffix in SUFFIXES
-    fitted = fit_to_model(found.weights, found.model, changes, keep_dtypes=to_file)
+    if args.dialect and not to_file:
+        raise SetupError(
+            f"--dialect={args.dialect} is for a file, and {destination} is a directory: "
+            f"end its name in one of {', '.join(SUFFIXES)}, or leave --dialect out"
+        )
+    found = read_and_print(args.source, args, _options(args))
+    fitted = fit_to_model(found.weights, found.model, reading(args), keep_dtypes=to_file)
     print_notes(fitted.notes + fitted.dtype_notes)
-    if to_file:
-        _write_file(destination, found, fitted, args.dialect or _usual_dialect(found))
-    else:
-        _write_directory(destination, found, fitted)
+    try:
+        if to_file:
+            dialect = args.dialect or _usual_dialect(found)
+            _write_file(destination, found, fitted, dialect)
+        else:
+            _write_directory(destination, found, fitted)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SetupError(f"{destination} can't be written: {reason}") from error
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -95,28 +102,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="number of classes of the model's head",
     )
-    add("--head", choices=HEADS, help="a new head, or the 1K part of a 22K head")
-    add("--resize-kernels", action="store_true", help="zero-pad or crop them, centred")
-    add("--add-levels", action="store_true", help="add focal levels with zero gates")
-    add("--allow-nan", action="store_true", help="take NaN and infinity as they are")
-    add("--seed", type=int, default=0, metavar="N", help="the seed of new parameters")
     add("--overwrite", action="store_true", help="replace DST")
-    add_model_arguments(parser)
+    add_reading_arguments(parser)
     return parser.parse_args(argv)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     options = model_options(args.set)
-    if args.num_classes is not None:
-        options["num_classes"] = args.num_classes
-    if args.head == "in22k_to_in1k":
-        options.setdefault("num_classes", 1000)
-    if args.head == "reset" and not HEAD_OPTIONS & options.keys():
-        raise SetupError(
-            "--head=reset needs --num-classes=N, or for a backbone "
-            "--set=out_stages=0,1,2,3"
-        )
-    return options
+    if args.num_classes is None:
+        return options
+    if options.get("num_classes", args.num_classes) != args.num_classes:
+        raise SetupError("--num-classes and --set=num_classes differ: give one of them")
+    return options | {"num_classes": args.num_classes}
 
 
 def _write_file(
@@ -209,7 +206,7 @@ def _check_destination(path: pathlib.Path, *, overwrite: bool) -> None:
             f"{path.name} ends in {path.suffix!r}: DST is a directory, without an "
             f"ending, or a file in {', '.join(SUFFIXES)}"
         )
-    if not path.exists():
+    if not path_exists(path):
         parent = next(p for p in path.parents if p.exists())
         if not parent.is_dir():
             raise SetupError(f"{path} can't be written: {parent} is a file")
@@ -224,5 +221,6 @@ def _check_destination(path: pathlib.Path, *, overwrite: bool) -> None:
 
 
 if __name__ == "__main__":
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs many lines.
-    command_line.run(main)
+    for name in ("absl", "asyncio"):  # Orbax logs many lines, also of errors it raises.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    command_line.run(main, spell=spell)

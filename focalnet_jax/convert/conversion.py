@@ -16,7 +16,7 @@ from focalnet_jax.convert.infer import contradictions, find_model
 from focalnet_jax.convert.names import match_names
 from focalnet_jax.convert.precision import cast
 from focalnet_jax.convert.weight_files import read_weights
-from focalnet_jax.errors import SetupError, argument
+from focalnet_jax.errors import SetupError, argument, spelt
 from focalnet_jax.models import abstract_params
 from focalnet_jax.models.size import Model
 from focalnet_jax.paths import absolute_path
@@ -48,13 +48,13 @@ def from_torch(
     single channel, or repeated and rescaled for several, and a warning says so.
 
     Args:
-      source: a file (`.safetensors`, `.pth`, `.pt` or `.bin`), or a state dict of torch
-        tensors or numpy arrays.
+      source: a safetensors file, a file of `torch.save` or the index of several files, or
+        a state dict of torch tensors or numpy arrays.
       model: the result of `create_model` or `create_backbone`.
       dialect: whose names the weights have: `"microsoft"`, `"timm"` or
         `"transformers"`. With None the dialect is recognised.
       wrapper: the entry of the file that holds the weights. With None the entries
-        `state_dict`, `model` and `teacher` are tried.
+        `state_dict`, `model` and `teacher` are tried, then the only one with weights.
       prefix: take only the names with this prefix, such as `"backbone."` in a detector.
         With None all names are taken, and the usual prefixes are removed.
       ignore: shell-style patterns of names to leave out.
@@ -72,7 +72,8 @@ def from_torch(
 
     Raises:
       SetupError: the file cannot be read, the weights are of another architecture, or
-        names and shapes do not fit. One message lists all names and shapes that don't.
+        names and shapes do not fit. One message counts the names and shapes that don't,
+        and lists the first of them.
     """
     weights = read_weights(source, wrapper=wrapper)
     matched = match_names(weights, dialect=dialect, prefix=prefix, ignore=ignore)
@@ -129,7 +130,7 @@ def to_torch(
         if key is None:
             raise SetupError(
                 f"{dialect}'s FocalNet has no place for {path}; backbones for dense "
-                f'prediction are written with {argument("dialect")}="microsoft"'
+                f"prediction are written with {argument('dialect', 'microsoft')}"
             )
         array = table.to_torch(path, np.asarray(array))
         state_dict[key] = cast(key, array, dtypes.get(path))
@@ -165,7 +166,12 @@ def infer_model(
     weights = read_weights(source, wrapper=wrapper)
     matched = match_names(weights, dialect=dialect, prefix=prefix, ignore=ignore)
     beside = _read_beside(source)
-    name, overrides, notes = find_model(matched, beside=beside)
+    try:
+        name, overrides, notes = find_model(matched, beside=beside)
+    except SetupError as error:
+        raise SetupError(
+            f"{error.marked}: name it to create_model, and give the result to from_torch"
+        ) from error
     _warn(beside.notes + notes)
     return name, overrides
 
@@ -178,7 +184,7 @@ def _read_beside(source: StateDict | str | os.PathLike) -> Beside:
 
 def _warn(notes: Sequence[str]) -> None:
     for note in filter(None, notes):
-        _log.warning(note)
+        _log.warning(spelt(note))
 
 
 def _check_tree(named: Mapping[str, Any], model: Model) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -58,6 +59,35 @@ class Changes:
             )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading(Changes):
+    """All that may be said of how weights are read, into a model that is found for them.
+
+    `load_model` and the command lines take these, so that each of them takes what an
+    error names. Attributes, beside those of `Changes`:
+      name: the name of the variant. None takes the recorded one or the nearest one.
+      image_size: side in pixels of the images that the model is for. None takes the
+        recorded or the usual one.
+      wrapper: the entry of a file that holds the weights.
+      prefix: take only the names that begin so.
+      ignore: shell-style patterns of names to leave out.
+    """
+
+    name: str | None = None
+    image_size: int | None = None
+    wrapper: str | None = None
+    prefix: str | None = None
+    ignore: Sequence[str] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        size = self.image_size
+        if size is not None and (type(size) is not int or size < 1):
+            raise SetupError(
+                f"{argument('image_size')}={size!r} is not a whole number from 1"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class FittedParams:
     """Parameters that fit a model.
@@ -90,8 +120,9 @@ def fit_to_model(
 
     Raises:
       SetupError: names or shapes do not fit, or a parameter is not floating point or not
-        finite. One message lists all names that are unknown, missing or doubled, all
-        shapes that are wrong and, if it can be told, the cause.
+        finite. One message counts the names that are unknown, missing or doubled, and
+        the shapes that are wrong, lists the first of them and, if it can be told, the
+        cause.
     """
     changes = changes or Changes()
     expected = named_leaves(abstract_params(model))
@@ -117,7 +148,8 @@ def _changed(
     changes: Changes,
 ) -> tuple[dict[str, Parameter], list[str], tuple[str, ...]]:
     """Returns the changed parameters, the paths of new parameters, and notes."""
-    given, new, notes = dict(weights.parameters), [], weights.notes
+    given, notes = _without_head(weights, model)
+    new = []
 
     def replace(path, array):
         given[path] = dataclasses.replace(given[path], array=array)
@@ -128,7 +160,7 @@ def _changed(
         reset = re.compile("head/.*") if keeps_norm else _AFTER_ENCODER
         given = {path: p for path, p in given.items() if not reset.fullmatch(path)}
         new += [path for path in expected if reset.fullmatch(path)]
-        notes += (f"new: {', '.join(new) or 'nothing; the head is left out'}",)
+        notes += (f"new: {', '.join(new)}",) if new else ()
     elif changes.head == "in22k_to_in1k":
         num_classes = len(given["head/bias"].array) if "head/bias" in given else 0
         if num_classes != 21_842:
@@ -182,6 +214,22 @@ def _adapted_stem(
         how = f"repeated for {channels} channels and multiplied by 3/{channels}"
     parameter = dataclasses.replace(given[_STEM], array=adapted.astype(kernel.dtype))
     return parameter, f"the stem's kernels of red, green and blue are {how}"
+
+
+def _without_head(
+    weights: MatchedWeights, model: Model
+) -> tuple[dict[str, Parameter], tuple[str, ...]]:
+    """Leaves a classifier's head out where the model has nothing in its place."""
+    given, notes = dict(weights.parameters), weights.notes
+    is_classifier = isinstance(model, FocalNet)
+    if model.num_classes if is_classifier else model.out_norm:
+        return given, notes
+    head = re.compile("head/.*" if is_classifier else "(norm|head)/.*")
+    left_out = [path for path in given if head.fullmatch(path)]
+    if left_out:
+        keys = ", ".join(given.pop(path).key for path in left_out)
+        notes += (f"the model has no head: {keys} are left out",)
+    return given, notes
 
 
 def _is_added_level(path: str, given: dict[str, Parameter]) -> bool:
@@ -244,5 +292,6 @@ def _check_values(given: dict[str, Parameter], *, allow_nan: bool) -> None:
         first = next(iter(bad))
         raise SetupError(
             f"{len(bad)} of {len(given)} tensors hold NaN or infinity, the first "
-            f"{first} with {bad[first]:,}; {argument('allow_nan')} takes them as they are"
+            f"{first} with {bad[first]:,}; {argument('allow_nan', True)} takes them "
+            "as they are"
         )

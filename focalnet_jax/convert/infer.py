@@ -137,9 +137,7 @@ def visible_settings(
 
     def shape_of(path):
         if path not in shapes:
-            raise SetupError(
-                f"the weights lack {path}, so their model can't be inferred: name it"
-            )
+            raise SetupError(f"the weights lack {path}, so their model can't be inferred")
         return shapes[path]
 
     def indices(pattern):

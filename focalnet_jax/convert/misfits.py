@@ -1,18 +1,21 @@
 """Why weights do not fit a model, and what would help."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from focalnet_jax.convert.infer import nearest_variant, visible_settings
-from focalnet_jax.convert.names import MatchedWeights, Parameter
+from focalnet_jax.convert.names import MatchedWeights, Parameter, is_ignored
 from focalnet_jax.errors import SetupError, argument
 from focalnet_jax.models.size import Model
 from focalnet_jax.weights.description import HEAD_OPTIONS
 
 Expected = dict[str, jax.ShapeDtypeStruct]
+# How many problems of one kind a message lists.
+_SHOWN = 8
 
 
 def check_names_and_shapes(
@@ -33,7 +36,8 @@ def check_names_and_shapes(
       expected: the model's parameters, by Flax path.
 
     Raises:
-      SetupError: listing all problems, their probable cause and what would help.
+      SetupError: counting the problems, with the first of each kind, their probable
+        cause and what would help.
     """
     dialect, use_postln = weights.dialect, model.encoder.use_postln
 
@@ -47,23 +51,70 @@ def check_names_and_shapes(
             return list(shape)
         return list(dialect.to_torch(path, np.broadcast_to(0, shape)).shape)
 
-    problems = list(weights.problems)
+    unknown, shapes, names = [], [], []
     for path, parameter in given.items():
         shape = list(parameter.tensor.shape)
         if path not in expected:
-            problems.append(f"{parameter.key} {shape} is not in the model")
+            unknown.append(f"{parameter.key} {shape} is not in the model")
         elif parameter.array.shape != expected[path].shape:
-            problems.append(f"{parameter.key} is {shape}, the model has {shape_of(path)}")
+            shapes.append(f"{parameter.key} is {shape}, the model has {shape_of(path)}")
         elif dialect and key_of(path) != parameter.dialect_key:
-            problems.append(f"{parameter.key} would be called {key_of(path)}")
-    problems += [
+            names.append(f"{parameter.key} would be called {key_of(path)}")
+    foreign = [
+        f"{key} {list(shape)} is no parameter of a FocalNet"
+        for key, shape in weights.foreign.items()
+    ]
+    missing = [
         f"{key_of(path)} {shape_of(path)} is missing"
         for path in expected
         if path not in given and path not in new
     ]
-    if problems:
-        lines = "\n  ".join([*_causes(weights, model, expected), *problems])
+    kinds = (foreign, weights.problems, unknown, shapes, names, missing)
+    if any(kinds):
+        problems = [line for lines in kinds for line in _shortened(lines)]
+        causes = [*_causes(weights, model, expected), *_ways_around(weights)]
+        lines = "\n  ".join([*causes, *problems])
         raise SetupError(f"{weights.origin} does not fit the model:\n  {lines}")
+
+
+def _shortened(lines: Sequence[str]) -> list[str]:
+    """Counts what is beyond the first lines of one kind."""
+    more = len(lines) - _SHOWN
+    if more <= 1:
+        return [*lines]
+    return [*lines[:_SHOWN], f"and {more:,} more like the last of these"]
+
+
+def _ways_around(weights: MatchedWeights) -> list[str]:
+    """Says which arguments leave foreign tensors out."""
+    if not weights.foreign:
+        return []
+    number = len(weights.foreign)
+    are = "1 tensor is" if number == 1 else f"{number:,} tensors are"
+    outside = [key for key in weights.foreign if not key.startswith(weights.prefix)]
+    if len(outside) == len(weights.foreign):
+        prefix = argument("prefix", weights.prefix.removesuffix("."))
+        return [f"{are} not of the FocalNet: {prefix} takes those that are"]
+    patterns = argument("ignore", _patterns(weights))
+    out = "it" if number == 1 else "them"
+    return [f"{are} not of the FocalNet: {patterns} leaves {out} out"]
+
+
+def _patterns(weights: MatchedWeights) -> list[str]:
+    """The fewest patterns that match all foreign tensors and no parameter."""
+    keys = [parameter.key for parameter in weights.parameters.values()]
+    patterns = {}
+    for key in weights.foreign:
+        first, dot, _ = key.partition(".")
+        wide = (f"{first}.*", f"*.{key.rpartition('.')[2]}") if dot else ()
+        fitting = (p for p in wide if not any(is_ignored(k, [p]) for k in keys))
+        patterns[next(fitting, _literal(key))] = None
+    return list(patterns)
+
+
+def _literal(key: str) -> str:
+    """The pattern that matches this name alone."""
+    return re.sub(r"([*?[])", r"[\1]", key)
 
 
 def _causes(weights: MatchedWeights, model: Model, expected: Expected) -> list[str]:
@@ -105,7 +156,7 @@ def _remedies(
     remedies = []
     if there.get("num_classes") == 21_842 and here.get("num_classes") == 1000:
         remedies.append(
-            f'{argument("head")}="in22k_to_in1k" takes the part of an ImageNet-22K head '
+            f"{argument('head', 'in22k_to_in1k')} takes the part of an ImageNet-22K head "
             "that is for ImageNet-1K"
         )
     if set(here.get("out_stages", ())) < set(there.get("out_stages", ())):
@@ -117,22 +168,23 @@ def _remedies(
         ]:
             pattern = re.sub(r"\w+$", "*", norms[0])
             remedies.append(
-                f'the pattern "{pattern}" in {argument("ignore")} leaves the '
-                "norm of a stage out"
+                f"{argument('ignore', [pattern])} leaves the norm of a stage out"
             )
     if HEAD_OPTIONS & set(unlike):
-        remedies.append(f'{argument("head")}="reset" starts the model\'s head anew')
+        remedies.append(f"{argument('head', 'reset')} starts the model's head anew")
     if "focal_levels" in unlike:
         levels = zip(there["focal_levels"], here["focal_levels"])
         if all(weights_have <= model_has for weights_have, model_has in levels):
             remedies.append(
                 "the weights have a smaller receptive field than the model (SRF for "
-                f"LRF): {argument('add_levels')} adds the focal levels"
+                f"LRF): {argument('add_levels', True)} adds the focal levels"
             )
         else:
             remedies.append(
                 "the weights have a larger receptive field than the model (LRF for SRF)"
             )
     if "focal_windows" in unlike:
-        remedies.append(f"{argument('resize_kernels')} zero-pads or crops the kernels")
+        remedies.append(
+            f"{argument('resize_kernels', True)} zero-pads or crops the kernels"
+        )
     return remedies

@@ -1,21 +1,31 @@
-"""Command-line options that say which weights are read, and as which model."""
+"""Command-line options that say how weights are read, and as which model.
+
+They are the same for all tools, and for each attribute of `Reading` there is one.
+"""
 
 import argparse
 import ast
+import dataclasses
 from typing import Any
 
-from focalnet_jax.command_line import positive
+from focalnet_jax import command_line
+from focalnet_jax.convert.fit import HEADS, Reading
 from focalnet_jax.convert.weights_and_model import (
     WeightsAndModel,
     read_weights_and_model,
 )
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, spelt
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options to a parser."""
     add = parser.add_argument
-    add("--model", metavar="NAME", help="the variant; by default as the weights look")
+    add(
+        "--model",
+        dest="name",
+        metavar="NAME",
+        help="the variant; by default as the weights look",
+    )
     add(
         "--set",
         metavar="OPTION=VALUE",
@@ -25,7 +35,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--image-size",
-        type=positive,
+        type=command_line.positive,
         metavar="N",
         help="side in pixels of the images that the model is for",
     )
@@ -38,13 +48,33 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="leave out names that match, shell-style; repeatable",
     )
+    add("--head", choices=HEADS, help="a new head, or the 1K part of a 22K head")
+    add("--resize-kernels", action="store_true", help="zero-pad or crop them, centred")
+    add("--add-levels", action="store_true", help="add focal levels with zero gates")
+    add("--allow-nan", action="store_true", help="take NaN and infinity as they are")
+    add("--seed", type=int, default=0, metavar="N", help="the seed of new parameters")
+
+
+def reading(args: argparse.Namespace) -> Reading:
+    """What the options of `add_reading_arguments` say."""
+    names = [field.name for field in dataclasses.fields(Reading)]
+    return Reading(**{name: getattr(args, name) for name in names})
+
+
+def spell(name: str) -> str:
+    """How the tools call what an error names: an argument or an option of the model."""
+    if name == "name":
+        return "--model"
+    if name == "dialect" or name in {field.name for field in dataclasses.fields(Reading)}:
+        return command_line.option(name)
+    return f"--set={name}"
 
 
 def model_options(assignments: list[str]) -> dict[str, Any]:
     """The options of the model from the values of `--set`.
 
     Raises:
-      SetupError: a value is not of the form OPTION=VALUE.
+      SetupError: a value is not of the form OPTION=VALUE, or an option has two values.
     """
     options = {}
     for assignment in assignments:
@@ -52,9 +82,12 @@ def model_options(assignments: list[str]) -> dict[str, Any]:
         if not equals:
             raise SetupError(f"--set={assignment} is not of the form OPTION=VALUE")
         try:
-            options[name] = ast.literal_eval(value)
+            read = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            options[name] = value  # It is a word, such as bfloat16.
+            read = value  # It is a word, such as bfloat16.
+        if options.get(name, read) != read:
+            raise SetupError(f"--set={name} is given twice, with different values")
+        options[name] = read
     return options
 
 
@@ -65,21 +98,13 @@ def read_and_print(
 
     Args:
       source: as for `read_weights_and_model`.
-      args: the parsed options of `add_model_arguments`.
+      args: the parsed options of `add_reading_arguments`.
       options: the options of the model.
 
     Raises:
       SetupError: as `read_weights_and_model`.
     """
-    found = read_weights_and_model(
-        source,
-        name=args.model,
-        options=options,
-        image_size=args.image_size,
-        wrapper=args.wrapper,
-        prefix=args.prefix,
-        ignore=args.ignore,
-    )
+    found = read_weights_and_model(source, reading(args), options)
     weights, description = found.weights, found.description
     dialect = weights.dialect.name if weights.dialect else "Flax"
     print(
@@ -98,4 +123,4 @@ def read_and_print(
 def print_notes(notes: tuple[str, ...]) -> None:
     """Prints a line for each note."""
     for note in notes:
-        print(f"note: {note}")
+        print(f"note: {spelt(note, spell, command_line.assigned)}")

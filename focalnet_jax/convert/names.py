@@ -11,9 +11,22 @@ from focalnet_jax.convert.weight_files import Weights
 from focalnet_jax.errors import SetupError, argument
 
 # Wrappers, trainers and larger models put these before the names of a FocalNet. The
-# backbone of DINO is `backbone.0`, and a compiled module is `_orig_mod`.
+# backbone of DINO is `backbone.0`, a compiled module is `_orig_mod`, and Lightning with
+# DeepSpeed puts `_forward_module` before all others.
 _KNOWN_PREFIXES = frozenset(
-    {"module", "visual", "vision", "encoder", "backbone", "0", "model", "_orig_mod"}
+    {
+        "module",
+        "visual",
+        "vision",
+        "encoder",
+        "backbone",
+        "0",
+        "model",
+        "net",
+        "network",
+        "_orig_mod",
+        "_forward_module",
+    }
 )
 
 
@@ -42,8 +55,10 @@ class MatchedWeights:
       origin: the name of the file or directory, for messages.
       dialect: the dialect of the names; None if the names are Flax paths.
       parameters: the parameters by Flax path.
-      problems: a line for each tensor that is no parameter of a FocalNet, or is the same
-        parameter as another tensor.
+      prefix: what precedes the names of the FocalNet, such as `backbone.0.`.
+      foreign: the names and shapes of tensors that are no parameters of a FocalNet.
+      problems: a line for each tensor that has a wrong layout, or is the same parameter
+        as another tensor.
       notes: sentences for the user about what was left out.
       sha256, metadata: as in `Weights`.
     """
@@ -51,6 +66,8 @@ class MatchedWeights:
     origin: str
     dialect: Dialect | None
     parameters: dict[str, Parameter]
+    prefix: str = ""
+    foreign: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     sha256: str | None = None
@@ -92,7 +109,7 @@ def match_names(
     """
     known = list(DIALECTS.values())
     candidates = known if dialect is None else [dialect_named(dialect)]
-    if prefix is not None:
+    if prefix:
         prefix = prefix.removesuffix(".") + "."
     tensors, notes = _select(weights, prefix, ignore)
     chosen, lead = _find_stem(weights.origin, tensors, candidates, prefix)
@@ -115,6 +132,7 @@ def match_names(
             parameters[path] = Parameter(key, tensor, array, dialect_key)
     if not any("/modulation/" in path for path in parameters):
         raise _no_focalnet(weights.origin, tensors, prefix)
+    foreign = {}
     for key in unmatched:
         twin = parameters.get(chosen.path_of(_strip_known(key)))
         shape = list(tensors[key].shape)
@@ -122,11 +140,13 @@ def match_names(
             other = f"{twin.key} {list(twin.tensor.shape)}"
             problems.append(f"{key} {shape} and {other} are the same parameter")
         else:
-            problems.append(f"{key} {shape} is no parameter of a FocalNet")
+            foreign[key] = tensors[key].shape
     return MatchedWeights(
         weights.origin,
         chosen,
         parameters,
+        lead.removesuffix(chosen.inner_prefix),
+        foreign,
         tuple(problems),
         notes,
         weights.sha256,
@@ -136,6 +156,8 @@ def match_names(
 
 def is_ignored(name: str, ignore: Sequence[str]) -> bool:
     """Whether a name matches one of the shell-style patterns."""
+    if isinstance(ignore, str):  # Its letters would be taken for patterns.
+        ignore = [ignore]
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)
 
 
@@ -176,16 +198,19 @@ def _find_stem(
     if not found:
         raise _no_focalnet(origin, tensors, prefix)
     if len({_strip_known(outer) for _, _, outer in found.values()}) > 1:
+        example = max(
+            (outer.removesuffix(".") for _, _, outer in found.values()), key=len
+        )
         raise SetupError(
             f"{origin} holds several nets, with the stems {', '.join(found)}: say which "
-            f"by {argument('prefix')}, the prefix of its names"
+            f"by the prefix of its names, such as {argument('prefix', example)}"
         )
     # If one stem has two prefixes, the second is reported as a double match later.
     dialect, lead, outer = min(found.values(), key=lambda stem: len(stem[1]))
     if prefix is None and _strip_known(outer):
         raise SetupError(
             f"{origin} has a FocalNet below the unknown prefix {outer!r}: if that is the "
-            f"net you mean, give it as {argument('prefix')}"
+            f"net you mean, give {argument('prefix', outer.removesuffix('.'))}"
         )
     return dialect, lead
 

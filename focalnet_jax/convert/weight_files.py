@@ -1,15 +1,10 @@
-"""Files of tensors: safetensors, which need no torch, and PyTorch's own files.
-
-PyTorch's files are pickles, which can run code when they are loaded. They are always read
-with `torch.load(weights_only=True)`, which refuses such code.
-"""
+"""Files of tensors: safetensors, PyTorch's own files, and indexes of several files."""
 
 import dataclasses
 import hashlib
+import io
 import os
 import pathlib
-import re
-import warnings
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -17,14 +12,26 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from focalnet_jax.errors import SetupError, first_line
-from focalnet_jax.paths import written_aside
+from focalnet_jax.convert import file_kinds
+from focalnet_jax.convert.pytorch_files import (
+    StandIn,
+    is_module,
+    named_tensors,
+    read_pickle,
+    read_zip,
+)
+from focalnet_jax.errors import SetupError, argument, did_you_mean, first_few, first_line
+from focalnet_jax.paths import without_file_scheme, written_aside
+from focalnet_jax.weights.releases import check_is_no_name
+from focalnet_jax.weights.shards import check_is_no_shard, read_index
 
 _SAFETENSORS = (".safetensors",)
-_PICKLES = (".pth", ".pt", ".bin")
-SUFFIXES = (*_SAFETENSORS, *_PICKLES)
+# The endings of files that are written; those of files that are read do not matter.
+SUFFIXES = (*_SAFETENSORS, ".pth", ".pt", ".bin")
+# The endings of files in which weights usually are.
+LIKELY = (*SUFFIXES, ".ckpt", ".tar", ".pkl")
 
-# Entries of checkpoints that hold weights, in the order in which they are tried.
+# Entries of checkpoints that hold weights, in the order in which they are taken.
 _WRAPPERS = ("state_dict", "model", "teacher")
 # The greatest number of wrappers in one another. A pickle may contain itself.
 _DEPTH = 8
@@ -37,7 +44,8 @@ class Weights:
     Attributes:
       origin: the name of the file, for messages.
       tensors: numpy arrays by name. No name and no precision is changed.
-      sha256: the hash of the file; None if the tensors are not from a file.
+      sha256: the hash of the file, or of all the files of an index in the order of their
+        names; None if the tensors are not from a file.
       metadata: texts that a safetensors file holds beside its tensors.
       notes: sentences for the user about which tensors were read.
     """
@@ -55,53 +63,95 @@ def read_weights(
     """Reads tensors from a file, or takes those of a state dict.
 
     Args:
-      source: a file with one of the endings `SUFFIXES`, or a mapping from names to torch
-        tensors or numpy arrays, which may lie below a wrapper such as `state_dict`.
+      source: a safetensors file, a file of `torch.save`, or the JSON index of several
+        files, whatever its name; or a mapping from names to torch tensors or numpy
+        arrays, which may lie below a wrapper such as `state_dict`.
       wrapper: the entry that holds the weights. With None the entries `state_dict`,
-        `model` and `teacher` are tried.
+        `model` and `teacher` are tried, then the only entry that holds tensors.
 
     Raises:
-      SetupError: there is no such file, it is of another kind or damaged, or it is a
-        pickle that holds more than tensors.
+      SetupError: there is no such file, it is of another kind or damaged, or several
+        entries may be meant.
     """
     if isinstance(source, Mapping):
         origin, content, sha256, metadata = "the state dict", source, None, {}
     elif hasattr(source, "state_dict"):
         raise SetupError(f"a {type(source).__name__} is given: pass its state_dict()")
+    elif not isinstance(source, (str, os.PathLike)):
+        raise SetupError(f"{source!r} is neither a path nor a state dict")
     else:
-        path = pathlib.Path(source).expanduser()
-        _check_readable(path)
-        if path.suffix in _SAFETENSORS:
-            content, metadata = _read_safetensors(path)
-        else:
-            content, metadata = _read_pickle(path), {}
+        source = without_file_scheme(os.fspath(source))
+        check_is_no_name(source)
+        path = pathlib.Path(os.path.expanduser(source))
         origin = path.name
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        kind = file_kinds.kind_of(path)
+        if kind == file_kinds.INDEX:
+            return _read_shards(path, wrapper)
+        check_is_no_shard(path)
+        content, metadata = _read_file(path, kind)
+        sha256 = _sha256([path])
+    return _weights(origin, content, wrapper, sha256, metadata)
+
+
+def _weights(
+    origin: str,
+    content: Any,
+    wrapper: str | None,
+    sha256: str | None,
+    metadata: Mapping[str, str],
+) -> Weights:
     state_dict, notes = _unwrap(origin, content, wrapper)
-    tensors = {name: _to_numpy(origin, name, t) for name, t in state_dict.items()}
+    others = {name: value for name, value in state_dict.items() if not _is_tensor(value)}
+    if others:
+        kinds = [f"{name} ({_kind(value)})" for name, value in others.items()]
+        notes += (f"no tensors, and so left out: {first_few(kinds)}",)
+    tensors = {
+        str(name): _to_numpy(origin, name, tensor)
+        for name, tensor in state_dict.items()
+        if name not in others
+    }
     return Weights(origin, tensors, sha256, metadata, notes)
 
 
-def _check_readable(path: pathlib.Path) -> None:
-    if not path.exists():
-        raise SetupError(f"there is no file {path}")
-    if path.is_dir():
-        raise SetupError(f"{path} is a directory; a file of weights is needed")
-    if path.suffix not in SUFFIXES:
-        raise SetupError(f"{path} ends in {path.suffix!r}, not in {', '.join(SUFFIXES)}")
-    if path.stat().st_size == 0:
-        raise SetupError(f"{path} is empty")
-    with path.open("rb") as file:
-        start = file.read(9)
-    # A safetensors file begins with the length of its JSON header in eight bytes, and
-    # these may look like the start of a pickle. The ninth byte decides.
-    is_safetensors = start[8:] == b"{"
-    if is_safetensors and path.suffix in _PICKLES:
-        raise SetupError(f"{path} is a safetensors file: rename it to .safetensors")
-    is_pickle = start.startswith((b"PK\x03\x04", b"\x80")) and not is_safetensors
-    if is_pickle and path.suffix in _SAFETENSORS:
-        raise SetupError(f"{path} is a PyTorch file: rename it to .pth")
+def _read_file(path: pathlib.Path, kind: str) -> tuple[Any, dict[str, str]]:
+    """What a file holds, and the texts beside it."""
+    if kind == file_kinds.SAFETENSORS:
+        return _read_safetensors(path)
+    try:
+        read = read_zip if kind == file_kinds.PYTORCH_ZIP else read_pickle
+        return read(path), {}
+    except Exception as error:  # pickle and zip have no common class of errors.
+        raise SetupError(
+            f"{path} is damaged, or no PyTorch file: {first_line(error)[:200]}"
+        ) from error
+
+
+def _read_shards(path: pathlib.Path, wrapper: str | None) -> Weights:
+    """Reads the files of an index."""
+    weight_map = read_index(path)
+    files = [path.parent / name for name in sorted(set(weight_map.values()))]
+    tensors, notes = {}, ()
+    for file in files:
+        content, _ = _read_file(file, file_kinds.kind_of(file))
+        shard = _weights(file.name, content, wrapper, None, {})
+        if doubled := sorted(tensors.keys() & shard.tensors.keys()):
+            raise SetupError(f"{path}: several files hold {first_few(doubled)}")
+        tensors |= shard.tensors
+        notes += shard.notes
+    for name, file in weight_map.items():
+        if name not in tensors:
+            raise SetupError(f"{path} says that {name!r} is in {file}, which lacks it")
+    if others := sorted(tensors.keys() - weight_map.keys()):
+        notes += (f"{path.name} does not name {first_few(others)}, but the files do",)
+    return Weights(path.name, tensors, _sha256(files), {}, notes)
+
+
+def _sha256(paths: list[pathlib.Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def _read_safetensors(
@@ -119,35 +169,12 @@ def _read_safetensors(
         ) from error
 
 
-def _read_pickle(path: pathlib.Path) -> Any:
-    torch = _import_torch(f"to read {path}")
-    try:
-        # torch warns of old versions of the pickle protocol.
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle and zip have no common class of errors.
-        if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise SetupError(
-                f"{path} is refused: it holds {wanted[1]}, which is not a tensor, and to "
-                "load that could run code. If you trust the file, load it where you made "
-                "it and save its state_dict() alone"
-            ) from error
-        if "Weights only" in str(error):
-            raise SetupError(
-                f"{path} is refused: it is a pickle of more than tensors, and to load it "
-                "could run code; or it is damaged"
-            ) from error
-        # pickle raises a KeyError for an instruction that it does not know.
-        reason = "no pickle" if isinstance(error, KeyError) else first_line(error)
-        raise SetupError(f"{path} is damaged, or no PyTorch file: {reason}") from error
-
-
 def _import_torch(purpose: str) -> ModuleType:
     try:
         import torch
     except ImportError as error:
         raise SetupError(
-            f"{purpose}, torch is needed: pip install torch; safetensors files need none"
+            f"{purpose}, torch is needed: pip install torch; .safetensors needs none"
         ) from error
     return torch
 
@@ -157,40 +184,119 @@ def _unwrap(
 ) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     """Finds the mapping that holds the tensors; adds a note if there are others."""
     notes = ()
+    if is_module(content):
+        notes += (_module_note(origin, content),)
+        content = named_tensors(content)
     for _ in range(_DEPTH):
-        if not isinstance(content, Mapping):
-            raise SetupError(
-                f"{origin} holds {type(content).__name__}, not named tensors"
-            )
+        if not isinstance(content, Mapping) or (_kind(content) != "dict" and not content):
+            raise SetupError(f"{origin} holds {_kind(content)}, not named tensors")
+        inside = _entries_with_weights(content)
         if wrapper is not None:
-            if not isinstance(content.get(wrapper), Mapping):
-                holders = [str(k) for k, v in content.items() if isinstance(v, Mapping)]
-                raise SetupError(
-                    f"{origin} has no weights under {wrapper!r}; there is "
-                    + (", ".join(holders) or "no wrapper in it")
-                )
-            content, wrapper = content[wrapper], None
-            continue
-        inside = [k for k, v in content.items() if isinstance(v, Mapping) and v]
-        found = [k for k in _WRAPPERS if k in inside]
-        if not found:
-            if _holds_tensors(content):
-                return content, notes
-            listed = ", ".join(map(str, list(content)[:5]))
-            instead = f", but {listed}" if listed else ""
-            raise SetupError(f"{origin} holds no named tensors{instead}")
-        others = [k for k in inside if k != found[0] and _holds_tensors(content[k])]
-        if others:
-            notes += (
-                f"of the weights in {origin}, those under {found[0]!r} are taken, not "
-                f"those under {', '.join(map(repr, others))}",
-            )
-        content = content[found[0]]
+            if wrapper not in inside:
+                raise _no_such_wrapper(origin, content, wrapper, inside)
+            chosen, wrapper = wrapper, None
+        else:
+            chosen, note = _chosen_entry(origin, content, inside)
+            notes += (note,) if note else ()
+        if chosen is None:
+            return content, notes
+        if is_module(content[chosen]):
+            notes += (_module_note(repr(chosen), content[chosen]),)
+        content = inside[chosen]
     raise SetupError(f"{origin} has wrappers in wrappers, {_DEPTH} deep")
 
 
-def _holds_tensors(content: Mapping) -> bool:
-    return any(map(_is_tensor, content.values()))
+def _entries_with_weights(content: Mapping) -> dict[str, Mapping]:
+    """The entries that are mappings, or whole modules, with tensors somewhere in them."""
+    found = {}
+    for name, value in content.items():
+        value = named_tensors(value) if is_module(value) else value
+        if isinstance(name, str) and isinstance(value, Mapping) and _has_tensors(value):
+            found[name] = value
+    return found
+
+
+def _has_tensors(content: Mapping, depth: int = _DEPTH) -> bool:
+    """Whether there are tensors by name; those of an optimiser do not count."""
+    for name, value in content.items():
+        if not isinstance(name, str) or name.startswith("optim"):
+            continue
+        if _is_tensor(value) or is_module(value):
+            return True
+        if isinstance(value, Mapping) and depth and _has_tensors(value, depth - 1):
+            return True
+    return False
+
+
+def _looks_like_a_net(content: Mapping, depth: int = _DEPTH) -> bool:
+    """Whether there are tensors whose names have dots, as those of nested modules."""
+    return any(
+        "." in str(name)
+        if _is_tensor(value)
+        else isinstance(value, Mapping) and depth and _looks_like_a_net(value, depth - 1)
+        for name, value in content.items()
+    )
+
+
+def _chosen_entry(
+    origin: str, content: Mapping, inside: Mapping[str, Mapping]
+) -> tuple[str | None, str | None]:
+    """The entry to look into, None for `content` itself; and a note on the others."""
+    # An optimiser that names its tensors is not what is meant.
+    inside = {name: e for name, e in inside.items() if not name.startswith("optim")}
+    known = [name for name in _WRAPPERS if name in inside]
+    nets = {name: e for name, e in inside.items() if _looks_like_a_net(e)}
+    inside = nets or inside
+    names = [name for name, value in content.items() if _is_tensor(value)]
+    if not known and (any("." in str(n) for n in names) or (names and not inside)):
+        return None, None
+    if not inside:
+        listed = first_few([str(name) for name in content])
+        instead = f", but {listed}" if listed else ""
+        raise SetupError(f"{origin} holds no named tensors{instead}")
+    if not known and len(inside) > 1:
+        raise SetupError(
+            f"{origin} holds weights in several entries, {', '.join(map(repr, inside))}: "
+            f"choose one, as by {argument('wrapper', next(iter(inside)))}"
+        )
+    chosen = known[0] if known else next(iter(inside))
+    others = [name for name in inside if name != chosen]
+    if others:
+        return chosen, (
+            f"of the weights in {origin}, those under {chosen!r} are taken, not those "
+            f"under {', '.join(map(repr, others))}; "
+            f"{argument('wrapper', others[0])} takes others"
+        )
+    if not known:
+        return chosen, f"the weights in {origin} are those under {chosen!r}"
+    return chosen, None
+
+
+def _no_such_wrapper(
+    origin: str, content: Mapping, wrapper: str, inside: Mapping[str, Mapping]
+) -> SetupError:
+    message = f"{origin} has no weights under {wrapper!r}"
+    if wrapper in content:
+        message += f", which is {_kind(content[wrapper])}"
+    if inside:
+        return SetupError(message + did_you_mean(wrapper, inside))
+    if any(map(_is_tensor, content.values())):
+        message += "; its tensors lie in no wrapper"
+    return SetupError(message)
+
+
+def _module_note(place: str, module: StandIn) -> str:
+    return (
+        f"{place} is a whole module, {module.kind}: its parameters are taken, and no code"
+    )
+
+
+def _kind(value: Any) -> str:
+    """The class of a value, for messages."""
+    is_stand_in = isinstance(value, StandIn) or (
+        isinstance(value, type) and issubclass(value, StandIn)
+    )
+    return value.kind if is_stand_in else type(value).__name__
 
 
 def _is_tensor(value: Any) -> bool:
@@ -198,12 +304,14 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _to_numpy(origin: str, name: str, tensor: Any) -> np.ndarray:
-    if not isinstance(name, str) or not _is_tensor(tensor):
-        raise SetupError(
-            f"{origin} holds {name!r}, {type(tensor).__name__}, among its tensors"
-        )
     if not type(tensor).__module__.startswith("torch"):
-        return np.asarray(tensor)
+        try:
+            return np.asarray(tensor)
+        except Exception as error:  # Of zip, if the bytes of the tensor are damaged.
+            raise SetupError(
+                f"{origin} holds {name!r} as {tensor.dtype}, which can't be read: "
+                f"{first_line(error)}"
+            ) from error
     torch = _import_torch("for torch tensors")
     try:
         tensor = tensor.detach().cpu()
@@ -246,8 +354,10 @@ def write_weights(
         else:
             torch = _import_torch(f"to write {path}")
             content = {name: _to_tensor(torch, array) for name, array in tensors.items()}
-            with aside.open("wb") as file:
-                torch.save({wrapper: content} if wrapper else content, file)
+            # To a full disk torch.save raises something else than an OSError.
+            file = io.BytesIO()
+            torch.save({wrapper: content} if wrapper else content, file)
+            aside.write_bytes(file.getbuffer())
 
 
 def _to_tensor(torch: ModuleType, array: np.ndarray) -> Any:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from focalnet_jax.convert.configs import CONFIGS, Beside, read_beside
+from focalnet_jax.convert.fit import Reading
 from focalnet_jax.convert.infer import find_model
 from focalnet_jax.convert.names import (
     MatchedWeights,
@@ -15,10 +16,16 @@ from focalnet_jax.convert.names import (
     is_ignored,
     match_names,
 )
-from focalnet_jax.convert.weight_files import read_weights
-from focalnet_jax.errors import SetupError, argument
+from focalnet_jax.convert.weight_files import LIKELY, read_weights
+from focalnet_jax.errors import SetupError, argument, first_few
 from focalnet_jax.models.size import Model
-from focalnet_jax.paths import absolute_path
+from focalnet_jax.paths import (
+    BUCKETS,
+    absolute_path,
+    is_remote,
+    path_exists,
+    without_file_scheme,
+)
 from focalnet_jax.weights.description import (
     BACKBONE_OPTIONS,
     HEAD_OPTIONS,
@@ -37,6 +44,7 @@ from focalnet_jax.weights.releases import (
     HUB_FILES,
     download_with,
     is_published,
+    published_name,
     unknown_name,
 )
 
@@ -74,42 +82,38 @@ class WeightsAndModel:
 
 def read_weights_and_model(
     source: str | os.PathLike,
-    *,
-    name: str | None = None,
+    reading: Reading,
     options: dict[str, Any] | None = None,
-    image_size: int | None = None,
-    wrapper: str | None = None,
-    prefix: str | None = None,
-    ignore: Sequence[str] = (),
 ) -> WeightsAndModel:
     """Reads weights and finds their model. It is not checked yet that both fit.
 
     Args:
-      source: a workdir, a checkpoint, a converted directory, a file of weights,
-        `hf:OWNER/NAME` or an official release.
-      name: the name of the variant. None takes the recorded one or the nearest one.
+      source: a workdir, a checkpoint, a converted directory, a directory or file of
+        weights, `hf:OWNER/NAME` or an official release.
+      reading: how they are read. For parameters of Flax there is neither `prefix` nor
+        `wrapper`.
       options: options of the model, which replace those that are recorded or inferred.
-      image_size: side in pixels of the images that the model is for. None takes the
-        recorded or the usual one.
-      wrapper, prefix, ignore: as for `from_torch`. For a directory only `ignore` is
-        allowed.
 
     Raises:
       SetupError: there is nothing at `source`, it cannot be read, the weights are of
         another architecture, or there is no such model.
     """
-    path, notes = _find_path(os.fspath(source))
-    options = options or {}
+    path, notes = _find_path(source)
+    options = _with_head(reading, options or {})
+    name, image_size = reading.name, reading.image_size
     if path.is_dir():
-        if prefix or wrapper:
+        if reading.prefix is not None or reading.wrapper is not None:
             raise SetupError(
                 f"{path} is a directory: {argument('prefix')} and {argument('wrapper')} "
                 "are for files"
             )
-        weights, description = _read_directory(path, ignore)
+        weights, description, more = _read_directory(path, reading.ignore)
+        notes += more
     else:
         weights = match_names(
-            read_weights(path, wrapper=wrapper), prefix=prefix, ignore=ignore
+            read_weights(path, wrapper=reading.wrapper),
+            prefix=reading.prefix,
+            ignore=reading.ignore,
         )
         description, more = _describe(path, weights, name, options, image_size)
         notes += more
@@ -124,28 +128,65 @@ def read_weights_and_model(
     return WeightsAndModel(weights, description, model, notes)
 
 
-def _find_path(source: str) -> tuple[epath.Path, tuple[str, ...]]:
+def _with_head(reading: Reading, options: dict[str, Any]) -> dict[str, Any]:
+    """Adds what a new head says of the model, and checks that it says enough."""
+    if reading.head == "in22k_to_in1k":
+        return {"num_classes": 1000} | options
+    if reading.head == "reset" and not HEAD_OPTIONS & options.keys():
+        raise SetupError(
+            f"{argument('head', 'reset')} needs {argument('num_classes')}, or for a "
+            f"backbone {argument('out_stages', (0, 1, 2, 3))}"
+        )
+    return options
+
+
+def _find_path(source: str | os.PathLike) -> tuple[epath.Path, tuple[str, ...]]:
     """Finds the file or directory of weights, and downloads published weights.
 
     Returns:
-      The path, and notes about files beside the weights that could not be downloaded.
+      The path, and notes on what else is there or could not be downloaded.
     """
-    path, notes = absolute_path(source), ()
-    if not path.exists() and is_published(source):
+    if isinstance(source, Mapping) or hasattr(source, "state_dict"):
+        raise SetupError(
+            "tensors are given, not a path: focalnet_jax.convert.infer_model finds their "
+            "model, and focalnet_jax.convert.from_torch makes parameters of them"
+        )
+    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
+        raise SetupError(f"{source!r} is neither a path nor a name of published weights")
+    source = published_name(without_file_scheme(os.fspath(source)))
+    is_odd, notes = "://" in source and not source.startswith(BUCKETS), ()
+    if is_odd or not path_exists(path := absolute_path(source)):
+        if not is_published(source):
+            raise SetupError(unknown_name(source))
         found, notes = download_with(source, CONFIGS)
         path = epath.Path(found)
-    if not path.exists():
-        raise SetupError(unknown_name(source))
-    if path.is_dir() and newest_params_path(path) is None:
-        # It may be a directory that transformers' `save_pretrained` wrote.
-        files = (path / name for name in HUB_FILES)
-        path = next((file for file in files if file.exists()), path)
+    if path.is_dir():
+        return _file_in(path) if newest_params_path(path) is None else (path, ())
+    if is_remote(path):
+        raise SetupError(f"{path} is a file in a bucket: copy it to a disk first")
+    # The Hub's cache is full of links, and what belongs to a file is beside its link.
+    if not is_published(source):
+        path = epath.Path(os.path.abspath(os.path.expanduser(source)))
     return path, notes
+
+
+def _file_in(directory: epath.Path) -> tuple[epath.Path, tuple[str, ...]]:
+    """Finds the weights in a directory that transformers' `save_pretrained` wrote."""
+    found = [name for name in HUB_FILES if (directory / name).exists()]
+    if found:
+        also = f"{directory} holds {' and '.join(found)}: the first one is read"
+        return directory / found[0], (also,) if found[1:] else ()
+    if files := sorted(p.name for p in directory.iterdir() if p.suffix in LIKELY):
+        raise SetupError(
+            f"{directory} holds neither a checkpoint nor {HUB_FILES[0]}, but "
+            f"{first_few(files)}: give the path of the file that you mean"
+        )
+    return directory, ()
 
 
 def _read_directory(
     path: epath.Path, ignore: Sequence[str]
-) -> tuple[MatchedWeights, ModelDescription]:
+) -> tuple[MatchedWeights, ModelDescription, tuple[str, ...]]:
     params_path = check_holds_params(path)
     description = find_description(params_path.parent)
     if description is None:
@@ -155,7 +196,11 @@ def _read_directory(
         for name, array in read_arrays(params_path).items()
         if not is_ignored(name, ignore)
     }
-    return MatchedWeights(str(params_path), None, parameters), description
+    notes = ()
+    average = params_path.parent / "ema"
+    if params_path.name == "params" and average.exists():
+        notes += (f"{params_path} are read; {average} is the average of them",)
+    return MatchedWeights(str(params_path), None, parameters), description, notes
 
 
 def _describe(
@@ -178,9 +223,15 @@ def _describe(
         description, notes = recorded, ()
     else:
         beside = read_beside(path)
-        name, overrides, notes = find_model(
-            weights, name=name, beside=beside, options=options
-        )
+        try:
+            name, overrides, notes = find_model(
+                weights, name=name, beside=beside, options=options
+            )
+        except SetupError as error:
+            raise SetupError(
+                f"{error.marked}: name it by {argument('name')}, such as "
+                f"{argument('name', 'focalnet_tiny_srf')}"
+            ) from error
         notes = beside.notes + notes
         if recorded is not None:
             notes += (
@@ -283,9 +334,11 @@ def _padding_notes(
 ) -> tuple[str, ...]:
     """Says if transformers would pad where this model leaves rows and columns out."""
     encoder = model.encoder
-    stride = encoder.patch_size * 2 ** (len(encoder.depths) - 1)
     is_theirs = weights.dialect is not None and weights.dialect.name == "transformers"
-    if not is_theirs or encoder.pad_to_patch or image_size % stride == 0:
+    if not is_theirs or encoder.pad_to_patch:
+        return ()
+    stride = encoder.patch_size * 2 ** (len(encoder.depths) - 1)
+    if image_size % stride == 0:
         return ()
     return (
         f"{image_size} pixels are not a multiple of {stride}: transformers pads such "
@@ -296,7 +349,10 @@ def _padding_notes(
 def _with_options(overrides: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """Adds options. Those of a classifier replace those of a backbone, and vice versa."""
     if "num_classes" in options and BACKBONE_OPTIONS & options.keys():
-        raise SetupError("num_classes is for classifiers, out_stages for backbones")
+        raise SetupError(
+            f"{argument('num_classes')} is for classifiers, {argument('out_stages')} for "
+            "backbones"
+        )
     replaced = frozenset()
     if "num_classes" in options:
         replaced = BACKBONE_OPTIONS

@@ -14,6 +14,8 @@ missing.
 """
 
 import argparse
+import dataclasses
+import math
 import pathlib
 
 import jax
@@ -22,18 +24,25 @@ import numpy as np
 from focalnet_jax import command_line
 from focalnet_jax.convert.fit import FittedParams, fit_to_model
 from focalnet_jax.convert.model_arguments import (
-    add_model_arguments,
+    add_reading_arguments,
     model_options,
     print_notes,
     read_and_print,
+    reading,
+    spell,
 )
+from focalnet_jax.convert.names import MatchedWeights
 from focalnet_jax.convert.weights_and_model import WeightsAndModel
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import FocalNet
 from focalnet_jax.parity import golden
 from focalnet_jax.parity.compare import TOLERANCES, table
 from focalnet_jax.parity.layers import compare_layers
+from focalnet_jax.paths import local_path
 from focalnet_jax.preprocessing import Preprocessing
+from focalnet_jax.trees import named_leaves
+
+_BATCH_SIZE = 8
 
 
 def main(argv: list[str] | None = None) -> bool:
@@ -47,13 +56,21 @@ def main(argv: list[str] | None = None) -> bool:
         _import_report()  # A missing library is better reported before the work.
     jax.config.update("jax_enable_x64", args.precision == "float64")
     jax.config.update("jax_default_matmul_precision", "highest")
+    options = model_options(args.set)
     dtypes = dict(dtype=args.precision, param_dtype=args.precision)
-    found = read_and_print(args.torch, args, model_options(args.set) | dtypes)
+    if given := dtypes.keys() & options.keys():
+        raise SetupError(f"--set={min(given)}: here --precision says the dtype")
+    found = read_and_print(args.torch, args, options | dtypes)
     if not isinstance(found.model, FocalNet):
-        raise SetupError("a backbone has no logits to compare")
-    fitted = fit_to_model(found.weights, found.model)
+        raise SetupError(
+            "a backbone has no logits to compare: --head=reset --set=num_classes=0 "
+            "compares its encoder"
+        )
+    fitted = fit_to_model(found.weights, found.model, reading(args))
     print_notes(fitted.notes + fitted.dtype_notes)
     if args.golden:
+        if args.image_size:
+            print("note: --golden has an image of 224 pixels, whatever --image-size says")
         return golden.check_golden(
             found.description.name,
             found.model,
@@ -76,7 +93,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add(
         "--images",
-        type=pathlib.Path,
+        type=_path,
         metavar="DIR",
         help="a directory of images; by default four images of random numbers",
     )
@@ -88,31 +105,58 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add(
         "--report",
-        type=pathlib.Path,
+        type=_path,
         metavar="FILE.html",
         help="write an HTML page with a picture",
     )
     add("--precision", choices=list(TOLERANCES), default="float32")
     add(
         "--tolerance",
-        type=float,
+        type=_tolerance,
         help=f"the greatest relative error of a layer; by default {TOLERANCES}",
     )
     add("--against", choices=["timm", "transformers"], help="the PyTorch side")
-    add("--batch-size", type=command_line.positive, default=8, metavar="N")
-    add_model_arguments(parser)
+    add(
+        "--batch-size",
+        type=command_line.positive,
+        metavar="N",
+        help=f"number of images at a time; by default {_BATCH_SIZE}",
+    )
+    add_reading_arguments(parser)
     args = parser.parse_args(argv)
     if args.report and args.report.suffix not in (".html", ".htm"):
         parser.error(f"--report={args.report}: it is an HTML page, FILE.html")
-    if args.golden and args.report:
-        parser.error("--golden compares three numbers: it has no --report")
+    unused = {"report", "tolerance", "against", "batch_size"}
+    for name in sorted(unused):
+        if args.golden and getattr(args, name) is not None:
+            option = command_line.option(name)
+            parser.error(f"--golden compares three known numbers: it has no {option}")
     return args
+
+
+def _path(text: str) -> pathlib.Path:
+    """Reads a path on a disk; a `type` for argparse."""
+    try:
+        return local_path(text)
+    except SetupError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _tolerance(text: str) -> float:
+    """Reads a number from 0; a `type` for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return number
 
 
 def _compare_and_print(
     args: argparse.Namespace, found: WeightsAndModel, fitted: FittedParams
 ) -> bool:
-    model, weights = found.model, found.weights
+    model, weights = found.model, _taken(found.weights, fitted)
     dialect = weights.dialect and weights.dialect.name
     kind = args.against or ("timm" if dialect == "timm" else "transformers")
     if args.images is None:
@@ -127,9 +171,10 @@ def _compare_and_print(
         fitted.params,
         kind,
         images.astype(args.precision),
-        weights=weights if dialect else None,
+        # With changes, the peer can't take the tensors as they are.
+        weights=weights if dialect and not _are_changed(args) else None,
         tolerance=tolerance,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or _BATCH_SIZE,
     )
     setting = (
         f"jax {jax.__version__} on {jax.devices()[0].device_kind} against {kind}, "
@@ -148,6 +193,17 @@ def _compare_and_print(
         _import_report()(args.report, verdict, title=title, setting=setting)
         print(f"wrote {args.report}")
     return verdict.passes
+
+
+def _taken(weights: MatchedWeights, fitted: FittedParams) -> MatchedWeights:
+    """The weights without those that the model has no place for, such as a head."""
+    taken = named_leaves(fitted.params).keys() & weights.parameters.keys()
+    parameters = {path: p for path, p in weights.parameters.items() if path in taken}
+    return dataclasses.replace(weights, parameters=parameters)
+
+
+def _are_changed(args: argparse.Namespace) -> bool:
+    return bool(args.head or args.resize_kernels or args.add_levels)
 
 
 def random_images(side: int, model: FocalNet) -> np.ndarray:
@@ -200,4 +256,4 @@ def _import_report():
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, spell=spell)

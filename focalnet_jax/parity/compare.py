@@ -1,12 +1,16 @@
 """How far the outputs of two nets are apart."""
 
 import dataclasses
+import math
 
 import numpy as np
 
 # The greatest relative errors that rounding explains. In float32 a FocalNet-T has errors
 # of 2e-6, and a wrong GELU, the one approximated by tanh, gives 1e-4.
 TOLERANCES = {"float32": 2e-5, "float64": 1e-10}
+# Below the smallest normal number of float32, JAX rounds to zero and PyTorch does not. So
+# an output that is smaller than this everywhere has no digits to compare.
+_FLOOR = float(np.finfo(np.float32).tiny / np.finfo(np.float32).eps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +21,10 @@ class Difference:
       name: the name of the layer.
       max_error: the greatest |ours - theirs|.
       mean_error: the mean |ours - theirs|.
-      relative_error: the greatest |ours - theirs| over the greatest |theirs|.
-      cosine: the cosine of the angle between both outputs as vectors.
+      relative_error: the greatest |ours - theirs| over the greatest |theirs|, which
+        counts as at least `_FLOOR`. Two outputs of zeros have an error of 0.
+      cosine: the cosine of the angle between both outputs as vectors; 1 for two outputs
+        of zeros, 0 if only one of them is zero.
     """
 
     name: str
@@ -38,7 +44,8 @@ class _Sums:
 
     def add(self, ours: np.ndarray, theirs: np.ndarray) -> None:
         ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
-        error = np.abs(ours - theirs)
+        with np.errstate(invalid="ignore"):  # The difference of two infinities is NaN.
+            error = np.abs(ours - theirs)
         self.count += error.size
         self.errors += error.sum()
         # numpy's maximum of NaN and a number is NaN; Python's may be the number.
@@ -48,16 +55,22 @@ class _Sums:
         self.squares_ours += np.vdot(ours, ours)
         self.squares_theirs += np.vdot(theirs, theirs)
 
+    @np.errstate(invalid="ignore")  # What is not finite has neither ratio nor angle.
     def difference(self, name: str) -> Difference:
         return Difference(
             name=name,
             max_error=float(self.greatest_error),
             mean_error=float(self.errors / self.count),
-            relative_error=float(self.greatest_error / self.greatest),
-            cosine=float(
-                self.products / np.sqrt(self.squares_ours * self.squares_theirs)
-            ),
+            relative_error=float(self.greatest_error / np.maximum(self.greatest, _FLOOR)),
+            cosine=self._cosine(),
         )
+
+    def _cosine(self) -> float:
+        # Numbers below 1e-154 have squares of zero, and so may a product of the squares.
+        lengths = math.sqrt(self.squares_ours) * math.sqrt(self.squares_theirs)
+        if lengths == 0:
+            return float(self.squares_ours == self.squares_theirs)
+        return float(self.products / lengths)
 
 
 def difference(name: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
@@ -101,7 +114,7 @@ class Verdict:
         return next(beyond, None)
 
     def __str__(self) -> str:
-        worst = max(self.differences, key=lambda d: d.relative_error)
+        worst = max(self.differences, key=lambda d: _nan_last(d.relative_error))
         text = (
             f"{'PASS' if self.passes else 'FAIL'}: the greatest relative error is "
             f"{worst.relative_error:.1e}, in {worst.name} (tolerance "
@@ -110,6 +123,11 @@ class Verdict:
         if self.first_beyond:
             text += f"; the first layer beyond the tolerance is {self.first_beyond.name}"
         return text
+
+
+def _nan_last(error: float) -> float:
+    """An error by which to sort: NaN is worse than any number."""
+    return np.inf if np.isnan(error) else error
 
 
 class Comparison:

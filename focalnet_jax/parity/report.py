@@ -4,6 +4,7 @@ import html
 import pathlib
 
 import matplotlib.figure
+import numpy as np
 
 from focalnet_jax.pages import page, svg
 from focalnet_jax.parity.compare import Verdict
@@ -42,24 +43,27 @@ def picture(verdict: Verdict) -> str:
     """Plots the relative error of each layer over depth, as an SVG element."""
     names = [d.name for d in verdict.differences]
     # A logarithmic axis has no place for zero, so an error of zero is drawn at its lower
-    # end.
+    # end. It has none for infinity either.
     errors = [d.relative_error for d in verdict.differences]
-    lowest = min([e for e in errors if e > 0] + [verdict.tolerance]) / 3
+    drawn = [e for e in [*errors, verdict.tolerance] if 0 < e < np.inf] or [1e-7]
+    lowest = min(drawn) / 3
     figure = matplotlib.figure.Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     axes.semilogy([max(error, lowest) for error in errors], marker=".", color="#1f5fa8")
     above = [(i, e) for i, e in enumerate(errors) if not e <= verdict.tolerance]
     if above:
         axes.plot(*zip(*above), "o", color="#b00020")
-    axes.axhline(verdict.tolerance, color="#b00020", linestyle="--", linewidth=1)
+    axes.axhline(
+        max(verdict.tolerance, lowest), color="#b00020", linestyle="--", linewidth=1
+    )
     axes.annotate(
         "tolerance",
-        (0, verdict.tolerance),
+        (0, max(verdict.tolerance, lowest)),
         xytext=(0, 3),
         textcoords="offset points",
         color="#b00020",
     )
-    axes.set_ylim(top=4 * max(e for e in [*errors, verdict.tolerance] if e == e))
+    axes.set_ylim(top=4 * max(drawn))
     step = max(1, len(names) // 30)
     ticks = sorted({*range(0, len(names), step), len(names) - 1})
     axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90, fontsize=7)

@@ -2,19 +2,22 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from etils import epath
 
-from focalnet_jax.errors import OptionError, SetupError
+from focalnet_jax.errors import SetupError
 from focalnet_jax.models import create_backbone, create_model
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
 from focalnet_jax.paths import write_json
-from focalnet_jax.preprocessing import Preprocessing
+from focalnet_jax.preprocessing import NEWER, Preprocessing
 
 _FILE = "model.json"
+_INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
 BACKBONE_OPTIONS = frozenset({"out_stages", "out_norm"})
 HEAD_OPTIONS = BACKBONE_OPTIONS | {"num_classes"}
 
@@ -103,33 +106,120 @@ def find_description(path: epath.Path) -> ModelDescription | None:
     for directory in (path, path.parent, path.parent.parent):
         file = directory / _FILE
         if file.exists():
-            return parse_description(file.read_text(), origin=str(file))
+            return parse_description(file.read_bytes(), origin=str(file))
     return None
 
 
-def parse_description(text: str, *, origin: str) -> ModelDescription:
+def parse_description(text: str | bytes, *, origin: str) -> ModelDescription:
     """Reads the text of a `model.json`.
 
     Raises:
-      SetupError: the text describes no model; the message names `origin`.
+      SetupError: the text describes no model; the message names `origin` and the entry.
     """
+    content = _parse_json(text, origin=origin)
+    task = content.get("task", ModelDescription.task)
+    if task != ModelDescription.task:
+        raise SetupError(f"{origin} is of the task {task!r}, not of classification")
+    names = {field.name for field in dataclasses.fields(Preprocessing)}
+    needed = names - NEWER | {"name", "overrides"}
+    if missing := sorted(needed - content.keys()):
+        raise SetupError(
+            f"{origin} is no description of a model: it lacks {', '.join(missing)}"
+        )
+    if unknown := sorted(content.keys() - needed - NEWER - {"task", "classes", "source"}):
+        raise SetupError(
+            f"{origin} has the entry {unknown[0]!r}, which is unknown here: a newer "
+            "version may have written it"
+        )
+    for name, (is_right, allowed) in _CHECKS.items():
+        if name in content and not is_right(content[name]):
+            raise SetupError(
+                f"{origin}: {name} is {str(content[name])[:60]!r}, not {allowed}"
+            )
+    if len(content["mean"]) != len(content["std"]):
+        raise SetupError(f"{origin}: mean and std differ in their number of channels")
+    description = ModelDescription(
+        preprocessing=Preprocessing.from_json(content),
+        **{name: content[name] for name in content.keys() - names},
+    )
+    try:
+        model = description.create()
+    except (TypeError, ValueError) as error:
+        raise SetupError(f"{origin}: {error}") from error
+    # A head may have more rows than its data set has classes.
+    classes, rows = description.classes or [], getattr(model, "num_classes", 0)
+    if len(classes) > rows:
+        raise SetupError(
+            f"{origin}: classes has {len(classes):,} names, and the model has {rows:,}"
+        )
+    return description
+
+
+def _parse_json(text: str | bytes, *, origin: str) -> dict[str, Any]:
+    """Reads the text of a JSON object; the message of an error names `origin`."""
     try:
         content = json.loads(text)
-        task = content.get("task", ModelDescription.task)
-        if task != ModelDescription.task:
-            raise SetupError(f"{origin} is of the task {task!r}, not of classification")
-        preprocessing = Preprocessing.from_json(content)
-        numbers = {field.name for field in dataclasses.fields(Preprocessing)}
-        others = content.keys() - numbers
-        description = ModelDescription(
-            preprocessing=preprocessing, **{key: content[key] for key in others}
-        )
-        description.create()
-        return description
-    except OptionError as error:
-        raise SetupError(f"{origin}: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SetupError(f"{origin} is no description of a model: {error!r}") from error
+    except (ValueError, RecursionError) as error:
+        raise SetupError(f"{origin} is damaged: it is no JSON, {error}") from error
+    if not isinstance(content, dict):
+        raise SetupError(f"{origin} is no description of a model: it is {content!r:.60}")
+    return content
+
+
+def _is_list_of(values: Any, is_right: Callable[[Any], bool]) -> bool:
+    return isinstance(values, list) and all(map(is_right, values))
+
+
+def _is_number(value: Any, above: float = -math.inf) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and above < value < math.inf  # NaN is neither above nor below.
+
+
+# What the entries of a `model.json` may be, for those that are there.
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (lambda name: isinstance(name, str), "the name of a variant"),
+    "overrides": (lambda options: isinstance(options, dict), "options of the model"),
+    "image_size": (lambda size: type(size) is int and size > 0, "a whole number from 1"),
+    "mean": (lambda mean: _is_list_of(mean, _is_number), "a list of numbers"),
+    "std": (
+        lambda std: _is_list_of(std, lambda value: _is_number(value, above=0)),
+        "a list of numbers above 0",
+    ),
+    "interpolation": (
+        lambda name: name in _INTERPOLATIONS,
+        f"one of {', '.join(_INTERPOLATIONS)}",
+    ),
+    "crop": (
+        lambda crop: _is_number(crop, above=0),
+        "a number above 0",
+    ),
+    "squash": (lambda value: isinstance(value, bool), "true or false"),
+    "floor_offsets": (lambda value: isinstance(value, bool), "true or false"),
+    "classes": (
+        lambda names: names is None or _is_list_of(names, lambda n: isinstance(n, str)),
+        "a list of names",
+    ),
+    "source": (
+        lambda source: source is None or _is_source(source),
+        "what convert writes of a file",
+    ),
+}
+
+
+def _is_source(source: Any) -> bool:
+    if not isinstance(source, dict):
+        return False
+    dtypes = source.get("dtype", {})
+    names = dtypes.values() if isinstance(dtypes, dict) else [dtypes]
+    texts = [*names, *(source.get(key, "") for key in ("file", "dialect"))]
+    return all(isinstance(text, str) for text in texts) and all(map(_is_dtype, names))
+
+
+def _is_dtype(name: str) -> bool:
+    try:
+        return jnp.issubdtype(jnp.dtype(name), jnp.floating)
+    except TypeError:
+        return False
 
 
 def entries_that_differ(path: epath.Path, content: Mapping[str, Any]) -> list[str]:
@@ -144,7 +234,8 @@ def entries_that_differ(path: epath.Path, content: Mapping[str, Any]) -> list[st
     """
     for directory in (path, path.parent, path.parent.parent):
         if (directory / _FILE).exists():
-            there = json.loads((directory / _FILE).read_text())
+            file = directory / _FILE
+            there = _parse_json(file.read_bytes(), origin=str(file))
             here = json.loads(json.dumps(content))
             return [
                 f"{name}: {there.get(name)} there, {here.get(name)} here"

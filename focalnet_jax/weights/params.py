@@ -8,6 +8,9 @@ Orbax takes long to import, so the functions that need it import it themselves.
 """
 
 import contextlib
+import os
+import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -124,11 +127,34 @@ def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
 
 
 def save_params(path: epath.Path, params: PyTree) -> None:
-    """Writes parameters in the form in which the checkpoints of a run hold them."""
+    """Writes parameters in the form in which the checkpoints of a run hold them.
+
+    Raises:
+      OSError: they can't be written, as to a full disk.
+    """
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, params)
+    _check_room(path.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path, params)
+    except OSError:
+        raise
+    except Exception as error:  # Orbax and its store have no common class of errors.
+        if code := re.search(r"os_error_code='(\d+)'", str(error)):
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+        raise OSError(first_line(error)[:200]) from error
+
+
+def _check_room(directory: epath.Path, size: int) -> None:
+    """Raises OSError if no file of `size` bytes fits onto the disk.
+
+    Orbax writes in many threads. On a full disk some of them print their traces when
+    the error has long been said.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=directory) as file:
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
 
 
 def stored_shapes(path: epath.Path) -> dict[str, tuple[int, ...]]:

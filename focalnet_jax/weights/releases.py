@@ -9,15 +9,20 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from focalnet_jax.errors import SetupError, did_you_mean
 from focalnet_jax.paths import written_aside
+from focalnet_jax.weights.shards import parse_index
 
 _GITHUB = "https://github.com/microsoft/FocalNet/releases/download/v1.0.0"
 _HUGGING_FACE = "https://huggingface.co"
 _HUB_NAME = re.compile(r"hf:\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+# In this order they are asked for. A checkpoint of several files has an index of them.
+HUB_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
 
 # The files at `_GITHUB`, and the variant of each.
 RELEASES = {
@@ -34,23 +39,75 @@ RELEASES = {
 }
 
 
+# How the addresses of models on the Hugging Face Hub begin.
+_HUB_ADDRESS = re.compile(
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://|HF:)(?P<name>.+)"
+)
+
+
+def published_name(source: str) -> str:
+    """The name of a release, if `source` is its address; else `source` itself."""
+    if source.startswith(f"{_GITHUB}/"):
+        name = source.removeprefix(f"{_GITHUB}/")
+        if is_published(name):
+            return name
+    return source
+
+
+def check_is_no_name(source: str) -> None:
+    """Raises SetupError if `source` is no path, but names or addresses weights."""
+    if is_published(published_name(source)) and not os.path.exists(source):
+        raise SetupError(
+            f"{source!r} names published weights, and a path is needed: "
+            "focalnet_jax.load_model and python -m focalnet_jax.convert take names"
+        )
+    if "://" in source:
+        raise SetupError(unknown_name(source))
+
+
 def is_published(source: str) -> bool:
     """Whether `source` names weights that `download` gets: a release, or `hf:...`."""
-    return source.startswith("hf:") or source.removesuffix(".pth") in RELEASES
+    is_on_hub = source.startswith("hf:") and not source.startswith("hf://")
+    return is_on_hub or source.removesuffix(".pth") in RELEASES
 
 
 def unknown_name(source: str) -> str:
     """The message for a name that is no file, no directory and no release."""
     message = f"no file, directory or release is named {source!r}"
-    stem = source.removesuffix(".pth")
+    stem = source.rstrip("/").rpartition("/")[2].removesuffix(".pth")
+    if os.path.islink(source):
+        return f"{source} is a link to {os.readlink(source)}, which is not there"
+    if hub := _HUB_ADDRESS.fullmatch(source):
+        return f"{source} is an address: give {_hub_name(hub['name'])!r}"
+    if "://" in source:
+        if stem in RELEASES:
+            return f"{source} is an address: give the name of the release, {stem!r}"
+        return (
+            f"{source} is an address, of which nothing is read: download the file and "
+            "give its path, or give hf:OWNER/NAME or the name of a release"
+        )
     for release, variant in RELEASES.items():
-        if stem == variant:
+        if source.removesuffix(".pth") == variant:
             return f"{message}; the release of that model is {release!r}"
     if "_iso" in stem or "_huge" in stem:
         return f"{message}; the official isotropic and huge weights are offline"
+    is_plain = not source.startswith((".", "~"))
+    if is_plain and source.count("/") == 1 and _HUB_NAME.fullmatch(f"hf:{source}"):
+        return f"{message}; for that model on the Hugging Face Hub, give 'hf:{source}'"
     if "/" in source or "." in source:
         return message
     return message + did_you_mean(source, RELEASES)
+
+
+def _hub_name(address: str) -> str:
+    """`hf:OWNER/NAME@REVISION` for what an address says after the host."""
+    parts = re.match(
+        r"/*([^/?]+/[^/?@]+)(?:@([^/?]+)|/(?:tree|blob|resolve)/([^/?]+))?", address
+    )
+    if not parts:
+        return "hf:OWNER/NAME"
+    revision = parts[2] or parts[3] or "main"
+    return f"hf:{parts[1]}" + (f"@{revision}" if revision != "main" else "")
 
 
 def download(source: str) -> pathlib.Path:
@@ -71,13 +128,16 @@ def download(source: str) -> pathlib.Path:
     url, directory = _on_the_hub(source)
     for file in HUB_FILES:
         try:
-            return download_file(f"{url}/{file}", directory / file)
+            path = download_file(f"{url}/{file}", directory / file)
         except _NotThereError:
             continue
+        if file.endswith(".index.json"):
+            _download_shards(f"{url}/", path)
+        return path
     repository, _, revision = url.partition("/resolve/")
     raise SetupError(
-        f"{repository} has no {' or '.join(HUB_FILES)} at {revision}, or it is "
-        "private and HF_TOKEN doesn't open it"
+        f"{repository} has no {' or '.join(HUB_FILES[:2])} at {revision}, nor an index "
+        "of several files, or it is private and HF_TOKEN doesn't open it"
     )
 
 
@@ -139,6 +199,17 @@ def _on_the_hub(source: str) -> tuple[str, pathlib.Path]:
     return url, cache_directory() / "hf" / name / revision
 
 
+def _download_shards(url: str, index: pathlib.Path) -> None:
+    """Downloads the files that an index names, to the directory of the index."""
+    try:
+        weight_map = parse_index(index.read_bytes(), origin=f"{url}{index.name}")
+    except SetupError:
+        index.unlink()  # It would stay damaged for good.
+        raise
+    for file in sorted(set(weight_map.values())):
+        download_file(url + file, index.parent / file)
+
+
 def cache_directory() -> pathlib.Path:
     """The directory in which downloads are kept."""
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -155,6 +226,8 @@ def download_file(url: str, path: pathlib.Path) -> pathlib.Path:
     Raises:
       SetupError: there is no network, or the answer is not a file of the promised length.
     """
+    from tqdm import tqdm  # `import focalnet_jax` does without.
+
     if path.exists():
         return path
     token = os.environ.get("HF_TOKEN")

@@ -76,6 +76,13 @@ def test_both_sides_agree(dialect, options, peer, weights, peers, capsys):
     assert "stage1/block1" in page
 
 
+def test_heads_may_be_other_than_those_of_the_weights(weights, peers, capsys):
+    path = weights("timm")
+    for options in (["--set=num_classes=0"], ["--head=reset", "--set=num_classes=3"]):
+        assert run(f"--torch={path}", *options) is True
+        assert "\nPASS: " in capsys.readouterr().out
+
+
 def test_a_mistake_in_the_layouts_is_found(weights, peers, monkeypatch):
     """The way back would undo the mistake, but PyTorch has the original tensors."""
     from_torch = Dialect.from_torch
@@ -95,6 +102,12 @@ def test_bad_arguments_end_the_program(weights, capsys):
         "--image-size=-1",
         "--report=x.html",
         "--report=x.pdf",
+        "--tolerance=1e-3",
+        "--tolerance=nan",
+        "--tolerance=-1",
+        "--against=timm",
+        "--batch-size=4",
+        "--images=https://example.org/images",
     ):
         with pytest.raises(SystemExit):
             main([f"--torch={weights('timm')}", "--golden", argument])
@@ -120,7 +133,12 @@ def test_images_of_a_directory(weights, peers, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--torch=none.pth"], "no file, directory or release is named 'none.pth'"),
-        (["--torch=timm.safetensors", "--images=none"], "there is no directory none"),
+        (["--torch=timm.safetensors", "--images=none"], "there is no directory .*none"),
+        (["--torch=timm.safetensors", "--set=dtype=float16"], "here --precision says"),
+        (
+            ["--torch=timm.safetensors", "--head=reset", "--set=out_stages=(0,1)"],
+            "--head=reset --set=num_classes=0 compares its encoder",
+        ),
         (["--torch=timm.safetensors", "--images=."], "holds no images"),
         (["--torch=timm.safetensors", "--golden"], "head is not that of ImageNet-1K"),
     ],
@@ -169,6 +187,34 @@ def test_measures():
     with pytest.raises(ValueError, match=r"x has shape \(3,\) here, \(2,\) there"):
         difference("x", ours, theirs[:2])
     assert "x" in table([found])
+
+
+def test_ratios_have_floors():
+    """No division by zero: all-zero outputs agree, and tiny ones have no digits."""
+    zero, one = np.zeros(3), np.ones(3)
+    same = difference("x", zero, zero)
+    assert (same.relative_error, same.cosine) == (0, 1)
+    other = difference("x", one, zero)
+    assert other.relative_error > 1e30
+    assert other.cosine == 0
+    # JAX rounds what is below the normal numbers of float32 to zero.
+    assert difference("x", zero, np.full(3, 1e-40)).relative_error < 2e-8
+    assert difference("x", one * 1e-25, one * 1.1e-25).relative_error > 0.05
+    assert difference("x", one * 1e-200, one * 1e-200).cosine == 1
+    for bad in (np.nan, np.inf):
+        both = difference("x", one * bad, one * bad)
+        assert np.isnan(both.relative_error)
+
+
+def test_what_is_not_finite_never_passes():
+    net = {"stem": np.ones((2, 3)), "logits": np.eye(2, 3)}
+    for bad in (np.nan, np.inf, -np.inf):
+        wrong = net | {"stem": np.full((2, 3), bad)}
+        for ours, theirs in ((wrong, wrong), (wrong, net), (net, wrong)):
+            verdict = verdict_of((ours, theirs))
+            assert not verdict.passes
+            assert "in stem (tolerance" in str(verdict)
+            assert picture(verdict).count("<svg") == 1
 
 
 def verdict_of(*batches):

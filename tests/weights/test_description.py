@@ -9,6 +9,7 @@ from focalnet_jax.errors import SetupError
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.weights.description import (
     ModelDescription,
+    entries_that_differ,
     find_description,
     parse_description,
 )
@@ -48,6 +49,51 @@ def test_older_files_lack_the_newer_numbers():
     description = dataclasses.replace(DESCRIPTION, preprocessing=squash)
     text = json.dumps(description.to_json())
     assert parse_description(text, origin="a file") == description
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(name="focalnet_tny"), "did you mean 'focalnet_t"),
+        (dict(name=3), "name is '3', not the name of a variant"),
+        (dict(overrides=[]), "overrides is '[]', not options"),
+        (dict(overrides={"depth": 3}), "no option 'depth'"),
+        (dict(overrides={"depths": 3}), "depths=3 is not a tuple"),
+        (dict(image_size=22.5), "image_size is '22.5', not a whole number"),
+        (dict(image_size=True), "image_size is 'True'"),
+        (dict(mean=0.5), "mean is '0.5', not a list of numbers"),
+        (dict(mean=[float("nan")]), "mean is '[nan]'"),
+        (dict(mean=[0.5, 0.5]), "mean and std differ in their number"),
+        (dict(std=[0]), "std is '[0]', not a list of numbers above 0"),
+        (dict(crop=float("inf")), "crop is 'inf', not a number above 0"),
+        (dict(interpolation="cubic"), "interpolation is 'cubic', not one of bicubic, bi"),
+        (dict(classes="abcde"), "classes is 'abcde', not a list of names"),
+        (dict(classes=[1]), "classes is '[1]'"),
+        (dict(classes=list("abcdef")), "classes has 6 names, and the model has 5"),
+        (dict(source="a.pth"), "source is 'a.pth', not what convert writes"),
+        (dict(source={"dtype": "float12"}), "source is "),
+        (dict(source={"dtype": {"norm/bias": 3}}), "source is "),
+        (dict(version=2), "has the entry 'version', which is unknown here: a newer"),
+        (dict(task="detection"), "is of the task 'detection'"),
+    ],
+)
+def test_each_entry_is_checked(changes, message):
+    text = json.dumps(DESCRIPTION.to_json() | changes)
+    with pytest.raises(SetupError) as error:
+        parse_description(text, origin="run/model.json")
+    assert message in str(error.value)
+    assert str(error.value).startswith("run/model.json")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", b"\xff\xfe{", "[" * 10**5])
+def test_what_is_no_json_object_is_one_line(text, tmp_path):
+    path = tmp_path / "model.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    for read in (find_description, lambda path: entries_that_differ(path, {})):
+        with pytest.raises(SetupError, match="model.json is ") as error:
+            read(tmp_path)
+        assert "\n" not in str(error.value)
 
 
 def test_all_numbers_of_the_preprocessing_are_needed():

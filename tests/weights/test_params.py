@@ -1,5 +1,8 @@
 """Parameters on disk, and what is said if they do not fit."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -32,6 +35,30 @@ def abstract(**shapes):
         }
         for module, leaves in shapes.items()
     }
+
+
+@pytest.mark.parametrize("is_seen_before", [True, False])
+def test_a_full_disk_is_an_os_error(is_seen_before, tmp_path):
+    """A limit on the size of files stands for the disk, in a process of its own."""
+    program = "" if is_seen_before else "params._check_room = lambda *args: None\n"
+    program = (
+        "from focalnet_jax.weights import params\n"
+        f"{program}"
+        "import pathlib, resource, signal, sys, numpy as np\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "numbers = np.random.default_rng(0).normal(size=10_000)\n"
+        "try:\n"
+        "    params.save_params(pathlib.Path(sys.argv[1]), {'a': numbers})\n"
+        "except OSError as error:\n"
+        "    print(error.errno == 27, error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "params")],
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout == "True [Errno 27] File too large\n"
 
 
 LAYER = {"kernel": (2, 3)}
