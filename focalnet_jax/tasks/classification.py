@@ -122,15 +122,26 @@ class DataSets:
     data_dir: str | None = None
     classes: str | None = None
 
-    def open(self, split: str) -> Source:
+    def open(self, which: str) -> Source:
         """Opens one of the splits.
+
+        Args:
+          which: `"train_split"` or `"test_split"`.
 
         Raises:
           SetupError: as `open_source`, with the names of the configuration's fields.
         """
-        with arguments_spelt(lambda argument: f"data.{argument}"):
+
+        def spell(argument: str) -> str:
+            dashes, name = "--config." * argument.startswith("--"), argument.lstrip("-")
+            return f"{dashes}data.{which if name == 'split' else name}"
+
+        with arguments_spelt(spell):
             return open_source(
-                self.name, split=split, data_dir=self.data_dir, classes=self.classes
+                self.name,
+                split=getattr(self, which),
+                data_dir=self.data_dir,
+                classes=self.classes,
             )
 
 
@@ -186,18 +197,19 @@ class Classification:
         num_classes = self.model.num_classes
         if train:
             image_operations(self.train_transform.pixels)  # Are its libraries there?
-            train_source = self.data_sets.open(self.data_sets.train_split)
-        test_source = self.data_sets.open(self.data_sets.test_split)
+            train_source = self.data_sets.open("train_split")
+        test_source = self.data_sets.open("test_split")
         check_labels_fit(test_source, num_classes)
         example = EvalExample(self.eval_transform, test_source.labels(num_classes))
         test = Split(test_source, example)
         if not train:
-            return Splits(None, test)
+            return Splits(None, test, test_source.remarks)
         check_trainable(train_source, test_source)
         check_labels_fit(train_source, num_classes)
-        remarks = ()
+        # A folder may be the one and the other.
+        remarks = tuple(dict.fromkeys(train_source.remarks + test_source.remarks))
         if num_classes > (train_source.num_classes or num_classes):
-            remarks = (
+            remarks += (
                 f"the model has {num_classes:,} classes, of which {train_source.name} "
                 f"has {train_source.num_classes:,}",
             )

@@ -1,26 +1,59 @@
 """Image folders, `CLASS/xxx.jpg`, as sequences of records with encoded images."""
 
 import bisect
+import contextlib
 import operator
 import os
 import pathlib
-from collections.abc import Sequence
+import re
+import shlex
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
+import PIL.features
 
+from focalnet_jax.data.sources.fingerprint import contents_digest, digest
+from focalnet_jax.data.sources.left_out import (
+    CYCLE,
+    DEAD_LINK,
+    NOTE,
+    SPECIAL,
+    TWICE,
+    LeftOut,
+    kind_of_file,
+)
 from focalnet_jax.errors import SetupError, first_few, nearest
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
+# What the names of images end in. PIL looks at the first bytes, not at the name.
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *((".avif",) if PIL.features.check("avif") else ()),
+    *((".jp2", ".j2k") if PIL.features.check("jpg_2000") else ()),
+)
+
+# What an entry of a directory can be, beside what `left_out` knows.
+_IMAGE = "image"
+_DIRECTORY = "directory"
+
+# Directories that file managers, archives and file systems add by themselves.
+_NO_DIRECTORIES = {"__MACOSX", "@eaDir", "lost+found"}
+
+_SPLIT_NAME = re.compile(
+    "(train|training|val|valid|validation|test|testing|eval|evaluation|dev)"
+    r"([-_ ]?(set|split|data|images|\d+))?",
+    re.IGNORECASE,
+)
 
 
 class ImageFolder(Sequence):
     """Records `{"image": encoded bytes, "label": int, "file_name": "CLASS/xxx.jpg"}`.
 
-    The records are sorted by class directory, then by file name, as in torchvision's
-    `ImageFolder`. Unlike there, a directory within a class directory is an error, so that
-    splits are not taken for classes. Files of other kinds are ignored, and so is every
-    name that begins with a dot. A file is read when its record is asked for.
+    As in torchvision's `ImageFolder`, every image below a class directory, at any depth,
+    is of that class, and links are followed. The records are sorted by class directory,
+    then by the directory that they lie in, then by file name. Every name that begins with
+    a dot is ignored. A file is read when its record is asked for.
 
     The listing is kept as one string of all names, and the position at which each ends.
     For the 14 million files of ImageNet-22K it takes about 350 MB, and every worker
@@ -30,6 +63,7 @@ class ImageFolder(Sequence):
       root: the folder.
       class_names: the name of each class, by label.
       labels: the label of each directory in the folder; the directories are sorted.
+      remarks: what is left out, as lines for people.
     """
 
     def __init__(self, root: str | os.PathLike, *, classes: Sequence[str] | None = None):
@@ -43,20 +77,27 @@ class ImageFolder(Sequence):
 
         Raises:
           SetupError: the folder does not exist or has no directories, a class has no
-            images, images lie outside of the class directories, or a directory is not in
-            `classes`.
+            images, images lie outside of the class directories, a directory is not in
+            `classes`, or a directory can't be listed.
         """
         self.root = pathlib.Path(root)
         self._directories = class_directories(self.root)
+        if self._directories == ["images"] and holds_images(self.root / "images"):
+            # Tiny ImageNet has images without labels so; as a class it would be the only
+            # one.
+            raise SetupError(_no_class(self.root / "images", ["xxx.jpg"]))
         self.class_names = tuple(self._directories if classes is None else classes)
         self.labels = _labels(self.root, self._directories, self.class_names)
-        listings = [_image_names(self.root / name) for name in self._directories]
+        listing = _Listing(self.root)
+        listings = [listing.images_below(name) for name in self._directories]
+        self.remarks = listing.left_out.lines(self.root, extensions=EXTENSIONS)
         counts = [len(lengths) for _, lengths in listings]
         if not all(counts):
             empty = [name for name, n in zip(self._directories, counts) if not n]
             raise SetupError(
                 f"no images in {first_few(empty)} of {self.root} (images end in "
                 f"{', '.join(EXTENSIONS)}): complete these classes, or delete them"
+                + "".join(f"\n{remark}" for remark in self.remarks)
             )
         # The number of images up to the end of each class, and the number of bytes up to
         # the end of each name.
@@ -95,6 +136,23 @@ class ImageFolder(Sequence):
         name = os.fsdecode(self._names[start : self._name_ends[position]])
         return f"{self._directories[self._class(position)]}/{name}"
 
+    def fingerprint(self) -> dict[str, str]:
+        """What tells this folder from one with other images, wherever it lies.
+
+        Returns:
+          `names`: a digest of all names and classes. `contents`: one of sizes and first
+          bytes, as `contents_digest` takes them.
+        """
+        directories = [os.fsencode(name) for name in self._directories]
+        return {
+            "names": digest(
+                repr((directories, self._class_ends)).encode(),
+                self._name_ends.astype("<i8").tobytes(),
+                self._names,
+            ),
+            "contents": contents_digest(len(self), self.path),
+        }
+
     def _class(self, position: int) -> int:
         """The index of the directory of an image."""
         return bisect.bisect_right(self._class_ends, position)
@@ -107,19 +165,78 @@ class ImageFolder(Sequence):
         return index % len(self)
 
 
+class _Listing:
+    """Lists the images below the class directories of a folder.
+
+    Attributes:
+      left_out: what was met and isn't listed.
+    """
+
+    def __init__(self, root: pathlib.Path):
+        self._root = root
+        self._above = _identities_above(root)
+        self._seen: dict[tuple[int, int], str] = {}
+        self.left_out = LeftOut()
+        self._sorted_entries("")
+
+    def images_below(self, name: str) -> tuple[bytes, np.ndarray]:
+        """The names of the images below a directory, joined, and the length of each.
+
+        They are sorted as torchvision sorts them.
+
+        Raises:
+          SetupError: a directory can't be listed.
+        """
+        found = []
+        pending = [(name, self._above)]
+        while pending:
+            place, above = pending.pop()
+            if (identities := self._enter(place, above)) is None:
+                continue
+            images, directories = self._sorted_entries(place)
+            found.append((place, images))
+            pending += [(f"{place}/{inner}", identities) for inner in directories]
+        names = [
+            os.fsencode(f"{place}/{image}"[len(name) + 1 :])
+            for place, images in sorted(found)
+            for image in images
+        ]
+        return b"".join(names), np.fromiter(map(len, names), np.uint16, count=len(names))
+
+    def _enter(self, place: str, above: frozenset) -> frozenset | None:
+        """The identities of a directory and those above it; None if it is one of them."""
+        status = os.stat(self._root / place)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            self.left_out.add(CYCLE, place)
+            return None
+        if self._seen.setdefault(identity, place) != place:
+            self.left_out.add(TWICE, place)
+        return above | {identity}
+
+    def _sorted_entries(self, place: str) -> tuple[list[str], list[str]]:
+        """The names of the images and of the directories in a directory."""
+        images, directories = [], []
+        for entry in _scan(self._root / place):
+            kind = _kind(entry)
+            if kind == _DIRECTORY:
+                directories.append(entry.name)
+            elif kind == _IMAGE:
+                images.append(entry.name)
+            else:
+                self.left_out.add(kind, f"{place}/{entry.name}".lstrip("/"))
+        return sorted(images), sorted(directories)
+
+
 def class_directories(root: pathlib.Path) -> list[str]:
     """The sorted names of the directories in a folder.
 
     Raises:
       SetupError: there are none, or there are images beside them.
     """
-    entries = _scan(root)
-    if images := sorted(entry.name for entry in entries if _is_image(entry)):
-        raise SetupError(
-            f"{first_few(images)} in {root} belong to no class: images lie in "
-            "directories named after their classes, CLASS/xxx.jpg"
-        )
-    directories = sorted(entry.name for entry in entries if entry.is_dir())
+    images, directories = _images_and_directories(root)
+    if images:
+        raise SetupError(_no_class(root, images))
     if not directories:
         raise SetupError(
             f"there are no directories in {root}: images lie in directories named after "
@@ -128,16 +245,95 @@ def class_directories(root: pathlib.Path) -> list[str]:
     return directories
 
 
-def has_splits(root: pathlib.Path) -> bool:
-    """Whether a folder is `SPLIT/CLASS/xxx.jpg` and not `CLASS/xxx.jpg`.
+def folder_layout(root: pathlib.Path, *, classes: Collection[str] = ()) -> str:
+    """Says whether the directories in a folder are classes or splits.
 
-    The first directory in it decides: that of a split contains directories.
+    Args:
+      root: the folder.
+      classes: the names of all classes, if they are known.
+
+    Returns:
+      `"classes"`; or `"splits"`, which hold directories and have the names of splits; or
+      `"either"`, if they hold directories and no images, and have other names.
 
     Raises:
       SetupError: there are no directories, or there are images beside them.
     """
-    first, *_ = class_directories(root)
-    return any(entry.is_dir() for entry in _scan(root / first))
+    directories = class_directories(root)
+    if any(name in classes for name in directories):
+        return "classes"
+    counts = []
+    for name in directories:
+        images, inner = _images_and_directories(root / name)
+        if images:
+            return "classes"
+        counts.append(len(inner))
+    if any(_SPLIT_NAME.fullmatch(name) and n for name, n in zip(directories, counts)):
+        return "splits"
+    # A split has several classes, so a single directory is one below a class.
+    return "either" if max(counts) > 1 else "classes"
+
+
+def split_inside(root: pathlib.Path) -> str | None:
+    """The name of a directory that looks like a class, and could be a split as well.
+
+    It holds directories and no images, and it has the name of a split or is the only one:
+    `train/train/CLASS/xxx.jpg`.
+
+    Args:
+      root: whose directories are classes.
+
+    Raises:
+      SetupError: there are no directories, or there are images beside them.
+    """
+    directories = class_directories(root)
+    for name in directories:
+        is_only = len(directories) == 1
+        if is_only or name == root.name or _SPLIT_NAME.fullmatch(name):
+            images, inner = _images_and_directories(root / name)
+            if not images and len(inner) > is_only:
+                return name
+    return None
+
+
+def link_as_split(root: pathlib.Path) -> str:
+    """A command after which the folder `NEW` has `root` as its split `train`."""
+    return f"mkdir NEW && ln -s {shlex.quote(str(root.resolve()))} NEW/train"
+
+
+def holds_images(directory: pathlib.Path) -> bool:
+    """Whether there are images directly in a directory."""
+    return bool(_images_and_directories(directory)[0])
+
+
+def _images_and_directories(directory: pathlib.Path) -> tuple[list[str], list[str]]:
+    """The sorted names of the images and of the directories in a directory."""
+    names = {_IMAGE: [], _DIRECTORY: []}
+    for entry in _scan(directory):
+        names.setdefault(_kind(entry), []).append(entry.name)
+    return sorted(names[_IMAGE]), sorted(names[_DIRECTORY])
+
+
+def _no_class(directory: pathlib.Path, images: list[str]) -> str:
+    """The error of images that lie in no directory of a class."""
+    text = (
+        f"{first_few(images)} in {directory} belong to no class: images lie in "
+        "directories named after their classes, CLASS/xxx.jpg"
+    )
+    annotations = directory.parent / "val_annotations.txt"
+    if directory.name == "images" and annotations.exists():  # as in Tiny ImageNet
+        place = shlex.quote(str(directory.parent))
+        return (
+            f"{text}. This sorts them by {annotations.name}:\n  cd {place} && while read "
+            'f c rest; do mkdir -p "$c" && mv "images/$f" "$c/"; done < '
+            f"{annotations.name} && rmdir images"
+        )
+    if images[0].startswith("ILSVRC2012_val_"):
+        return (
+            f"{text}. Those of ImageNet's validation are sorted by the script valprep.sh: "
+            "https://github.com/soumith/imagenetloader.torch"
+        )
+    return f"{text}. Sort them by the list of labels that came with them"
 
 
 def _labels(
@@ -157,22 +353,14 @@ def _labels(
     return tuple(label_of[name] for name in directories)
 
 
-def _image_names(directory: pathlib.Path) -> tuple[bytes, np.ndarray]:
-    """The sorted names of the images in a directory, joined, and the length of each.
-
-    Raises:
-      SetupError: the directory contains directories, or cannot be listed.
-    """
-    entries = _scan(directory)
-    names = sorted(entry.name for entry in entries if _is_image(entry))
-    if inner := sorted(entry.name for entry in entries if entry.is_dir()):
-        raise SetupError(
-            f"{directory} holds directories ({first_few(inner)}): images lie directly in "
-            "directories named after their classes. If these are the classes, and "
-            f"{directory.name!r} is a split, name {directory} as the folder"
-        )
-    names = [os.fsencode(name) for name in names]
-    return b"".join(names), np.fromiter(map(len, names), np.uint16, count=len(names))
+def _identities_above(root: pathlib.Path) -> frozenset[tuple[int, int]]:
+    """Device and inode of a directory and of all those above it."""
+    identities = set()
+    for directory in (root.resolve(), *root.resolve().parents):
+        with contextlib.suppress(OSError):
+            status = directory.stat()
+            identities.add((status.st_dev, status.st_ino))
+    return frozenset(identities)
 
 
 def _scan(directory: pathlib.Path) -> list[os.DirEntry]:
@@ -184,5 +372,16 @@ def _scan(directory: pathlib.Path) -> list[os.DirEntry]:
         raise SetupError(f"the image folder can't be listed: {error}") from error
 
 
-def _is_image(entry: os.DirEntry) -> bool:
-    return entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
+def _kind(entry: os.DirEntry) -> str:
+    """What an entry is: an image, a directory, or something that is left out."""
+    try:
+        if entry.is_dir():
+            return NOTE if entry.name in _NO_DIRECTORIES else _DIRECTORY
+        if entry.is_file():
+            is_image = entry.name.lower().endswith(EXTENSIONS)
+            return _IMAGE if is_image else kind_of_file(entry.name)
+    except OSError:  # a link to itself, or into a directory that may not be entered
+        pass
+    if kind_of_file(entry.name) == NOTE:
+        return NOTE
+    return DEAD_LINK if entry.is_symlink() else SPECIAL
