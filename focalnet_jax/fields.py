@@ -5,7 +5,9 @@ one, and fills the page of documentation. Names are dotted: `data.image_size`.
 """
 
 import dataclasses
+import functools
 import math
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -26,7 +28,9 @@ class Field:
       default: its value in a new configuration; None for a field that may be unset.
       meaning: what it does, as a sentence or two.
       check: what values are allowed; a field that is unset is always right.
-      kind: the type of values of a field whose default is None.
+      kind: the type of values of a field whose default is None, or whose values may have
+        other types than the default.
+      canonical: makes the form in which a right value is kept, where there are several.
       decides_examples: whether a run that goes on must have the value of its beginning,
         since another one would have it see other examples; or a function of both values
         that says whether they lead to other examples.
@@ -36,6 +40,7 @@ class Field:
     meaning: str
     check: Check | None = None
     kind: type | None = None
+    canonical: Callable[[Any], Any] | None = None
     decides_examples: bool | Callable[[Any, Any], bool] = False
 
 
@@ -52,9 +57,10 @@ def make_config(fields: Fields) -> ConfigDict:
             if part not in group:
                 group[part] = ConfigDict()
             group = group[part]
-        is_optional = field.default is None
         group[last] = (
-            config_dict.placeholder(field.kind) if is_optional else field.default
+            config_dict.FieldReference(field.default, field_type=field.kind)
+            if field.kind
+            else field.default
         )
     return config.lock()
 
@@ -75,8 +81,21 @@ def check_fields(config: ConfigDict, fields: Fields) -> None:
         if name not in given:
             raise SetupError(f"the config lacks the field {name}")
         value = given[name]
+        if value is None and field.default is not None:
+            raise SetupError(f"{name} has no value; the default is {field.default!r}")
         if value is not None and field.check and (problem := field.check(value)):
             raise SetupError(f"{name}={value!r} {problem}")
+
+
+def canonical_values(config: ConfigDict, fields: Fields) -> dict[str, Any]:
+    """The values of a checked configuration as nested dicts, in their canonical form."""
+    values = config.to_dict()
+    for name, field in fields.items():
+        if field.canonical:
+            *groups, last = name.split(".")
+            group = functools.reduce(operator.getitem, groups, values)
+            group[last] = field.canonical(group[last])
+    return values
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

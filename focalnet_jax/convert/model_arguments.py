@@ -4,12 +4,12 @@ import argparse
 import ast
 from typing import Any
 
-from focalnet_jax.command_line import positive
 from focalnet_jax.convert.weights_and_model import (
     WeightsAndModel,
     read_weights_and_model,
 )
 from focalnet_jax.errors import SetupError
+from focalnet_jax.image_size import ImageSize, parse_image_size
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +25,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--image-size",
-        type=positive,
+        type=_image_size,
         metavar="N",
-        help="side in pixels of the images that the model is for",
+        help="size in pixels of the images that the model is for; HEIGHTxWIDTH if they "
+        "are no squares",
     )
     add("--prefix", help="take only names with this prefix, such as backbone")
     add("--wrapper", help="the entry of a file that holds the weights, such as teacher")
@@ -38,6 +39,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="leave out names that match, shell-style; repeatable",
     )
+
+
+def _image_size(text: str) -> ImageSize:
+    try:
+        return parse_image_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from error
 
 
 def model_options(assignments: list[str]) -> dict[str, Any]:

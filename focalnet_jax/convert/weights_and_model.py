@@ -22,6 +22,7 @@ from focalnet_jax.convert.names import (
 )
 from focalnet_jax.convert.weight_files import read_weights
 from focalnet_jax.errors import SetupError, argument
+from focalnet_jax.image_size import ImageSize
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import VARIANTS
 from focalnet_jax.paths import absolute_path
@@ -68,7 +69,7 @@ def read_weights_and_model(
     *,
     name: str | None = None,
     options: dict[str, Any] | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     wrapper: str | None = None,
     prefix: str | None = None,
     ignore: Sequence[str] = (),
@@ -80,8 +81,8 @@ def read_weights_and_model(
         `hf:OWNER/NAME` or an official release.
       name: the name of the variant. None takes the recorded one or the nearest one.
       options: options of the model, which replace those that are recorded or inferred.
-      image_size: side in pixels of the images that the model is for. None takes the
-        recorded or the usual one.
+      image_size: size in pixels of the images that the model is for: a number for
+        squares, or height and width. None takes the recorded or the usual one.
       wrapper, prefix, ignore: as for `from_torch`. For a directory only `ignore` is
         allowed.
 
@@ -179,7 +180,7 @@ def _with_changes(
     description: ModelDescription,
     name: str | None,
     options: dict[str, Any],
-    image_size: int | None,
+    image_size: ImageSize | None,
 ) -> ModelDescription:
     """Changes a description as asked. A changed head loses the names of its classes."""
     overrides = _with_options(description.overrides, options)

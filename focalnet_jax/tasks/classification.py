@@ -34,6 +34,7 @@ from focalnet_jax.fields import (
     one_of,
     share,
 )
+from focalnet_jax.image_size import height_and_width
 from focalnet_jax.models import FocalNet, count_multiply_adds
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.tasks.augment import ERASING_MODES, Mixing, RandomErasing
@@ -183,9 +184,9 @@ class Classification:
 
     @property
     def batch(self) -> dict[str, BatchArray]:
-        side = self.preprocessing.image_size
+        sides = height_and_width(self.preprocessing.image_size)
         return {
-            "image": BatchArray((side, side, 3), np.uint8, ("height", "width", None)),
+            "image": BatchArray((*sides, 3), np.uint8, ("height", "width", None)),
             "label": BatchArray((), np.int32),
         }
 
@@ -217,8 +218,9 @@ class Classification:
         return Splits(Split(train_source, example), test, remarks)
 
     def init(self, key: jax.Array) -> Variables:
-        side, channels = self.preprocessing.image_size, self.model.encoder.in_channels
-        return self.model.init(key, jnp.zeros((1, side, side, channels)))
+        sides = height_and_width(self.preprocessing.image_size)
+        channels = self.model.encoder.in_channels
+        return self.model.init(key, jnp.zeros((1, *sides, channels)))
 
     def prepare(self, batch: Batch, keys: Keys) -> Batch:
         """Normalises, erases and mixes: float `image`, and `target` for the loss."""

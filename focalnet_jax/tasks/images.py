@@ -5,7 +5,8 @@ import inspect
 import re
 from typing import Any
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from focalnet_jax.data import (
     INTERPOLATIONS,
@@ -24,6 +25,7 @@ from focalnet_jax.fields import (
     numbers,
     one_of,
 )
+from focalnet_jax.image_size import height_and_width, parse_image_size
 from focalnet_jax.models import (
     FocalNet,
     FocalNetEncoder,
@@ -74,6 +76,33 @@ def _crop(value) -> str | None:
     return None if 0 < value <= 1 else "is not in (0, 1]"
 
 
+def _image_size(value) -> str | None:
+    try:
+        parse_image_size(value)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+class _OneNumberOrTwo(type):
+    def __instancecheck__(cls, value):
+        return isinstance(value, (int, float, str, tuple, list))
+
+
+class ImageSizeField(metaclass=_OneNumberOrTwo):
+    """The type of a field for what `parse_image_size` takes, right or wrong."""
+
+
+class _AsItStands(flags.ArgumentParser):
+    """The value of a flag as it stands: it is read and checked with all other fields."""
+
+    def parse(self, argument):
+        return argument
+
+
+config_flags.register_flag_parser_for_type(ImageSizeField, _AsItStands())
+
+
 MODEL_FIELDS: Fields = {
     "model.name": Field(
         "focalnet_tiny_srf", "The variant of FocalNet.", one_of(VARIANTS)
@@ -106,7 +135,14 @@ IMAGE_FIELDS: Fields = {
     ),
     "data.train_split": Field("train", "The split to train on.", decides_examples=True),
     "data.test_split": Field("validation", "The split to evaluate on."),
-    "data.image_size": Field(224, "The side of an image in pixels.", at_least(1)),
+    "data.image_size": Field(
+        224,
+        "The size of images in pixels: a number for squares, or `(height, width)`, such "
+        "as `(360, 880)`.",
+        _image_size,
+        kind=ImageSizeField,
+        canonical=parse_image_size,
+    ),
     "data.interpolation": Field(
         "bicubic",
         'How training images are resized; "random" takes bicubic or bilinear.',
@@ -149,7 +185,10 @@ IMAGE_FIELDS: Fields = {
         one_of(PIXELS),
     ),
     "data.eval_crop": Field(
-        Preprocessing.crop, "The share of the shorter side that evaluation sees.", _crop
+        Preprocessing.crop,
+        "The share of the resized image that evaluation sees: of its shorter side, if "
+        "images are squares.",
+        _crop,
     ),
     "data.eval_interpolation": Field(
         "bicubic", "How images are resized for evaluation.", one_of(INTERPOLATIONS)
@@ -180,7 +219,7 @@ def model_of(config: ConfigDict) -> FocalNet:
             f"model.in_channels={model.encoder.in_channels}, but images are read as RGB"
         )
     least = model.encoder.smallest_image()
-    if config.data.image_size < least:
+    if min(height_and_width(config.data.image_size)) < least:
         raise SetupError(
             f"data.image_size={config.data.image_size} is too small for "
             f"{config.model.name}, which needs {least} (or model.pad_to_patch=True)"

@@ -18,6 +18,7 @@ from focalnet_jax.fields import (
     Fields,
     at_least,
     below,
+    canonical_values,
     check_fields,
     every,
     full_name,
@@ -261,7 +262,9 @@ def check_config(config: ConfigDict) -> tuple[FrozenConfigDict, Task]:
     Raises:
       SetupError: naming the field, what was given and what is allowed.
     """
-    check_fields(config, all_fields(config.get("task", CLASSIFICATION)))
+    fields = all_fields(config.get("task", CLASSIFICATION))
+    check_fields(config, fields)
+    config = FrozenConfigDict(canonical_values(config, fields))
     if config.reset_head and not config.init_from:
         raise SetupError("reset_head=True needs init_from, whose head is left out")
     task = TASKS[config.task].make(config)
@@ -271,7 +274,7 @@ def check_config(config: ConfigDict) -> tuple[FrozenConfigDict, Task]:
             raise SetupError(f"checkpoint.best_metric={best!r} {problem}")
         if best.startswith("test_ema/") and not config.ema_decay:
             raise SetupError(f"checkpoint.best_metric={best!r} needs ema_decay above 0")
-    return FrozenConfigDict(config), task
+    return config, task
 
 
 def check_field_name(name: str, task: str = CLASSIFICATION) -> None:

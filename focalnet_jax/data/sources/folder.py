@@ -330,8 +330,8 @@ def _no_class(directory: pathlib.Path, images: list[str]) -> str:
         )
     if images[0].startswith("ILSVRC2012_val_"):
         return (
-            f"{text}. Those of ImageNet's validation are sorted by the script valprep.sh: "
-            "https://github.com/soumith/imagenetloader.torch"
+            f"{text}. Those of ImageNet's validation are sorted by the script valprep.sh "
+            "of https://github.com/soumith/imagenetloader.torch"
         )
     return f"{text}. Sort them by the list of labels that came with them"
 

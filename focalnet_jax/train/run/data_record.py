@@ -70,9 +70,9 @@ def data_changes(workdir: epath.Path, record: DataRecord, *, unit: str) -> list[
     before = _read(workdir) if record else {}
     lines = []
     for role, (name, consequence) in _ROLES.items():
-        if role in before and role in record:
-            if difference := _difference(before[role], record[role], unit):
-                lines.append(f"{name}: {difference}; {consequence}")
+        then, now = before.get(role), record.get(role)
+        if then and now and (difference := _difference(then, now, unit)):
+            lines.append(f"{name}: {difference}; {consequence}")
     return lines
 
 
