@@ -1,7 +1,6 @@
 """Image folders, `CLASS/xxx.jpg`, as sequences of records with encoded images."""
 
 import bisect
-import contextlib
 import operator
 import os
 import pathlib
@@ -82,13 +81,11 @@ class ImageFolder(Sequence):
         """
         self.root = pathlib.Path(root)
         self._directories = class_directories(self.root)
-        if self._directories == ["images"] and holds_images(self.root / "images"):
-            # Tiny ImageNet has images without labels so; as a class it would be the only
-            # one.
-            raise SetupError(_no_class(self.root / "images", ["xxx.jpg"]))
+        if self._directories == ["images"]:  # That names no class, as in Tiny ImageNet.
+            _check_has_no_images(self.root / "images")
         self.class_names = tuple(self._directories if classes is None else classes)
         self.labels = _labels(self.root, self._directories, self.class_names)
-        listing = _Listing(self.root)
+        listing = _Listing(self.root, self._directories)
         listings = [listing.images_below(name) for name in self._directories]
         self.remarks = listing.left_out.lines(self.root, extensions=EXTENSIONS)
         counts = [len(lengths) for _, lengths in listings]
@@ -172,10 +169,13 @@ class _Listing:
       left_out: what was met and isn't listed.
     """
 
-    def __init__(self, root: pathlib.Path):
+    def __init__(self, root: pathlib.Path, classes: Sequence[str]):
         self._root = root
-        self._above = _identities_above(root)
+        self._above = frozenset(map(_identity, (root.resolve(), *root.resolve().parents)))
+        # What is there twice is called by its own name first, then by that of a link.
         self._seen: dict[tuple[int, int], str] = {}
+        for name in sorted(classes, key=lambda name: (root / name).is_symlink()):
+            self._seen.setdefault(_identity(root / name), name)
         self.left_out = LeftOut()
         self._sorted_entries("")
 
@@ -205,8 +205,7 @@ class _Listing:
 
     def _enter(self, place: str, above: frozenset) -> frozenset | None:
         """The identities of a directory and those above it; None if it is one of them."""
-        status = os.stat(self._root / place)
-        identity = (status.st_dev, status.st_ino)
+        identity = _identity(self._root / place)
         if identity in above:
             self.left_out.add(CYCLE, place)
             return None
@@ -234,9 +233,8 @@ def class_directories(root: pathlib.Path) -> list[str]:
     Raises:
       SetupError: there are none, or there are images beside them.
     """
-    images, directories = _images_and_directories(root)
-    if images:
-        raise SetupError(_no_class(root, images))
+    _check_has_no_images(root)
+    directories = _images_and_directories(root)[1]
     if not directories:
         raise SetupError(
             f"there are no directories in {root}: images lie in directories named after "
@@ -253,8 +251,9 @@ def folder_layout(root: pathlib.Path, *, classes: Collection[str] = ()) -> str:
       classes: the names of all classes, if they are known.
 
     Returns:
-      `"classes"`; or `"splits"`, which hold directories and have the names of splits; or
-      `"either"`, if they hold directories and no images, and have other names.
+      `"splits"`, if one of them has the name of a split and holds directories, or all
+      have such names; `"classes"`, if one of them holds images; or `"either"`, if they
+      hold directories alone, and have other names.
 
     Raises:
       SetupError: there are no directories, or there are images beside them.
@@ -262,14 +261,17 @@ def folder_layout(root: pathlib.Path, *, classes: Collection[str] = ()) -> str:
     directories = class_directories(root)
     if any(name in classes for name in directories):
         return "classes"
+    named = [name for name in directories if _SPLIT_NAME.fullmatch(name)]
+    if named == directories:
+        return "splits"
+    if any(_images_and_directories(root / name)[1] for name in named):
+        return "splits"
     counts = []
     for name in directories:
         images, inner = _images_and_directories(root / name)
         if images:
             return "classes"
         counts.append(len(inner))
-    if any(_SPLIT_NAME.fullmatch(name) and n for name, n in zip(directories, counts)):
-        return "splits"
     # A split has several classes, so a single directory is one below a class.
     return "either" if max(counts) > 1 else "classes"
 
@@ -314,8 +316,11 @@ def _images_and_directories(directory: pathlib.Path) -> tuple[list[str], list[st
     return sorted(names[_IMAGE]), sorted(names[_DIRECTORY])
 
 
-def _no_class(directory: pathlib.Path, images: list[str]) -> str:
-    """The error of images that lie in no directory of a class."""
+def _check_has_no_images(directory: pathlib.Path) -> None:
+    """Raises SetupError for images directly in a directory that isn't a class."""
+    images, _ = _images_and_directories(directory)
+    if not images:
+        return
     text = (
         f"{first_few(images)} in {directory} belong to no class: images lie in "
         "directories named after their classes, CLASS/xxx.jpg"
@@ -323,17 +328,22 @@ def _no_class(directory: pathlib.Path, images: list[str]) -> str:
     annotations = directory.parent / "val_annotations.txt"
     if directory.name == "images" and annotations.exists():  # as in Tiny ImageNet
         place = shlex.quote(str(directory.parent))
-        return (
-            f"{text}. This sorts them by {annotations.name}:\n  cd {place} && while read "
+        text += (
+            f". This sorts them by {annotations.name}:\n  cd {place} && while read "
             'f c rest; do mkdir -p "$c" && mv "images/$f" "$c/"; done < '
             f"{annotations.name} && rmdir images"
         )
-    if images[0].startswith("ILSVRC2012_val_"):
-        return (
-            f"{text}. Those of ImageNet's validation are sorted by the script valprep.sh "
+    elif images[0].startswith("ILSVRC2012_val_"):
+        text += (
+            ". Those of ImageNet's validation are sorted by the script valprep.sh "
             "of https://github.com/soumith/imagenetloader.torch"
         )
-    return f"{text}. Sort them by the list of labels that came with them"
+    else:
+        text += (
+            ". Sort them by the list of labels that came with them, or move them away if "
+            "there is none"
+        )
+    raise SetupError(text)
 
 
 def _labels(
@@ -353,14 +363,10 @@ def _labels(
     return tuple(label_of[name] for name in directories)
 
 
-def _identities_above(root: pathlib.Path) -> frozenset[tuple[int, int]]:
-    """Device and inode of a directory and of all those above it."""
-    identities = set()
-    for directory in (root.resolve(), *root.resolve().parents):
-        with contextlib.suppress(OSError):
-            status = directory.stat()
-            identities.add((status.st_dev, status.st_ino))
-    return frozenset(identities)
+def _identity(directory: pathlib.Path) -> tuple[int, int]:
+    """By what a directory is known, whatever its path: its device and its inode."""
+    status = directory.stat()
+    return status.st_dev, status.st_ino
 
 
 def _scan(directory: pathlib.Path) -> list[os.DirEntry]:

@@ -55,32 +55,28 @@ class LeftOut:
           root: the folder.
           extensions: what the names of images end in.
         """
-        counts, lines = self._counts, []
-        endings = sorted(counts.keys() - {DEAD_LINK, SPECIAL, CYCLE, TWICE})
-        if endings:
+        lines = []
+        kinds = self._counts.keys() - {DEAD_LINK, SPECIAL, CYCLE, TWICE}
+        if endings := sorted(kinds, key=lambda kind: (-self._counts[kind], kind)):
             parts = [
-                f"{_files(counts[ending])} "
+                f"{self._counts[ending]:,} "
                 + (f"ending in {ending}" if ending else "without an ending")
                 for ending in endings
             ]
             lines.append(
-                f"left out of {root}: {', '.join(parts)}, such as "
+                f"files left out of {root}: {', '.join(parts)}, such as "
                 f"{self._first[endings[0]]!r}. Images end in {', '.join(extensions)}"
                 + self._way_out(endings)
             )
         for kind, text in (
-            (DEAD_LINK, "{n} links that lead nowhere, such as {first!r}"),
-            (SPECIAL, "{n} entries that are no regular files, such as {first!r}"),
-            (CYCLE, "{n} links to a directory that they lie in, such as {first!r}"),
+            (DEAD_LINK, "links left out of {root}, which lead nowhere"),
+            (CYCLE, "links left out of {root}, which lead to a directory above them"),
+            (SPECIAL, "left out of {root}, since they are no regular files"),
+            (TWICE, "directories that are in {root} twice, by links, and count twice"),
         ):
-            if counts[kind]:
-                what = text.format(n=f"{counts[kind]:,}", first=self._first[kind])
-                lines.append(f"left out of {root}: {what}")
-        if counts[TWICE]:
-            lines.append(
-                f"{counts[TWICE]:,} directories of {root} are there twice by links, such "
-                f"as {self._first[TWICE]!r}: their images count twice, as in torchvision"
-            )
+            if count := self._counts[kind]:
+                text = text.format(root=root)
+                lines.append(f"{text}: {count:,}, such as {self._first[kind]!r}")
         return tuple(lines)
 
     def _way_out(self, endings: Sequence[str]) -> str:
@@ -93,7 +89,3 @@ class LeftOut:
                     f"magick mogrify -format jpg *{as_written}"
                 )
         return ""
-
-
-def _files(count: int) -> str:
-    return f"{count:,} file" + ("s" if count > 1 else "")
