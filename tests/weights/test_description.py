@@ -38,6 +38,25 @@ def test_the_task_comes_first_and_older_files_lack_it():
     assert parse_description(json.dumps(content), origin="old") == DESCRIPTION
 
 
+@pytest.mark.parametrize(
+    ("given", "written", "read"),
+    [(32, 32, 32), ((32, 32), 32, 32), ((24, 48), [24, 48], (24, 48))],
+)
+def test_the_size_of_a_square_is_one_number(given, written, read, tmp_path):
+    """Readers that know squares alone read it, too."""
+    preprocessing = dataclasses.replace(DESCRIPTION.preprocessing, image_size=given)
+    dataclasses.replace(DESCRIPTION, preprocessing=preprocessing).write(tmp_path)
+    assert json.loads((tmp_path / "model.json").read_text())["image_size"] == written
+    assert find_description(tmp_path).preprocessing.image_size == read
+
+
+@pytest.mark.parametrize("size", [0, -3, "big", [24], [24, 48, 3], None])
+def test_a_size_that_cannot_be_is_said(size):
+    content = DESCRIPTION.to_json() | {"image_size": size}
+    with pytest.raises(SetupError, match="a file is no description.*is no size in pix"):
+        parse_description(json.dumps(content), origin="a file")
+
+
 def test_all_numbers_of_the_preprocessing_are_needed():
     for name in Preprocessing().to_json():
         content = DESCRIPTION.to_json()
