@@ -138,7 +138,7 @@ def test_links_are_followed_and_those_that_lead_nowhere_are_counted(make_folder)
         *("cat/1.jpg", "dog/2.jpg", "dog/4.jpg", "dog/in/3.jpg")
     ]
     assert folder.remarks == (
-        f"links left out of {root}, which lead nowhere: 3, such as 'dog/5.jpg'",
+        f"links left out of {root}, which can't be followed: 3, such as 'dog/5.jpg'",
         f"left out of {root}, since they are no regular files: 1, such as 'dog/6.jpg'",
     )
 

@@ -173,7 +173,7 @@ class _Listing:
         self._root = root
         self._above = frozenset(map(_identity, (root.resolve(), *root.resolve().parents)))
         # What is there twice is called by its own name first, then by that of a link.
-        self._seen: dict[tuple[int, int], str] = {}
+        self._seen: dict[tuple[int, int] | str, str] = {}
         for name in sorted(classes, key=lambda name: (root / name).is_symlink()):
             self._seen.setdefault(_identity(root / name), name)
         self.left_out = LeftOut()
@@ -363,9 +363,15 @@ def _labels(
     return tuple(label_of[name] for name in directories)
 
 
-def _identity(directory: pathlib.Path) -> tuple[int, int]:
-    """By what a directory is known, whatever its path: its device and its inode."""
-    status = directory.stat()
+def _identity(directory: pathlib.Path) -> tuple[int, int] | str:
+    """By what a directory is known, whatever its path: its device and its inode.
+
+    If they may not be known, it is the path.
+    """
+    try:
+        status = directory.stat()
+    except OSError:  # Listing it says what is wrong.
+        return str(directory)
     return status.st_dev, status.st_ino
 
 

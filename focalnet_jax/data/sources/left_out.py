@@ -69,7 +69,7 @@ class LeftOut:
                 + self._way_out(endings)
             )
         for kind, text in (
-            (DEAD_LINK, "links left out of {root}, which lead nowhere"),
+            (DEAD_LINK, "links left out of {root}, which can't be followed"),
             (CYCLE, "links left out of {root}, which lead to a directory above them"),
             (SPECIAL, "left out of {root}, since they are no regular files"),
             (TWICE, "directories that are in {root} twice, by links, and count twice"),
