@@ -15,8 +15,8 @@ import tensorflow_datasets as tfds
 from focalnet_jax.data.prepare.examples import serializer, write_examples
 from focalnet_jax.data.prepare.writing import Prepared, ShardFile
 from focalnet_jax.data.sources.builders import default_data_dir, path_on_disk
-from focalnet_jax.data.sources.folder import (
-    ImageFolder,
+from focalnet_jax.data.sources.folder import ImageFolder
+from focalnet_jax.data.sources.layout import (
     class_directories,
     folder_layout,
     link_as_split,

@@ -6,7 +6,6 @@ encoded: decoding belongs to the transform, once, beside the crop.
 
 import dataclasses
 import pathlib
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,24 +17,19 @@ from focalnet_jax.data.labels import Labels
 from focalnet_jax.data.sources import digits  # registers the embedded data set
 from focalnet_jax.data.sources.builders import open_builder
 from focalnet_jax.data.sources.fingerprint import contents_digest, digest
-from focalnet_jax.data.sources.folder import (
-    ImageFolder,
-    class_directories,
-    folder_layout,
-    holds_images,
-    link_as_split,
-    split_inside,
-)
+from focalnet_jax.data.sources.folder import ImageFolder
 from focalnet_jax.data.sources.imagenet import SUBSETS, classes_of_folder, wordnet_ids
+from focalnet_jax.data.sources.layout import (
+    FOLDER,
+    class_directories,
+    split_directory,
+)
 from focalnet_jax.data.sources.shards import check_shards, read_checksums
-from focalnet_jax.errors import SetupError, argument, did_you_mean, first_few
+from focalnet_jax.errors import SetupError, argument, did_you_mean
 from focalnet_jax.paths import is_remote
 
 # Prepared on first use, for they need no download.
 EMBEDDED = {"digits": digits.Digits}
-
-# Spelt before the path of an image folder.
-FOLDER = "folder:"
 
 # Takes the place of `label` in ImageNet-ReaL, Beyer et al., arXiv 2006.07159.
 _LABEL_SETS = "real_label"
@@ -214,7 +208,7 @@ def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
             "bucket data sets lie as ArrayRecord files: see "
             "python -m focalnet_jax.data.prepare"
         )
-    directory = _split_directory(name, root, split=split, classes=classes)
+    directory = split_directory(name, root, split=split, classes=_known_classes(classes))
     class_names = None
     if classes == "imagenet2012":
         class_names = classes_of_folder(class_directories(directory))
@@ -236,81 +230,10 @@ def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
     )
 
 
-def _split_directory(
-    name: str, root: pathlib.Path, *, split: str, classes: str | None
-) -> pathlib.Path:
-    """The directory whose directories are the classes of a split.
-
-    Raises:
-      SetupError: there is no such split, or the directories can be taken for splits as
-        well as for classes.
-    """
-    directory = root / split
-    if not directory.is_dir():
-        layout = folder_layout(root, classes=_known_classes(classes))
-        if layout == "splits" or (layout == "either" and split != "train"):
-            hint = did_you_mean(split, class_directories(root))
-            raise SetupError(f"{name} has no split {split!r}{hint}")
-        if layout == "either":
-            inner = class_directories(root)
-            raise SetupError(_two_readings(root, inner, split=inner[0]))
-        if split != "train":
-            raise SetupError(
-                f"{name} has no split {split!r}: its directories are classes, which "
-                "makes it the split 'train'. To have it as another one, name where it "
-                f"lies, and it as the split: {argument('name')}={FOLDER}{root.parent} "
-                f"and {root.name!r}"
-            )
-        directory = root
-    elif holds_images(directory) and (others := _classes_beside(directory)):
-        raise SetupError(
-            f"{directory} holds images, as do {first_few(others)} beside it. A split "
-            f"holds directories, one of each class. If {split!r} is a class, too, make "
-            f"{root} the split of another folder: {link_as_split(root)}, "
-            f"and {argument('--name')}={FOLDER}NEW"
-        )
-    if classes is None and (inner := split_inside(directory)):
-        raise SetupError(_two_readings(directory, [inner], split=inner))
-    return directory
-
-
-def _two_readings(folder: pathlib.Path, names: Sequence[str], *, split: str) -> str:
-    """The error of directories that can be taken for splits and for classes.
-
-    Args:
-      folder: where they are.
-      names: theirs.
-      split: one of them.
-    """
-    place = shlex.quote(str(folder))
-    return (
-        f"{first_few(names)} in {folder} can be taken for splits or for classes: they "
-        "hold directories and no images.\n"
-        "  If they are splits, with a directory for each class: "
-        f"{argument('--name')}={FOLDER}{place} "
-        f"{argument('--split')}={shlex.quote(split)}\n"
-        "  If they are classes, with images further down: "
-        f"{argument('--classes')}=FILE, which has the name of a class in each line, such "
-        f"as that of ls {place} > FILE"
-    )
-
-
-def _classes_beside(directory: pathlib.Path) -> list[str]:
-    """The names of the other directories beside one that hold images."""
-    siblings = sorted(path for path in directory.parent.iterdir() if path.is_dir())
-    return [
-        path.name
-        for path in siblings
-        if path.name != directory.name
-        and not path.name.startswith(".")
-        and holds_images(path)
-    ]
-
-
-def _known_classes(classes: str | None) -> set[str]:
-    """The names of classes that directories may have, as far as `classes` says."""
+def _known_classes(classes: str | None) -> set[str] | None:
+    """The names of classes that directories may have, if `classes` says so."""
     if classes is None:
-        return set()
+        return None
     if classes == "imagenet2012":
         return {*wordnet_ids(), *map(str, range(1000))}
     return {*_classes_of_file(classes)}
