@@ -9,8 +9,8 @@
         --config.data.name=cifar10 --config.data.test_split=test \
         --config.data.num_train_examples=50000
 
-The image size stands after a comma; it is 384 by default. Models that were pretrained
-with configs/in22k.py have LayerScale, as the second command says.
+The image size stands after a comma, such as 224 or 360x880; it is 384 by default. Models
+that were pretrained with configs/in22k.py have LayerScale, as the second command says.
 
 The official release has no recipe for this. The values are those of the paper for
 FocalNet-B and FocalNet-L (arXiv 2203.11926, Table 19): batch 1,024, 30 epochs, a rate
@@ -26,16 +26,19 @@ large and xlarge weights are of other models, and for them nothing is published.
 """
 
 from focalnet_jax.errors import SetupError
+from focalnet_jax.image_size import height_and_width, parse_image_size
 from focalnet_jax.train import default_config
 
 
 def get_config(variant: str = ""):
     variant, _, image_size = (variant or "base_lrf").partition(",")
-    if image_size and not image_size.isdecimal():
+    try:
+        image_size = parse_image_size(image_size or 384)
+    except ValueError as error:
         raise SetupError(
             f"configs/finetune.py: {image_size!r} is no image size; for example "
-            f"configs/finetune.py:{variant},384"
-        )
+            f"configs/finetune.py:{variant},384 or configs/finetune.py:{variant},360x880"
+        ) from error
 
     config = default_config()
     config.batch_size = 1024
@@ -61,9 +64,9 @@ def get_config(variant: str = ""):
     config.data.train_split = "train"
     config.data.num_train_examples = 1_281_167
     config.data.test_split = "validation"
-    config.data.image_size = int(image_size or 384)
+    config.data.image_size = image_size
     # At 384, all of the shorter side, as timm evaluates the official weights.
-    config.data.eval_crop = 0.875 if config.data.image_size < 384 else 1.0
+    config.data.eval_crop = 0.875 if min(height_and_width(image_size)) < 384 else 1.0
     config.data.rand_augment = "rand-m9-mstd0.5-inc1"
     config.data.workers = 8
 

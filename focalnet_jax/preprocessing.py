@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from focalnet_jax.errors import SetupError
+from focalnet_jax.image_size import ImageSize, parse_image_size
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -30,23 +31,34 @@ class Preprocessing:
     """The evaluation transform and the normalisation that a model was trained for.
 
     Attributes:
-      image_size: side of the prepared image, in pixels.
+      image_size: of the prepared image in pixels: a number for a square, or height and
+        width. A pair of equal numbers becomes one number.
       mean: mean of the pixels in [0, 1], by channel.
       std: standard deviation of the pixels in [0, 1], by channel.
       interpolation: `"bicubic"`, `"bilinear"`, `"nearest"`, or PIL's `"lanczos"`, `"box"`
         or `"hamming"`.
-      crop: share of the resized shorter side that is kept.
+      crop: share of the resized image that is kept, as in `EvalTransform`.
       squash: resizes both sides alike, so that the aspect ratio is lost.
       floor_offsets: rounds the place of the crop down, as transformers does.
+
+    Raises:
+      ValueError: `image_size` is no size.
     """
 
-    image_size: int = 224
+    image_size: ImageSize = 224
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bicubic"
     crop: float = 0.875
     squash: bool = False
     floor_offsets: bool = False
+
+    def __post_init__(self):
+        try:
+            size = parse_image_size(self.image_size)
+        except ValueError as error:
+            raise ValueError(f"image_size={self.image_size!r} {error}") from error
+        object.__setattr__(self, "image_size", size)
 
     def __call__(
         self, image: "str | os.PathLike | bytes | PIL.Image.Image | np.ndarray"
@@ -58,8 +70,8 @@ class Preprocessing:
             `uint8 [height, width, 3]` array.
 
         Returns:
-          `float32 [image_size, image_size, channels]`, where mean and std say the number
-          of channels: 3, or 1 for shades of grey.
+          `float32 [height, width, channels]`, where mean and std say the number of
+          channels: 3, or 1 for shades of grey.
 
         Raises:
           BadRecordError: the bytes are no whole image.
@@ -127,6 +139,7 @@ class Preprocessing:
         Raises:
           KeyError: an entry is missing.
           TypeError: `content` is no mapping, or mean or std is no list.
+          ValueError: the size is no size.
         """
         values = {
             field.name: content[field.name]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from focalnet_jax.convert.fit import Reading, fit_to_model
 from focalnet_jax.errors import SetupError, did_you_mean, spelt
+from focalnet_jax.image_size import ImageSize
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
 from focalnet_jax.preprocessing import Preprocessing
@@ -45,7 +46,7 @@ def load_model(
     source: str | os.PathLike,
     *,
     name: str | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     wrapper: str | None = None,
     prefix: str | None = None,
     ignore: Sequence[str] = (),
@@ -71,8 +72,8 @@ def load_model(
         downloaded once. The files of timm and transformers beside weights are read with
         them; what they leave open or say in vain is logged as a warning.
       name: the name of the variant. None takes the recorded one or the nearest one.
-      image_size: side in pixels of the images that `preprocessing` makes. None takes the
-        recorded or the usual one.
+      image_size: of the images that `preprocessing` makes, in pixels: a number for
+        squares, or height and width. None takes the recorded or the usual one.
       wrapper: the entry of the file that holds the weights, such as `"state_dict_ema"`.
       prefix: take only the names that begin so, such as `"backbone.0"`.
       ignore: shell-style patterns of names to leave out.

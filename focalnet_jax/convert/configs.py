@@ -19,6 +19,7 @@ from focalnet_jax.convert.image_processors import (
     read_transformers,
 )
 from focalnet_jax.errors import SetupError, first_few, first_line
+from focalnet_jax.image_size import ImageSize, parse_image_size
 from focalnet_jax.models.variants import VARIANTS
 from focalnet_jax.preprocessing import Preprocessing
 
@@ -85,7 +86,7 @@ class Beside:
         among them.
       implied: options that follow from what it does not state.
       preprocessing: how images are prepared; None if nothing says it.
-      image_size: the side of the images; None if nothing says it.
+      image_size: of the images, in pixels; None if nothing says it.
       classes: the names of the classes; None if they are not known.
       notes: sentences for the user about what is not heeded.
     """
@@ -94,7 +95,7 @@ class Beside:
     stated: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     implied: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocessing: Preprocessing | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     classes: list[str] | None = None
     notes: tuple[str, ...] = ()
 
@@ -192,12 +193,12 @@ def _read_transformers(config: Mapping[str, Any]) -> Beside:
             f"{CONFIG} is of a FocalNetBackbone, which returns maps after the "
             "downsampling; here they are of before it"
         )
-    size = config.get("image_size")
-    if isinstance(size, list) and len(set(size)) == 1:
-        size = size[0]
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
-        notes.append(f"{CONFIG} has image_size={size}, and preprocessing makes squares")
-        size = None
+    if (size := config.get("image_size")) is not None:
+        try:
+            size = parse_image_size(size)
+        except ValueError as error:
+            notes.append(f"{CONFIG} has image_size={size!r:.60}, which {error}")
+            size = None
     classes, class_notes = _transformers_classes(config)
     return Beside(
         origin=CONFIG,

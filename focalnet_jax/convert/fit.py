@@ -13,6 +13,7 @@ from focalnet_jax.convert.misfits import check_names_and_shapes
 from focalnet_jax.convert.names import MatchedWeights, Parameter
 from focalnet_jax.convert.precision import cast, dtype_notes
 from focalnet_jax.errors import SetupError, argument, did_you_mean
+from focalnet_jax.image_size import ImageSize, parse_image_size
 from focalnet_jax.models import FocalNet, abstract_params
 from focalnet_jax.models.size import Model
 from focalnet_jax.trees import named_leaves, nested
@@ -66,26 +67,30 @@ class Reading(Changes):
     `load_model` and the command lines take these, so that each of them takes what an
     error names. Attributes, beside those of `Changes`:
       name: the name of the variant. None takes the recorded one or the nearest one.
-      image_size: side in pixels of the images that the model is for. None takes the
-        recorded or the usual one.
+      image_size: size in pixels of the images that the model is for: a number for
+        squares, or height and width. None takes the recorded or the usual one.
       wrapper: the entry of a file that holds the weights.
       prefix: take only the names that begin so.
       ignore: shell-style patterns of names to leave out.
     """
 
     name: str | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     wrapper: str | None = None
     prefix: str | None = None
     ignore: Sequence[str] = ()
 
     def __post_init__(self):
         super().__post_init__()
-        size = self.image_size
-        if size is not None and (type(size) is not int or size < 1):
+        if self.image_size is None:
+            return
+        try:
+            size = parse_image_size(self.image_size)
+        except ValueError as error:
             raise SetupError(
-                f"{argument('image_size')}={size!r} is not a whole number from 1"
-            )
+                f"{argument('image_size')}={self.image_size!r} {error}"
+            ) from error
+        object.__setattr__(self, "image_size", size)
 
 
 @dataclasses.dataclass(frozen=True)

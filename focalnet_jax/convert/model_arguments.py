@@ -15,6 +15,7 @@ from focalnet_jax.convert.weights_and_model import (
     read_weights_and_model,
 )
 from focalnet_jax.errors import SetupError, spelt
+from focalnet_jax.image_size import ImageSize, parse_image_size
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,9 +36,10 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--image-size",
-        type=command_line.positive,
+        type=_image_size,
         metavar="N",
-        help="side in pixels of the images that the model is for",
+        help="size in pixels of the images that the model is for; HEIGHTxWIDTH if they "
+        "are no squares",
     )
     add("--prefix", help="take only names with this prefix, such as backbone")
     add("--wrapper", help="the entry of a file that holds the weights, such as teacher")
@@ -68,6 +70,13 @@ def spell(name: str) -> str:
     if name == "dialect" or name in {field.name for field in dataclasses.fields(Reading)}:
         return command_line.option(name)
     return f"--set={name}"
+
+
+def _image_size(text: str) -> ImageSize:
+    try:
+        return parse_image_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from error
 
 
 def model_options(assignments: list[str]) -> dict[str, Any]:

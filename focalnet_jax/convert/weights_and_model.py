@@ -18,6 +18,7 @@ from focalnet_jax.convert.names import (
 )
 from focalnet_jax.convert.weight_files import LIKELY, read_weights
 from focalnet_jax.errors import SetupError, argument, first_few
+from focalnet_jax.image_size import ImageSize, height_and_width
 from focalnet_jax.models.size import Model
 from focalnet_jax.paths import (
     BUCKETS,
@@ -208,7 +209,7 @@ def _describe(
     weights: MatchedWeights,
     name: str | None,
     options: dict[str, Any],
-    image_size: int | None,
+    image_size: ImageSize | None,
 ) -> tuple[ModelDescription, tuple[str, ...]]:
     """Describes the model of a file's weights, with notes.
 
@@ -253,7 +254,7 @@ def _describe(
 
 
 def _with_beside(
-    name: str, overrides: dict[str, Any], beside: Beside, image_size: int | None
+    name: str, overrides: dict[str, Any], beside: Beside, image_size: ImageSize | None
 ) -> tuple[ModelDescription, tuple[str, ...]]:
     """Describes a model with the preprocessing and the classes that files state."""
     notes = ()
@@ -290,7 +291,7 @@ def _with_changes(
     description: ModelDescription,
     name: str | None,
     options: dict[str, Any],
-    image_size: int | None,
+    image_size: ImageSize | None,
 ) -> tuple[ModelDescription, tuple[str, ...]]:
     """Changes a description as asked. A changed head loses the names of its classes."""
     overrides = _with_options(description.overrides, options)
@@ -330,7 +331,7 @@ def _with_channels(
 
 
 def _padding_notes(
-    weights: MatchedWeights, model: Model, image_size: int
+    weights: MatchedWeights, model: Model, image_size: ImageSize
 ) -> tuple[str, ...]:
     """Says if transformers would pad where this model leaves rows and columns out."""
     encoder = model.encoder
@@ -338,7 +339,7 @@ def _padding_notes(
     if not is_theirs or encoder.pad_to_patch:
         return ()
     stride = encoder.patch_size * 2 ** (len(encoder.depths) - 1)
-    if image_size % stride == 0:
+    if all(side % stride == 0 for side in height_and_width(image_size)):
         return ()
     return (
         f"{image_size} pixels are not a multiple of {stride}: transformers pads such "

@@ -6,6 +6,9 @@ from typing import Any, Protocol
 class Records(Protocol):
     """Records of a split, which can be read in any order.
 
+    They may also have a method `fingerprint`, which returns digests by name. A run that
+    goes on compares them with those of its beginning, to say that the data have changed.
+
     Attributes:
       name: of the data set and the split, for messages.
       note: what to say of results on it, such as ", among 200 classes"; mostly empty.

@@ -34,6 +34,7 @@ from focalnet_jax.convert.model_arguments import (
 from focalnet_jax.convert.names import MatchedWeights
 from focalnet_jax.convert.weights_and_model import WeightsAndModel
 from focalnet_jax.errors import SetupError
+from focalnet_jax.image_size import ImageSize, height_and_width
 from focalnet_jax.models import FocalNet
 from focalnet_jax.parity import golden
 from focalnet_jax.parity.compare import TOLERANCES, table
@@ -206,9 +207,9 @@ def _are_changed(args: argparse.Namespace) -> bool:
     return bool(args.head or args.resize_kernels or args.add_levels)
 
 
-def random_images(side: int, model: FocalNet) -> np.ndarray:
-    """Four images of random numbers, `float32 [4, side, side, channels]`."""
-    shape = (4, side, side, model.encoder.in_channels)
+def random_images(size: ImageSize, model: FocalNet) -> np.ndarray:
+    """Four images of random numbers, `float32 [4, height, width, channels]`."""
+    shape = (4, *height_and_width(size), model.encoder.in_channels)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
@@ -218,7 +219,7 @@ def read_images(
     """Reads all images of a directory, in the order of their names.
 
     Returns:
-      `float32 [n, size, size, 3]`.
+      `float32 [n, height, width, 3]`.
 
     Raises:
       SetupError: there are no images or one cannot be read, or the model does not take

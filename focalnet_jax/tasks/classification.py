@@ -25,6 +25,7 @@ from focalnet_jax.data import (
 from focalnet_jax.errors import SetupError, arguments_spelt
 from focalnet_jax.evaluators import Accuracy
 from focalnet_jax.fields import Field, Fields
+from focalnet_jax.image_size import height_and_width
 from focalnet_jax.models import FocalNet, count_multiply_adds
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.tasks.augment import ERASING_MODES, Mixing, RandomErasing
@@ -117,15 +118,26 @@ class DataSets:
     data_dir: str | None = None
     classes: str | None = None
 
-    def open(self, split: str) -> Source:
+    def open(self, which: str) -> Source:
         """Opens one of the splits.
+
+        Args:
+          which: `"train_split"` or `"test_split"`.
 
         Raises:
           SetupError: as `open_source`, with the names of the configuration's fields.
         """
-        with arguments_spelt(lambda argument: f"data.{argument}"):
+
+        def spell(argument: str) -> str:
+            dashes, name = "--config." * argument.startswith("--"), argument.lstrip("-")
+            return f"{dashes}data.{which if name == 'split' else name}"
+
+        with arguments_spelt(spell):
             return open_source(
-                self.name, split=split, data_dir=self.data_dir, classes=self.classes
+                self.name,
+                split=getattr(self, which),
+                data_dir=self.data_dir,
+                classes=self.classes,
             )
 
 
@@ -167,9 +179,9 @@ class Classification:
 
     @property
     def batch(self) -> dict[str, BatchArray]:
-        side = self.preprocessing.image_size
+        sides = height_and_width(self.preprocessing.image_size)
         return {
-            "image": BatchArray((side, side, 3), np.uint8, ("height", "width", None)),
+            "image": BatchArray((*sides, 3), np.uint8, ("height", "width", None)),
             "label": BatchArray((), np.int32),
         }
 
@@ -181,18 +193,19 @@ class Classification:
         num_classes = self.model.num_classes
         if train:
             image_operations(self.train_transform.pixels)  # Are its libraries there?
-            train_source = self.data_sets.open(self.data_sets.train_split)
-        test_source = self.data_sets.open(self.data_sets.test_split)
+            train_source = self.data_sets.open("train_split")
+        test_source = self.data_sets.open("test_split")
         check_labels_fit(test_source, num_classes)
         example = EvalExample(self.eval_transform, test_source.labels(num_classes))
         test = Split(test_source, example)
         if not train:
-            return Splits(None, test)
+            return Splits(None, test, test_source.remarks)
         check_trainable(train_source, test_source)
         check_labels_fit(train_source, num_classes)
-        remarks = ()
+        # A folder may be the one and the other.
+        remarks = tuple(dict.fromkeys(train_source.remarks + test_source.remarks))
         if num_classes > (train_source.num_classes or num_classes):
-            remarks = (
+            remarks += (
                 f"the model has {num_classes:,} classes, of which {train_source.name} "
                 f"has {train_source.num_classes:,}",
             )
@@ -200,8 +213,9 @@ class Classification:
         return Splits(Split(train_source, example), test, remarks)
 
     def init(self, key: jax.Array) -> Variables:
-        side, channels = self.preprocessing.image_size, self.model.encoder.in_channels
-        return self.model.init(key, jnp.zeros((1, side, side, channels)))
+        sides = height_and_width(self.preprocessing.image_size)
+        channels = self.model.encoder.in_channels
+        return self.model.init(key, jnp.zeros((1, *sides, channels)))
 
     def prepare(self, batch: Batch, keys: Keys) -> Batch:
         """Normalises, erases and mixes: float `image`, and `target` for the loss."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from focalnet_jax.data import BadRecordError, EvalTransform, TrainTransform
 from focalnet_jax.data.labels import Labels
+from focalnet_jax.image_size import height_and_width
 
 Record = dict[str, Any]
 
@@ -43,8 +44,8 @@ class EvalExample:
 
     def __call__(self, record: Record | None) -> dict[str, Any]:
         if record is None:
-            size = self.transform.size
-            image, label = np.zeros((size, size, 3), np.uint8), self.labels.blank()
+            sides = height_and_width(self.transform.size)
+            image, label = np.zeros((*sides, 3), np.uint8), self.labels.blank()
         else:
             image = self.transform(_encoded(record))
             label = self.labels.read(record)

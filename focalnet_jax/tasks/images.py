@@ -16,6 +16,7 @@ from focalnet_jax.data import (
 )
 from focalnet_jax.errors import OptionError, SetupError, arguments_spelt
 from focalnet_jax.fields import Field, Fields
+from focalnet_jax.image_size import height_and_width, parse_image_size
 from focalnet_jax.models import (
     FocalNet,
     FocalNetEncoder,
@@ -27,11 +28,11 @@ from focalnet_jax.models.variants import ENCODER_OPTIONS, VARIANTS
 from focalnet_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from focalnet_jax.values import (
     SHARE,
+    NotAllowed,
     Number,
     Several,
     Text,
     Values,
-    Whole,
     ascending,
     values_like,
 )
@@ -71,6 +72,20 @@ def _is_another_data_set(old: str, new: str) -> bool:
     return not (old.startswith("folder:") and new.startswith("folder:"))
 
 
+class ImageSizes(Values):
+    """Sizes of images: a number for squares, or height and width."""
+
+    def words(self) -> str:
+        return "a whole number or (height, width), from 1 to 16,384"
+
+    def _convert(self, value: Any) -> int | tuple[int, int]:
+        value = value.tolist() if hasattr(value, "tolist") else value
+        try:
+            return parse_image_size(value)
+        except ValueError as error:
+            raise NotAllowed(str(error)) from error
+
+
 MODEL_FIELDS: Fields = {
     "model.name": Field("focalnet_tiny_srf", "The variant of FocalNet.", Text(VARIANTS)),
     "model.num_classes": Field(1000, "Outputs of the head.", NUM_CLASSES),
@@ -101,7 +116,12 @@ IMAGE_FIELDS: Fields = {
     ),
     "data.train_split": Field("train", "The split to train on.", decides_examples=True),
     "data.test_split": Field("validation", "The split to evaluate on."),
-    "data.image_size": Field(224, "The side of an image in pixels.", Whole(1, 16384)),
+    "data.image_size": Field(
+        224,
+        "The size of images in pixels: a number for squares, or `(height, width)`, such "
+        "as `(360, 880)`.",
+        ImageSizes(),
+    ),
     "data.interpolation": Field(
         "bicubic",
         'How training images are resized; "random" takes bicubic or bilinear.',
@@ -147,7 +167,8 @@ IMAGE_FIELDS: Fields = {
     ),
     "data.eval_crop": Field(
         Preprocessing.crop,
-        "The share of the shorter side that evaluation sees.",
+        "The share of the resized image that evaluation sees: of its shorter side, if "
+        "images are squares.",
         Number(0.1, 1),
     ),
     "data.eval_interpolation": Field(
@@ -189,8 +210,9 @@ def model_of(config: ConfigDict) -> FocalNet:
             f"model.patch_size={model.encoder.patch_size} is for inputs with "
             f"{model.encoder.spatial_rank} spatial axes, but images have 2"
         )
-    least = max(model.encoder.smallest_input())
-    if config.data.image_size < least:
+    least = model.encoder.smallest_input()
+    size = height_and_width(config.data.image_size)
+    if any(side < needed for side, needed in zip(size, least)):
         raise SetupError(
             f"data.image_size={config.data.image_size} is too small for "
             f"{config.model.name}, which needs {least} (or model.pad_to_patch=True)"

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from focalnet_jax.errors import SetupError, arguments_spelt
 from focalnet_jax.paths import absolute_path
-from focalnet_jax.tasks.base import Split, Task, Variables
+from focalnet_jax.tasks.base import Split, Splits, Task, Variables
 from focalnet_jax.train import sharding
 from focalnet_jax.train.batches import (
     bad_records_of,
@@ -21,10 +21,12 @@ from focalnet_jax.train.batches import (
 from focalnet_jax.train.config import field_of
 from focalnet_jax.train.memory import check_memory
 from focalnet_jax.train.program import mesh_of
+from focalnet_jax.train.run.data_record import other_evaluation_set, record_data
 from focalnet_jax.train.run.progress import Progress
 from focalnet_jax.train.state import TrainState, initial_state
 from focalnet_jax.train.step import make_predict
 from focalnet_jax.weights.params import (
+    CHECKPOINTS,
     check_holds_params,
     load_params,
     newest_params_path,
@@ -44,7 +46,8 @@ def evaluate(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, f
       SetupError: anything that whoever started it can mend.
     """
     with arguments_spelt(field_of(config)):
-        split = task.open(train=False).test
+        splits = task.open(train=False)
+        split = splits.test
         mesh = mesh_of(config)
         path = _params_path(config, workdir)
         if lines := task.differences(path.parent, split.source):
@@ -63,6 +66,8 @@ def evaluate(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, f
         state = _load(path, abstract_state)
         with Progress.quiet() as progress:
             progress.say(f"evaluating {path.parent}")
+            for remark in (*_other_data(path, splits, task), *splits.remarks):
+                progress.say(remark)
             return evaluator.run(state, progress)
 
 
@@ -76,6 +81,15 @@ def _params_path(config: ConfigDict, workdir: epath.Path) -> epath.Path:
             "set; train first, or give --workdir or --config.init_from"
         )
     return path
+
+
+def _other_data(path: epath.Path, splits: Splits, task: Task) -> list[str]:
+    """Says whether the run that parameters come from was evaluated on other data."""
+    if path.parent.parent.name != CHECKPOINTS:
+        return []  # They were converted, or moved out of their run.
+    workdir = path.parent.parent.parent
+    line = other_evaluation_set(workdir, record_data(splits), unit=task.unit)
+    return [line] if line else []
 
 
 def _load(path: epath.Path, abstract: TrainState) -> TrainState:

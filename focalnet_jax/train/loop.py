@@ -24,6 +24,12 @@ from focalnet_jax.train.feed import DeviceFeed
 from focalnet_jax.train.memory import check_memory
 from focalnet_jax.train.program import Program, make_program, mesh_of
 from focalnet_jax.train.run.checkpoints import Checkpoints
+from focalnet_jax.train.run.data_record import (
+    DataRecord,
+    data_changes,
+    record_data,
+    write_data,
+)
 from focalnet_jax.train.run.divergence import NonFiniteSteps
 from focalnet_jax.train.run.metrics import MetricsWriter
 from focalnet_jax.train.run.preemption import Preempted, Preemption
@@ -44,6 +50,7 @@ class _Setup:
     task: Task
     workdir: epath.Path
     splits: Splits
+    data: DataRecord
     program: Program
     evaluator: StateEvaluator
     profile: Profile
@@ -79,6 +86,9 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
     with arguments_spelt(field_of(config)), contextlib.ExitStack() as stack:
         setup = _set_up(config, task, workdir)
         checkpoints = stack.enter_context(_checkpoints(config, task, workdir))
+        changes = []
+        if checkpoints.newest_step is not None:
+            changes = data_changes(workdir, setup.data, unit=task.unit)
         state, origin = start(
             config,
             task,
@@ -97,12 +107,15 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
             )
         )
         _introduce(setup, state, progress)
+        changes = [f"  with {change}" for change in changes]
         if state.step >= setup.total_steps:
             progress.say(
                 f"the run is finished: step {state.step:,} of {setup.total_steps:,}"
             )
+            for remark in (*changes, *setup.splits.remarks):
+                progress.say(remark)
             return setup.evaluator.run(state, progress)
-        for remark in (origin, *setup.splits.remarks, *_remarks(setup)):
+        for remark in (origin, *changes, *setup.splits.remarks, *_remarks(setup)):
             progress.say(remark)
         run = _open_run(setup, checkpoints, progress, int(state.step), stack)
         return _train_steps(run, state)
@@ -123,6 +136,7 @@ def _set_up(config: ConfigDict, task: Task, workdir: epath.Path) -> _Setup:
         task=task,
         workdir=workdir,
         splits=splits,
+        data=record_data(splits),
         program=program,
         evaluator=StateEvaluator(config, task, splits.test, program.layout),
         profile=profile,
@@ -147,6 +161,7 @@ def _open_run(
     """
     config, task, train_split = setup.config, setup.task, setup.splits.train
     describe_run(setup.workdir, config, task.description(train_split.source))
+    write_data(setup.workdir, setup.data)
     writer = MetricsWriter(
         setup.workdir,
         first_step=first_step,

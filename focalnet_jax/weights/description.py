@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from focalnet_jax.errors import SetupError
+from focalnet_jax.image_size import parse_image_size
 from focalnet_jax.models import create_backbone, create_model
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
@@ -175,11 +176,19 @@ def _is_number(value: Any, above: float = -math.inf) -> bool:
     return is_number and above < value < math.inf  # NaN is neither above nor below.
 
 
+def _is_size(size: Any) -> bool:
+    try:
+        parse_image_size(size)
+    except ValueError:
+        return False
+    return not isinstance(size, str)
+
+
 # What the entries of a `model.json` may be, for those that are there.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (lambda name: isinstance(name, str), "the name of a variant"),
     "overrides": (lambda options: isinstance(options, dict), "options of the model"),
-    "image_size": (lambda size: type(size) is int and size > 0, "a whole number from 1"),
+    "image_size": (_is_size, "a whole number from 1, or a height and a width"),
     "mean": (lambda mean: _is_list_of(mean, _is_number), "a list of numbers"),
     "std": (
         lambda std: _is_list_of(std, lambda value: _is_number(value, above=0)),

@@ -40,6 +40,15 @@ def run(*arguments):
     main([str(argument) for argument in arguments])
 
 
+@pytest.mark.parametrize(
+    ("given", "size"), [("384", 384), ("360x880", [360, 880]), ("(48, 48)", 48)]
+)
+def test_the_size_of_images_is_recorded(weights, given, size):
+    run("weights.safetensors", "converted/net", f"--image-size={given}")
+    description = json.loads(pathlib.Path("converted/net/model.json").read_text())
+    assert description["image_size"] == size
+
+
 def test_to_a_directory_and_back(weights, model, capsys):
     run("weights.safetensors", "converted/net")
     printed = capsys.readouterr().out

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import io
 import json
+import os
 import pathlib
 import re
 import signal
@@ -92,6 +93,54 @@ def test_a_folder_without_splits_is_train(folder, tmp_path):
     source = open_source("pets", split="train", data_dir=str(tmp_path))
     assert (len(source), source.class_names) == (6, ("dog", "emu"))
     assert len(list((tmp_path / "pets/1.0.0").glob("*.array_record-*"))) == 1
+
+
+def test_what_a_folder_lacks_and_leaves_out_is_said(folder, command, capsys):
+    (folder / "train/cat/in").mkdir()
+    (folder / "train/cat/0.png").rename(folder / "train/cat/in/0.jfif")
+    (folder / "train/cat/1.HEIC").write_bytes(b"x")
+    main(command)
+    output = capsys.readouterr().out
+    assert f"note: files left out of {folder / 'train'}: 1 ending in .heic" in output
+    assert "note: the split 'train' has no images of 'emu'\n" in output
+    assert "note: the split 'val' has no images of 'cat'\n" in output
+    assert "20 records in 10 files" in output
+
+
+@pytest.mark.parametrize(
+    ("place", "new", "message"),
+    [
+        ("train/cat", "train/train/cat", "'train' in .*train can be taken for a split"),
+        ("train/cat/0.png", "train/0.png", "'0.png' in .*train belong to no class"),
+        ("train", "north", None),
+        ("train/cat", "north/cat", "belong to no class|can be taken"),
+    ],
+)
+def test_folders_that_can_be_read_in_two_ways_are_not_prepared(
+    folder, command, tmp_path, place, new, message
+):
+    (folder / new).parent.mkdir(exist_ok=True)
+    (folder / place).rename(folder / new)
+    if message is None:
+        main(command)  # The other split's name shows what they are.
+        assert len(open_source("pets", split="north", data_dir=str(tmp_path))) == 14
+        return
+    if new.startswith("north"):
+        (folder / "val").rename(folder / "south")
+        (folder / "train").rename(folder / "west")
+    with pytest.raises(SetupError, match=message):
+        main(command)
+    assert not (tmp_path / "pets").exists()
+
+
+def test_files_that_may_not_be_read_are_named(folder, command, monkeypatch, tmp_path):
+    access = os.access
+    monkeypatch.setattr(  # root, who runs tests, may read everything
+        os, "access", lambda path, mode: path.name != "3.png" and access(path, mode)
+    )
+    with pytest.raises(SetupError, match=r"can't be read: .*denied: .*3.png"):
+        main(command)
+    assert not (tmp_path / "pets").exists()
 
 
 def test_another_process_prepares_and_reads_without_tensorflow(tmp_path, command):

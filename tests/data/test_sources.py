@@ -140,6 +140,104 @@ def test_folders_may_count_in_labels_of_a_file(folder, tmp_path):
     assert source.subset is None  # an answer may be any class, in the split or not
 
 
+@pytest.fixture
+def make_images(tmp_path):
+    """A function that makes files by name, which need not be images to be listed."""
+
+    def make(*names):
+        for name in names:
+            path = tmp_path / "images" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"image")
+        return tmp_path / "images"
+
+    return make
+
+
+DEEP = ["n1/images/0.jpg", "n1/images/1.jpg", "n2/images/2.jpg"]
+
+
+@pytest.mark.parametrize("prefix", ["", "train/"])
+def test_folders_as_tiny_imagenet_is_downloaded(make_images, prefix):
+    root = make_images(*(prefix + name for name in DEEP), f"{prefix}n1/n1_boxes.txt")
+    source = open_source(f"folder:{root}", split="train")
+    assert source.class_names == ("n1", "n2")
+    assert [source.records[i]["file_name"] for i in range(3)] == DEEP
+    assert source.remarks == ()
+
+
+def test_the_command_that_sorts_tiny_imagenets_validation_images(make_images):
+    root = make_images("val/images/val_0.JPEG", "val/images/val_1.JPEG")
+    lines = ["val_0.JPEG\tn2\t0\t32\t44\t62\n", "val_1.JPEG\tn1\t0\t0\t9\t9\n"]
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    with pytest.raises(SetupError, match="belong to no class.* val_annotations") as error:
+        open_source(f"folder:{root}", split="val")
+    command = str(error.value).splitlines()[-1]
+    subprocess.run(["sh", "-c", command], check=True)
+    source = open_source(f"folder:{root}", split="val")
+    assert source.class_names == ("n1", "n2")
+    assert source.records[0]["file_name"] == "n1/val_1.JPEG"
+
+
+def test_folders_that_can_be_read_in_two_ways_are_not_guessed(make_images, tmp_path):
+    inside = [f"train/train/{c}/0.jpg" for c in ("cat", "dog")]
+    root = make_images(*inside, *(f"train/val/{c}/0.jpg" for c in ("cat", "dog")))
+    with pytest.raises(SetupError) as error:
+        open_source(f"folder:{root}", split="train")
+    _, as_splits, as_classes = str(error.value).splitlines()
+    assert as_splits.endswith(f" --name=folder:{root}/train --split=train")
+    assert open_source(f"folder:{root}/train", split="train").class_names == (
+        *("cat", "dog"),
+    )
+    *_, command = as_classes.split(" of ")
+    classes = tmp_path / "classes.txt"
+    subprocess.run(["sh", "-c", command.replace("FILE", str(classes))], check=True)
+    source = open_source(f"folder:{root}", split="train", classes=str(classes))
+    assert source.class_names == ("train", "val")
+    assert len(source) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "message"),
+    [
+        (["x/cat/0.jpg", "x/dog/0.jpg"], "train", "'x' in .*images can be taken for"),
+        (["x/cat/0.jpg", "y/a/0.jpg", "y/b/0.jpg"], "train", "'x', 'y' in .* taken for"),
+        (["x/cat/0.jpg", "y/a/0.jpg", "y/b/0.jpg"], "z", "no split 'z'; there are x, y"),
+        (["training/a/0.jpg", "val/a/0.jpg"], "train", "did you mean 'training'"),
+        (["train/x/a/0.jpg", "train/x/b/0.jpg"], "train", "'x' in .*train can be taken"),
+        (["train/0.jpg", "bus/0.jpg"], "train", "(?s)as do 'bus' beside it.*ln -s"),
+        (["train/a/0.jpg", "train/1.jpg"], "train", "'1.jpg' in .* belong to no class"),
+    ],
+)
+def test_layouts_that_are_asked_about(make_images, names, split, message):
+    with pytest.raises(SetupError, match=message):
+        open_source(f"folder:{make_images(*names)}", split=split)
+
+
+def test_what_is_left_out_is_a_remark(make_images):
+    root = make_images("train/a/0.jpg", "train/a/1.heic", "train/b/0.jpg")
+    [remark] = open_source(f"folder:{root}", split="train").remarks
+    assert "1 ending in .heic" in remark
+
+
+def test_prepared_data_sets_are_known_again(make_images, tmp_path):
+    root = make_images("a/0.jpg", "a/1.jpg", "b/0.jpg")
+
+    def prepared(place):
+        prepare.main([f"folder:{root}", "--name=pets", f"--data-dir={tmp_path / place}"])
+        source = open_source("pets", split="train", data_dir=str(tmp_path / place))
+        return source.fingerprint()
+
+    before = prepared("first")
+    assert before.keys() == {"names", "contents", "checksums"}
+    assert prepared("second") == before
+    (root / "a/0.jpg").write_bytes(b"other")  # as many bytes
+    after = prepared("third")
+    assert after["names"] == before["names"]
+    assert after["contents"] != before["contents"]
+    assert after["checksums"] != before["checksums"]
+
+
 @pytest.mark.parametrize(
     ("path", "split", "classes", "message"),
     [

@@ -132,6 +132,44 @@ def test_evaluation_equals_torchvisions_to_the_last_bit(size, interpolation, tor
         np.testing.assert_array_equal(ours(encode(pixels)), np.asarray(reference(image)))
 
 
+@pytest.mark.parametrize("crop", [0.875, 1.0])
+@pytest.mark.parametrize("size", [(180, 440), (300, 120), (223, 224)])
+def test_evaluation_of_no_squares_equals_timms_to_the_last_bit(size, crop, timm):
+    """As `--input-size 3 HEIGHT WIDTH` has it, whose interpolation is bilinear."""
+    from timm.data import create_transform
+
+    reference = create_transform(size, crop_pct=crop, use_prefetcher=True)
+    ours = EvalTransform(size, crop=crop, interpolation="bilinear")
+    for pixels in photographs():
+        expected = np.asarray(reference(PIL.Image.fromarray(pixels))).transpose(1, 2, 0)
+        given = ours(encode(pixels))
+        assert given.shape == (*size, 3)
+        np.testing.assert_array_equal(given, expected)
+
+
+@pytest.mark.parametrize("pixels", ["exact", "fast"])
+def test_a_pair_of_equal_numbers_is_a_square(pixels):
+    encoded = encode(random_pixels(40, 60))
+    for make in (
+        lambda size: EvalTransform(size)(encoded),
+        lambda size: TrainTransform(size, pixels=pixels)(
+            encoded, np.random.default_rng(0)
+        ),
+        lambda size: Preprocessing(image_size=size)(encoded),
+    ):
+        np.testing.assert_array_equal(make((24, 24)), make(24))
+    assert Preprocessing(image_size=[24, 24]) == Preprocessing(image_size=24)
+
+
+def test_images_are_prepared_in_the_size_that_is_asked_for():
+    preprocessing = Preprocessing(image_size=[24, 48])
+    assert preprocessing(random_pixels(50, 50)).shape == (24, 48, 3)
+    assert preprocessing.to_json()["image_size"] == (24, 48)
+    assert Preprocessing.from_json(preprocessing.to_json()) == preprocessing
+    with pytest.raises(ValueError, match=r"image_size=\[24\] is no size in pixels"):
+        Preprocessing(image_size=[24])
+
+
 def test_normalisation_equals_torchvisions(torch):
     from torchvision import transforms
 
@@ -189,8 +227,9 @@ def test_crops_are_distributed_as_timms(size, timm):
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [64, (48, 80)])
 def test_equals_timms_whole_transform_at_equal_draws(
-    flip, interpolation, timm, monkeypatch
+    size, flip, interpolation, timm, monkeypatch
 ):
     """Crop, resizing, flip and operations, in this order, give equal pixels."""
     from timm.data import create_transform
@@ -202,7 +241,7 @@ def test_equals_timms_whole_transform_at_equal_draws(
         Operation("PosterizeIncreasing", 2),
     ]
     reference = create_transform(
-        64,
+        size,
         is_training=True,
         auto_augment="rand-m9-mstd0.5-inc1",
         interpolation=interpolation,
@@ -223,7 +262,7 @@ def test_equals_timms_whole_transform_at_equal_draws(
     assert len(mirror) == flip
 
     ours = TrainTransform(
-        64, interpolation=interpolation, flip=flip, rand_augment=RandAugment()
+        size, interpolation=interpolation, flip=flip, rand_augment=RandAugment()
     )
     monkeypatch.setattr(TrainTransform, "_crop_box", lambda *_, **__: box)
     monkeypatch.setattr(RandAugment, "draw", lambda *_: drawn)
@@ -307,19 +346,21 @@ def test_random_interpolation_is_either():
     assert abs(count - 200) < 5 * np.sqrt(100)
 
 
+@pytest.mark.parametrize("size", [112, (80, 150)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
-def test_fast_crops_are_near_the_exact_ones(interpolation):
+def test_fast_crops_are_near_the_exact_ones(interpolation, size):
     """Crops of all sizes differ by less than 0.2 levels in the mean, at equal draws."""
     options = dict(interpolation=interpolation)
     differences = []
     for seed, pixels in enumerate(photographs() * 4):
         encoded = encode(pixels)
         exact, fast = (
-            TrainTransform(112, pixels=mode, **options)(
+            TrainTransform(size, pixels=mode, **options)(
                 encoded, np.random.default_rng(seed)
             )
             for mode in ("exact", "fast")
         )
         assert fast.flags.c_contiguous
+        assert fast.shape == exact.shape
         differences.append(np.abs(exact.astype(int) - fast).mean())
     assert np.mean(differences) < 0.2

@@ -43,7 +43,7 @@ def weights(tmp_path, monkeypatch):
 
 
 def run(*arguments):
-    return main([*arguments, "--image-size=32"])
+    return main(["--image-size=32", *arguments])
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,18 @@ def test_a_mistake_in_the_layouts_is_found(weights, peers, monkeypatch):
     assert run(f"--torch={weights('microsoft')}") is False
 
 
+@pytest.mark.parametrize("peer", ["timm", "transformers"])
+def test_images_that_are_no_squares(peer, weights, peers, capsys):
+    arguments = [f"--torch={weights('timm')}", f"--against={peer}"]
+    assert run(*arguments, "--image-size=24x48") is True
+    assert "4 images of 24 x 48 pixels" in capsys.readouterr().out
+
+
 def test_bad_arguments_end_the_program(weights, capsys):
     for argument in (
         "--batch-size=0",
         "--image-size=-1",
+        "--image-size=24x",
         "--report=x.html",
         "--report=x.pdf",
         "--tolerance=1e-3",

@@ -108,6 +108,9 @@ def test_pretraining_and_fine_tuning_vary_the_recipe():
     assert (config.random_erasing, config.label_smoothing) == (0.25, 0.1)
     config, _ = check_config(load_recipe("finetune"))
     assert (config.data.image_size, config.data.eval_crop) == (384, 1.0)
+    config, task = check_config(load_recipe("finetune:large_fl3,360x880"))
+    assert (config.data.image_size, config.data.eval_crop) == ((360, 880), 0.875)
+    assert task.batch["image"].shape == (360, 880, 3)
     with pytest.raises(SetupError, match="'big' is no image size"):
         load_recipe("finetune:base_lrf,big")
 
@@ -154,6 +157,10 @@ def set_field(config, field, value):
         ("seed", -1, "seed=-1 is not a whole number from 0 to 4,294,967,295"),
         ("data.eval_crop", 1.5, "data.eval_crop=1.5"),
         ("data.image_size", 4, "too small for focalnet_tiny_srf, which needs 8"),
+        ("data.image_size", (4, 16), "which needs 8"),
+        ("data.image_size", (16,), r"data.image_size=\(16,\) is no size in pixels"),
+        ("data.image_size", 1.5, "data.image_size=1.5 is no size in pixels"),
+        ("data.image_size", None, "data.image_size has no value"),
         ("model.name", "focalnet_tny_srf", "did you mean 'focalnet_tiny_srf'"),
         ("model.depths", (1, 1, 1), "model.focal_levels has 2 entries and depths 3"),
         ("model.in_channels", 1, "images are read as RGB"),
@@ -174,6 +181,14 @@ def test_values_that_cannot_be_are_named(tiny_config, field, value, message):
     set_field(tiny_config, field, value)
     with pytest.raises(SetupError, match=message):
         check_config(tiny_config)
+
+
+@pytest.mark.parametrize("given", [16, (16, 16), [16, 16], "16", "16x16"])
+def test_a_square_has_one_size_however_it_is_spelt(tiny_config, given):
+    tiny_config.data.image_size = given
+    config, task = check_config(tiny_config)
+    assert config.data.image_size == 16
+    assert task.preprocessing.image_size == 16
 
 
 def test_fields_that_do_not_exist_are_named():

@@ -61,6 +61,8 @@ def test_older_files_lack_the_newer_numbers():
         (dict(overrides={"depths": 3}), "depths=3 is not a tuple"),
         (dict(image_size=22.5), "image_size is '22.5', not a whole number"),
         (dict(image_size=True), "image_size is 'True'"),
+        (dict(image_size=[24]), "image_size is '[24]'"),
+        (dict(image_size=[24, 48, 3]), "image_size is '[24, 48, 3]'"),
         (dict(mean=0.5), "mean is '0.5', not a list of numbers"),
         (dict(mean=[float("nan")]), "mean is '[nan]'"),
         (dict(mean=[0.5, 0.5]), "mean and std differ in their number"),
@@ -94,6 +96,18 @@ def test_what_is_no_json_object_is_one_line(text, tmp_path):
         with pytest.raises(SetupError, match="model.json is ") as error:
             read(tmp_path)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "written", "read"),
+    [(32, 32, 32), ((32, 32), 32, 32), ((24, 48), [24, 48], (24, 48))],
+)
+def test_the_size_of_a_square_is_one_number(given, written, read, tmp_path):
+    """Readers that know squares alone read it, too."""
+    preprocessing = dataclasses.replace(DESCRIPTION.preprocessing, image_size=given)
+    dataclasses.replace(DESCRIPTION, preprocessing=preprocessing).write(tmp_path)
+    assert json.loads((tmp_path / "model.json").read_text())["image_size"] == written
+    assert find_description(tmp_path).preprocessing.image_size == read
 
 
 def test_all_numbers_of_the_preprocessing_are_needed():

@@ -24,21 +24,21 @@ INTERPOLATIONS = {
 
 
 def crop_and_resize(
-    encoded: bytes, choose_box: ChooseBox, *, size: int, interpolation: str
+    encoded: bytes, choose_box: ChooseBox, *, size: tuple[int, int], interpolation: str
 ) -> Image:
-    """Decodes an image, crops it and resizes the crop to a square, antialiased.
+    """Decodes an image, crops it and resizes the crop, antialiased.
 
     Args:
       encoded: the bytes of the image.
       choose_box: a function from the width and height of the image to the left, upper,
         right and lower edge of the crop, in pixels.
-      size: the side of the square, in pixels.
+      size: height and width of the result, in pixels.
       interpolation: a name in `exact.INTERPOLATIONS`.
     """
     pixels = decode(encoded)
     left, upper, right, lower = choose_box(pixels.shape[1], pixels.shape[0])
     image = PIL.Image.fromarray(pixels[upper:lower, left:right])
-    return image.resize((size, size), INTERPOLATIONS[interpolation])
+    return image.resize(size[::-1], INTERPOLATIONS[interpolation])
 
 
 def to_array(image: Image) -> np.ndarray:

@@ -37,15 +37,15 @@ _of_thread = threading.local()
 
 
 def crop_and_resize(
-    encoded: bytes, choose_box: ChooseBox, *, size: int, interpolation: str
+    encoded: bytes, choose_box: ChooseBox, *, size: tuple[int, int], interpolation: str
 ) -> Image:
-    """Decodes an image, crops it and resizes the crop to a square, antialiased.
+    """Decodes an image, crops it and resizes the crop, antialiased.
 
     Args:
       encoded: the bytes of the image.
       choose_box: a function from the width and height of the image to the left, upper,
         right and lower edge of the crop, in pixels.
-      size: the side of the square, in pixels.
+      size: height and width of the result, in pixels.
       interpolation: a name in `exact.INTERPOLATIONS`.
     """
     pixels = decode(encoded)
@@ -54,11 +54,11 @@ def crop_and_resize(
     height, width, _ = crop.shape
     rgb = cykooz_resizer.PixelType.U8x3
     source = cykooz_resizer.ImageData(width, height, rgb, crop.tobytes())
-    target = cykooz_resizer.ImageData(size, size, rgb)
+    target = cykooz_resizer.ImageData(size[1], size[0], rgb)
     if not hasattr(_of_thread, "resizer"):
         _of_thread.resizer = cykooz_resizer.Resizer()
     _of_thread.resizer.resize(source, target, _resize_options(interpolation))
-    return np.frombuffer(target.get_buffer(), np.uint8).reshape(size, size, 3)
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, 3)
 
 
 def _resize_options(interpolation: str) -> cykooz_resizer.ResizeOptions:

@@ -1,4 +1,4 @@
-"""Makes `uint8 [size, size, 3]` of encoded images, for training and for evaluation.
+"""Makes `uint8 [height, width, 3]` of encoded images, for training and for evaluation.
 
 The accelerator does the rest, in the training step: normalisation, random erasing, mixup
 and cutmix.
@@ -18,6 +18,7 @@ from focalnet_jax.data.images.decoding import decode
 from focalnet_jax.data.images.exact import INTERPOLATIONS
 from focalnet_jax.data.images.randaugment import RandAugment, apply_operations
 from focalnet_jax.errors import SetupError, argument
+from focalnet_jax.image_size import ImageSize, height_and_width
 
 # A training transform makes either the pixels that PIL makes, or similar ones faster.
 PIXELS = ("exact", "fast")
@@ -57,7 +58,8 @@ class TrainTransform:
     `RandomResizedCrop`, which the official recipe uses through timm.
 
     Attributes:
-      size: the side of the result, in pixels.
+      size: of the result, in pixels: a number for a square, or height and width. The crop
+        doesn't follow its shape.
       crop_area: the least and the greatest share of the image's area in a crop.
       crop_aspect: the least and the greatest width / height of a crop.
       flip: whether half of the images are mirrored left to right.
@@ -74,7 +76,7 @@ class TrainTransform:
         ones faster.
     """
 
-    size: int
+    size: ImageSize
     crop_area: tuple[float, float] = (0.08, 1.0)
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
@@ -85,7 +87,7 @@ class TrainTransform:
     pixels: str = "exact"
 
     def __call__(self, encoded: bytes, rng: np.random.Generator) -> np.ndarray:
-        """Makes an encoded image `uint8 [size, size, 3]`.
+        """Makes an encoded image `uint8 [height, width, 3]`.
 
         Raises:
           BadRecordError: the bytes are not a whole image.
@@ -97,7 +99,7 @@ class TrainTransform:
         image = images.crop_and_resize(
             encoded,
             functools.partial(self._crop_box, rng=rng),
-            size=self.size,
+            size=height_and_width(self.size),
             interpolation=interpolations[rng.integers(len(interpolations))],
         )
         if self.flip and rng.random() < 0.5:
@@ -142,29 +144,32 @@ class TrainTransform:
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """Resizes the shorter side of an image to `size / crop`, and cuts out the middle.
+    """Resizes an image until it covers `size / crop`, and cuts out the middle.
 
-    The result equals that of torchvision's `Resize` and `CenterCrop`, with which the
-    official code evaluates. It is PIL's, whatever pixels training uses. What lies outside
-    of a resized image that is too small is black.
+    Its proportions stay. For a square, its shorter side becomes `size / crop`, and the
+    result equals that of torchvision's `Resize` and `CenterCrop`, with which the official
+    code evaluates. Other results equal those of timm 1.0.31 for `--input-size 3 HEIGHT
+    WIDTH`, which are of `ResizeKeepRatio` and `CenterCrop`, but with the interpolation
+    that is asked for: timm's is bilinear there. All are PIL's, whatever pixels training
+    uses. What lies outside of a resized image that is too small is black.
 
     Attributes:
-      size: the side of the result, in pixels.
-      crop: the share of the resized shorter side that is kept; 224 / 256 in the recipe.
+      size: of the result, in pixels: a number for a square, or height and width.
+      crop: the share of the covered sides that is kept; 224 / 256 in the recipe.
       interpolation: a name in `EVAL_INTERPOLATIONS`.
-      squash: resizes both sides to `size / crop`, so that the aspect ratio is lost.
+      squash: resizes both sides to what covers, so that the proportions are lost.
       floor_offsets: where the middle begins between two pixels, takes the first one, as
         transformers does. torchvision takes the one with an even number.
     """
 
-    size: int
+    size: ImageSize
     crop: float = 0.875
     interpolation: str = "bicubic"
     squash: bool = False
     floor_offsets: bool = False
 
     def __call__(self, image: bytes | PIL.Image.Image) -> np.ndarray:
-        """Makes an encoded or a decoded image `uint8 [size, size, 3]`.
+        """Makes an encoded or a decoded image `uint8 [height, width, 3]`.
 
         Raises:
           BadRecordError: the bytes are not a whole image.
@@ -172,12 +177,19 @@ class EvalTransform:
         if isinstance(image, bytes):
             image = PIL.Image.fromarray(decode(image))
         image = image.convert("RGB")
-        shorter = int(self.size / self.crop)
-        scaled = [int(shorter * side / min(image.size)) for side in image.size]
-        if self.squash:
-            scaled = [shorter, shorter]
+        height, width = height_and_width(self.size)
+        scaled = self._scaled(*image.size)
         image = image.resize(scaled, EVAL_INTERPOLATIONS[self.interpolation])
         whole = math.floor if self.floor_offsets else round
-        left, upper = (whole((side - self.size) / 2) for side in image.size)
-        image = image.crop((left, upper, left + self.size, upper + self.size))
-        return np.asarray(image)
+        left, upper = whole((scaled[0] - width) / 2), whole((scaled[1] - height) / 2)
+        return np.asarray(image.crop((left, upper, left + width, upper + height)))
+
+    def _scaled(self, *sides: int) -> tuple[int, int]:
+        """Width and height of an image after resizing, from those before it."""
+        height, width = (int(side / self.crop) for side in height_and_width(self.size))
+        if self.squash:
+            return width, height
+        if height == width:  # torchvision rounds otherwise than timm.
+            return tuple(int(height * side / min(sides)) for side in sides)
+        ratio = min(side / covered for side, covered in zip(sides, (width, height)))
+        return tuple(round(side / ratio) for side in sides)

@@ -1,6 +1,7 @@
 """Image folders as data sets of ArrayRecord files."""
 
 import concurrent.futures
+import errno
 import hashlib
 import os
 import pathlib
@@ -14,7 +15,13 @@ import tensorflow_datasets as tfds
 from focalnet_jax.data.prepare.examples import serializer, write_examples
 from focalnet_jax.data.prepare.writing import Prepared, ShardFile
 from focalnet_jax.data.sources.builders import default_data_dir, path_on_disk
-from focalnet_jax.data.sources.folder import ImageFolder, class_directories, has_splits
+from focalnet_jax.data.sources.folder import ImageFolder
+from focalnet_jax.data.sources.layout import (
+    class_directories,
+    folder_layout,
+    link_as_split,
+    split_inside,
+)
 from focalnet_jax.errors import SetupError, argument, first_few
 
 SHARD_SIZE = 512 << 20  # bytes in a file; TFDS recommends 64 MiB to 1 GiB
@@ -52,6 +59,8 @@ def prepare_folder(
     root = path_on_disk(root)
     folders = _open_splits(root)
     [class_names] = {folder.class_names for folder in folders.values()}
+    for line in _remarks(folders):
+        print(f"note: {line}")
     info = _dataset_info(name, class_names, description=f"The image folder {root}.")
     fingerprint = hashlib.sha256(repr((class_names, shards)).encode())
     files = {}
@@ -84,7 +93,16 @@ def _check_name(name: str) -> None:
 
 def _open_splits(root: pathlib.Path) -> dict[str, ImageFolder]:
     """The image folder of each split; a folder without splits is the split `train`."""
-    if not has_splits(root):
+    layout = folder_layout(root)
+    if layout == "either":
+        raise SetupError(
+            f"{first_few(class_directories(root))} in {root} can be taken for splits or "
+            "for classes: they hold directories and no images.\n"
+            "  If they are splits, rename them train, val, test and so on.\n"
+            "  If they are classes, make the folder the split of another one: "
+            f"{link_as_split(root)}, and give folder:NEW"
+        )
+    if layout == "classes":
         return {"train": ImageFolder(root)}
     splits = class_directories(root)
     refused = [name for name in splits if not re.fullmatch(r"\w+", name) or name == "all"]
@@ -93,8 +111,27 @@ def _open_splits(root: pathlib.Path) -> dict[str, ImageFolder]:
             f"{first_few(refused)} in {root} can't be names of splits: use letters, "
             "digits and _"
         )
+    for name in splits:
+        if inner := split_inside(root / name):
+            raise SetupError(
+                f"{inner!r} in {root / name} can be taken for a split or for a class: it "
+                "holds directories and no images.\n"
+                "  If it is a split, with a directory for each class, give "
+                f"folder:{root / name}, or move it to {root}.\n"
+                "  If it is a class, rename it, so that it looks like no split, or move "
+                "its images into it"
+            )
     classes = sorted({c for name in splits for c in class_directories(root / name)})
     return {name: ImageFolder(root / name, classes=classes) for name in splits}
+
+
+def _remarks(folders: dict[str, ImageFolder]) -> Iterator[str]:
+    """What is left out of the folders, and which classes a split lacks."""
+    for split, folder in folders.items():
+        yield from folder.remarks
+        present = {folder.class_names[label] for label in folder.labels}
+        if missing := sorted({*folder.class_names} - present):
+            yield f"the split {split!r} has no images of {first_few(missing)}"
 
 
 def _dataset_info(
@@ -133,7 +170,11 @@ def _file_sizes(folder: ImageFolder) -> np.ndarray:
 
     def sizes(start: int) -> list[int]:
         indices = range(start, min(start + 1024, len(folder)))
-        return [folder.path(i).stat().st_size for i in indices]
+        paths = [folder.path(i) for i in indices]
+        for path in paths:
+            if not os.access(path, os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return [path.stat().st_size for path in paths]
 
     try:
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:

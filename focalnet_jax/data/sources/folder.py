@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from focalnet_jax.data.sources.fingerprint import contents_digest, digest
+from focalnet_jax.data.sources.layout import check_has_no_images, class_directories
+from focalnet_jax.data.sources.listing import EXTENSIONS, Listing
 from focalnet_jax.errors import SetupError, first_few, nearest
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 
 
 class ImageFolder(Sequence):
     """Records `{"image": encoded bytes, "label": int, "file_name": "CLASS/xxx.jpg"}`.
 
-    The records are sorted by class directory, then by file name, as in torchvision's
-    `ImageFolder`. Unlike there, a directory within a class directory is an error, so that
-    splits are not taken for classes. Files of other kinds are ignored, and so is every
-    name that begins with a dot. A file is read when its record is asked for.
+    As in torchvision's `ImageFolder`, every image below a class directory, at any depth,
+    is of that class, and links are followed. The records are sorted by class directory,
+    then by the directory that they lie in, then by file name. Every name that begins with
+    a dot is ignored. A file is read when its record is asked for.
 
     The listing is kept as one string of all names, and the position at which each ends.
     For the 14 million files of ImageNet-22K it takes about 350 MB, and every worker
@@ -30,6 +31,7 @@ class ImageFolder(Sequence):
       root: the folder.
       class_names: the name of each class, by label.
       labels: the label of each directory in the folder; the directories are sorted.
+      remarks: what is left out, as lines for people.
     """
 
     def __init__(self, root: str | os.PathLike, *, classes: Sequence[str] | None = None):
@@ -43,20 +45,25 @@ class ImageFolder(Sequence):
 
         Raises:
           SetupError: the folder does not exist or has no directories, a class has no
-            images, images lie outside of the class directories, or a directory is not in
-            `classes`.
+            images, images lie outside of the class directories, a directory is not in
+            `classes`, or a directory can't be listed.
         """
         self.root = pathlib.Path(root)
         self._directories = class_directories(self.root)
+        if self._directories == ["images"]:  # That names no class, as in Tiny ImageNet.
+            check_has_no_images(self.root / "images")
         self.class_names = tuple(self._directories if classes is None else classes)
         self.labels = _labels(self.root, self._directories, self.class_names)
-        listings = [_image_names(self.root / name) for name in self._directories]
+        listing = Listing(self.root, self._directories)
+        listings = [listing.images_below(name) for name in self._directories]
+        self.remarks = listing.left_out.lines(self.root, extensions=EXTENSIONS)
         counts = [len(lengths) for _, lengths in listings]
         if not all(counts):
             empty = [name for name, n in zip(self._directories, counts) if not n]
             raise SetupError(
                 f"no images in {first_few(empty)} of {self.root} (images end in "
                 f"{', '.join(EXTENSIONS)}): complete these classes, or delete them"
+                + "".join(f"\n{remark}" for remark in self.remarks)
             )
         # The number of images up to the end of each class, and the number of bytes up to
         # the end of each name.
@@ -95,6 +102,23 @@ class ImageFolder(Sequence):
         name = os.fsdecode(self._names[start : self._name_ends[position]])
         return f"{self._directories[self._class(position)]}/{name}"
 
+    def fingerprint(self) -> dict[str, str]:
+        """What tells this folder from one with other images, wherever it lies.
+
+        Returns:
+          `names`: a digest of all names and classes. `contents`: one of sizes and first
+          bytes, as `contents_digest` takes them.
+        """
+        directories = [os.fsencode(name) for name in self._directories]
+        return {
+            "names": digest(
+                repr((directories, self._class_ends)).encode(),
+                self._name_ends.astype("<i8").tobytes(),
+                self._names,
+            ),
+            "contents": contents_digest(len(self), self.path),
+        }
+
     def _class(self, position: int) -> int:
         """The index of the directory of an image."""
         return bisect.bisect_right(self._class_ends, position)
@@ -105,39 +129,6 @@ class ImageFolder(Sequence):
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.root} has {len(self)} images, but none at {index}")
         return index % len(self)
-
-
-def class_directories(root: pathlib.Path) -> list[str]:
-    """The sorted names of the directories in a folder.
-
-    Raises:
-      SetupError: there are none, or there are images beside them.
-    """
-    entries = _scan(root)
-    if images := sorted(entry.name for entry in entries if _is_image(entry)):
-        raise SetupError(
-            f"{first_few(images)} in {root} belong to no class: images lie in "
-            "directories named after their classes, CLASS/xxx.jpg"
-        )
-    directories = sorted(entry.name for entry in entries if entry.is_dir())
-    if not directories:
-        raise SetupError(
-            f"there are no directories in {root}: images lie in directories named after "
-            "their classes, CLASS/xxx.jpg"
-        )
-    return directories
-
-
-def has_splits(root: pathlib.Path) -> bool:
-    """Whether a folder is `SPLIT/CLASS/xxx.jpg` and not `CLASS/xxx.jpg`.
-
-    The first directory in it decides: that of a split contains directories.
-
-    Raises:
-      SetupError: there are no directories, or there are images beside them.
-    """
-    first, *_ = class_directories(root)
-    return any(entry.is_dir() for entry in _scan(root / first))
 
 
 def _labels(
@@ -155,34 +146,3 @@ def _labels(
             hint = f"; did you mean {near!r}?" if near else hint
             raise SetupError(f"the directory {name!r} of {root} is no class{hint}")
     return tuple(label_of[name] for name in directories)
-
-
-def _image_names(directory: pathlib.Path) -> tuple[bytes, np.ndarray]:
-    """The sorted names of the images in a directory, joined, and the length of each.
-
-    Raises:
-      SetupError: the directory contains directories, or cannot be listed.
-    """
-    entries = _scan(directory)
-    names = sorted(entry.name for entry in entries if _is_image(entry))
-    if inner := sorted(entry.name for entry in entries if entry.is_dir()):
-        raise SetupError(
-            f"{directory} holds directories ({first_few(inner)}): images lie directly in "
-            "directories named after their classes. If these are the classes, and "
-            f"{directory.name!r} is a split, name {directory} as the folder"
-        )
-    names = [os.fsencode(name) for name in names]
-    return b"".join(names), np.fromiter(map(len, names), np.uint16, count=len(names))
-
-
-def _scan(directory: pathlib.Path) -> list[os.DirEntry]:
-    """The entries of a directory, but for hidden ones."""
-    try:
-        with os.scandir(directory) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise SetupError(f"the image folder can't be listed: {error}") from error
-
-
-def _is_image(entry: os.DirEntry) -> bool:
-    return entry.name.lower().endswith(EXTENSIONS) and entry.is_file()

@@ -10,22 +10,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 from focalnet_jax.data.bad_records import BadRecordError
 from focalnet_jax.data.labels import Labels
 from focalnet_jax.data.sources import digits  # registers the embedded data set
 from focalnet_jax.data.sources.builders import open_builder
-from focalnet_jax.data.sources.folder import ImageFolder, class_directories, has_splits
+from focalnet_jax.data.sources.fingerprint import contents_digest, digest
+from focalnet_jax.data.sources.folder import ImageFolder
 from focalnet_jax.data.sources.imagenet import SUBSETS, classes_of_folder, wordnet_ids
-from focalnet_jax.data.sources.shards import check_shards
+from focalnet_jax.data.sources.layout import (
+    FOLDER,
+    class_directories,
+    split_directory,
+)
+from focalnet_jax.data.sources.shards import check_shards, read_checksums
 from focalnet_jax.errors import SetupError, argument, did_you_mean
 from focalnet_jax.paths import is_remote
 
 # Prepared on first use, for they need no download.
 EMBEDDED = {"digits": digits.Digits}
-
-# Spelt before the path of an image folder.
-FOLDER = "folder:"
 
 # Takes the place of `label` in ImageNet-ReaL, Beyer et al., arXiv 2006.07159.
 _LABEL_SETS = "real_label"
@@ -45,6 +49,7 @@ class Source:
       label_feature: what a record calls its label.
       has_label_sets: whether a label is a sequence of ints, any of which is right.
       files: names, and numbers of records, of the files that hold one after the other.
+      remarks: what is left out of the data set, as lines for people.
     """
 
     name: str
@@ -55,6 +60,7 @@ class Source:
     label_feature: str = "label"
     has_label_sets: bool = False
     files: tuple[tuple[str, int], ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -63,6 +69,29 @@ class Source:
     def note(self) -> str:
         """What to say of results on this split."""
         return f", among {len(self.subset):,} classes" if self.subset else ""
+
+    def fingerprint(self) -> dict[str, str]:
+        """What tells these records from others, wherever they lie.
+
+        Returns:
+          Digests: `names` and `contents` of files, and `checksums` if there are any.
+          Empty for records in memory.
+        """
+        if isinstance(self.records, ImageFolder):
+            return self.records.fingerprint()
+        if not self.files:
+            return {}
+        paths = [epath.Path(path) for path, _ in self.files]
+        names = [path.name for path in paths]
+        counts = [count for _, count in self.files]
+        digests = {
+            "names": digest(repr((names, counts)).encode()),
+            "contents": contents_digest(len(paths), paths.__getitem__),
+        }
+        checksums = read_checksums(paths[0].parent)
+        if checksums.keys() >= {*names}:
+            digests["checksums"] = digest(*(checksums[n].encode() for n in names))
+        return digests
 
     def labels(self, num_classes: int | None = None) -> Labels:
         """What labels can be.
@@ -179,31 +208,12 @@ def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
             "bucket data sets lie as ArrayRecord files: see "
             "python -m focalnet_jax.data.prepare"
         )
-    directory = root / split
-    if not directory.is_dir():
-        if has_splits(root):
-            hint = did_you_mean(split, class_directories(root))
-            raise SetupError(f"{name} has no split {split!r}{hint}")
-        if split != "train":
-            raise SetupError(
-                f"{name} has no split {split!r}: its directories are classes, which "
-                "makes it the split 'train'. To have it as another one, name where it "
-                f"lies, and it as the split: {argument('name')}={FOLDER}{root.parent} "
-                f"and {root.name!r}"
-            )
-        directory = root
+    directory = split_directory(name, root, split=split, classes=_known_classes(classes))
     class_names = None
     if classes == "imagenet2012":
         class_names = classes_of_folder(class_directories(directory))
     elif classes is not None:
-        try:
-            lines = pathlib.Path(classes).expanduser().read_text().splitlines()
-            class_names = [line.strip() for line in lines if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise SetupError(
-                f"{argument('classes')}={classes!r} is neither 'imagenet2012' nor a "
-                f"file of classes: {error}"
-            ) from error
+        class_names = _classes_of_file(classes)
     folder = ImageFolder(directory, classes=class_names)
     names, subset = folder.class_names, None
     if classes == "imagenet2012":
@@ -216,7 +226,28 @@ def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
         class_names=tuple(names),
         num_classes=len(folder.class_names),
         subset=subset,
+        remarks=folder.remarks,
     )
+
+
+def _known_classes(classes: str | None) -> set[str] | None:
+    """The names of classes that directories may have, if `classes` says so."""
+    if classes is None:
+        return None
+    if classes == "imagenet2012":
+        return {*wordnet_ids(), *map(str, range(1000))}
+    return {*_classes_of_file(classes)}
+
+
+def _classes_of_file(classes: str) -> list[str]:
+    try:
+        lines = pathlib.Path(classes).expanduser().read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetupError(
+            f"{argument('classes')}={classes!r} is neither 'imagenet2012' nor a "
+            f"file of classes: {error}"
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:

@@ -3,6 +3,7 @@
 config.json     the resolved configuration
 versions.json   the versions of Python and packages, and the devices
 model.json      what is needed to use the parameters elsewhere
+data.json       the number of examples and fingerprints of the data
 metrics.jsonl   `step` and metrics, one object in each line
 events.out...   the same for TensorBoard
 summary.html    curves and last values

@@ -1,0 +1,50 @@
+"""The size of images in pixels: one number for squares, else a height and a width."""
+
+import ast
+import operator
+import re
+from typing import Any
+
+ImageSize = int | tuple[int, int]
+
+# Larger ones are most likely a mistake. No accelerator holds the maps of such an image.
+_LARGEST = 16_384
+
+
+def parse_image_size(given: Any) -> ImageSize:
+    """A size in its shortest form: an int for a square, else `(height, width)`.
+
+    Args:
+      given: a whole number, a pair of them, or the text of either: `"224"`,
+        `"(360, 880)"`, `"360x880"`.
+
+    Raises:
+      ValueError: it is no size. The message is the end of a sentence that begins with
+        what was given.
+    """
+    if isinstance(given, str):
+        pair = re.fullmatch(r"\s*([0-9]+)\s*[xX]\s*([0-9]+)\s*", given)
+        try:
+            given = pair.groups() if pair else ast.literal_eval(given.strip())
+            given = tuple(map(int, given)) if pair else given
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            given = None
+    sides = given if isinstance(given, (tuple, list)) else (given, given)
+    try:
+        sides = tuple(operator.index(s) for s in sides if not isinstance(s, bool))
+    except TypeError:
+        sides = ()
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(
+            "is no size in pixels: it is a whole number, such as 224, or (height, "
+            "width), such as (360, 880)"
+        )
+    if max(sides) > _LARGEST:
+        raise ValueError(f"is too large: an image has at most {_LARGEST:,} pixels a side")
+    height, width = sides
+    return height if height == width else (height, width)
+
+
+def height_and_width(size: ImageSize) -> tuple[int, int]:
+    """Both sides of a size."""
+    return (size, size) if isinstance(size, int) else tuple(size)
