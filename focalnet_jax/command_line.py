@@ -1,11 +1,28 @@
 """What the command lines of this package have in common."""
 
 import argparse
+import contextlib
+import glob
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from focalnet_jax.errors import SetupError
+from focalnet_jax.output import is_lost, make_lasting
+
+# The vendor of TPUs on the PCI bus.
+_GOOGLE = "0x1ae0"
+# Variables that say that there is a TPU, or that JAX should look for one.
+_TPU_VARIABLES = (
+    "JAX_PLATFORMS",
+    "JAX_FORCE_TPU_INIT",
+    "TPU_LIBRARY_PATH",
+    "TPU_NAME",
+    "TPU_ACCELERATOR_TYPE",
+    "TPU_WORKER_ID",
+    "TPU_WORKER_HOSTNAMES",
+)
 
 
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -46,6 +63,8 @@ def run(main: Callable[[], Any], *, interrupted: str = "interrupted") -> None:
       main: returns None or True for success, and False for failure.
       interrupted: the message after Ctrl-C.
     """
+    make_lasting()
+    hide_idle_libtpu()
     try:
         result = main()
     except KeyboardInterrupt:
@@ -54,4 +73,19 @@ def run(main: Callable[[], Any], *, interrupted: str = "interrupted") -> None:
         sys.exit(f"error: {error.spelt(option)}")
     except OSError as error:
         sys.exit(f"error: {error}")
-    sys.exit(0 if result in (None, True) else 1)
+    sys.exit(0 if result in (None, True) and not is_lost() else 1)
+
+
+def hide_idle_libtpu() -> None:
+    """Keeps JAX from loading `libtpu` on a machine that has no TPU.
+
+    It would print pages about the TPU that it doesn't find. To compile for TPUs it has to
+    be seen, and where there is any sign of a TPU, or somebody asks for one, it is.
+    """
+    signs = [*glob.glob("/dev/accel*"), *glob.glob("/dev/vfio/[0-9]*")]
+    signs += [name for name in _TPU_VARIABLES if os.environ.get(name)]
+    for path in glob.glob("/sys/bus/pci/devices/*/vendor"):
+        with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+            signs += [path] if file.read().strip() == _GOOGLE else []
+    if not signs:
+        sys.modules["libtpu"] = None  # An import of it fails as if it were not there.

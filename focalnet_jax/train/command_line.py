@@ -28,10 +28,13 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from focalnet_jax import train
-from focalnet_jax.errors import SetupError, first_line
+from focalnet_jax.command_line import hide_idle_libtpu
+from focalnet_jax.errors import SetupError, first_line, place_in_own_code
+from focalnet_jax.output import is_lost, make_lasting
 from focalnet_jax.paths import absolute_path
 from focalnet_jax.train import recipes
 from focalnet_jax.train.aot import compile_for
+from focalnet_jax.train.processes import join_processes
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -58,6 +61,20 @@ _PROCESSES = (
     flags.DEFINE_integer("num_processes", None, "How many make up the run.", 1),
     flags.DEFINE_integer("process_id", None, "Which one this is, from 0 on.", 0),
 )
+_WAIT = flags.DEFINE_integer(
+    "wait_for_processes", 300, "For how many seconds to wait for the others.", 1
+)
+# What whoever started the run can mend about files.
+_OF_FILES = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENAMETOOLONG,
+}
 
 
 def main(argv):
@@ -71,11 +88,15 @@ def main(argv):
     if _COMPILE_FOR.value:
         jax.config.update("jax_platforms", "cpu")
         print(compile_for.compile_for(config, task, _COMPILE_FOR.value))
-        return
+        sys.exit(1 if is_lost() else 0)
+    hide_idle_libtpu()
     start_processes()
     workdir = absolute_path(_WORKDIR.value or default_workdir())
-    modes = {"train": train.train, "eval": train.evaluate}
-    modes[_MODE.value](config, task, workdir)
+    if _MODE.value == "train":
+        train.train(config, task, workdir)  # What it says lies in the workdir, too.
+    else:
+        train.evaluate(config, task, workdir)
+        sys.exit(1 if is_lost() else 0)
 
 
 def parse_flags(argv):
@@ -108,31 +129,17 @@ def default_workdir() -> str:
 
 
 def start_processes() -> None:
-    """Joins the processes of a run, where there are several.
-
-    They are those that flags or the environment name, or that JAX finds by itself: the
-    hosts of a TPU pod slice, the tasks of a Slurm job.
-    """
+    """Joins the processes of a run that flags or the environment name, or JAX finds."""
     given = {}
     for flag in _PROCESSES:
         variable = f"JAX_{flag.name.upper()}"
         value = os.environ.get(variable) if flag.value is None else str(flag.value)
         if value and flag.name != "coordinator_address":
-            if not value.isdigit():
+            if not value.isdecimal():
                 raise SetupError(f"{variable}={value} is no whole number")
             value = int(value)
         given[flag.name] = None if value == "" else value
-    try:
-        jax.distributed.initialize(**given)
-    except ValueError as error:
-        if any(value is not None for value in given.values()):
-            raise SetupError(
-                f"the processes of the run aren't known: {error} Give each of them "
-                "--coordinator_address=HOST:PORT --num_processes=N --process_id=I"
-            ) from error
-        if "coordinator_address" not in str(error):
-            raise
-        # JAX found no cluster: this process is alone.
+    join_processes(**given, seconds=_WAIT.value)
 
 
 def end(message: str | None = None) -> None:
@@ -140,6 +147,8 @@ def end(message: str | None = None) -> None:
     try:
         if message is None:
             traceback.print_exc()
+            if place := place_in_own_code(sys.exception()):
+                print(f"error: in {place}", file=sys.stderr)
         else:
             print(message, file=sys.stderr)
         sys.stderr.flush()
@@ -153,6 +162,7 @@ def end(message: str | None = None) -> None:
 
 def run() -> None:
     """Runs the program, and ends it with one line where a person can mend what failed."""
+    make_lasting()
     for flag in flags.FLAGS.get_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --help
     try:
@@ -175,11 +185,18 @@ def run() -> None:
             "newest checkpoint"
         )
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            end(
+                f"error: {error.filename or 'a disk'}: {error.strerror}; make room, and "
+                "the same command goes on from the newest checkpoint"
+            )
+        if error.errno not in _OF_FILES or not error.filename:
             end()
-        end(
-            f"error: {error.filename or 'a disk'}: {error.strerror}; make room, and the "
-            "same command goes on from the newest checkpoint"
-        )
+        end(f"error: {error.filename}: {error.strerror}")
+    except RuntimeError as error:
+        # JAX has no class of its own for devices that are asked for and not there.
+        if "nable to initialize backend" not in str(error):
+            end()
+        end(f"error: {first_line(error)}")
     except Exception:
         end()
