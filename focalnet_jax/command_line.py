@@ -17,7 +17,6 @@ _GOOGLE = "0x1ae0"
 _TPU_VARIABLES = (
     "JAX_PLATFORMS",
     "JAX_FORCE_TPU_INIT",
-    "TPU_LIBRARY_PATH",
     "TPU_NAME",
     "TPU_ACCELERATOR_TYPE",
     "TPU_WORKER_ID",
@@ -87,5 +86,11 @@ def hide_idle_libtpu() -> None:
     for path in glob.glob("/sys/bus/pci/devices/*/vendor"):
         with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
             signs += [path] if file.read().strip() == _GOOGLE else []
+    library = sys.modules.get("libtpu")
+    where = os.environ.get("TPU_LIBRARY_PATH")
+    # Its import, by JAX, sets the variable; somebody who has set it wants another one.
+    if where and not (library and where == library.get_library_path()):
+        signs.append(where)
     if not signs:
+        os.environ.pop("TPU_LIBRARY_PATH", None)
         sys.modules["libtpu"] = None  # An import of it fails as if it were not there.

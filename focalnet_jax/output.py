@@ -4,6 +4,7 @@ The reader of a pipe ends, a terminal is closed, the disk under a log gets full.
 these is an error of the work that is done.
 """
 
+import contextlib
 import errno
 import io
 import os
@@ -77,4 +78,5 @@ def is_lost() -> bool:
 
 
 def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        os.write(2, f"{message}\n".encode())
