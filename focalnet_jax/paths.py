@@ -59,11 +59,23 @@ def write_whole(path: epath.Path, text: str) -> None:
     A bucket replaces files in one step by itself, and it cannot rename. On a disk the
     text is written to a temporary file, which is then renamed.
     """
-    if is_remote(path):
-        path.write_text(text)
-        return
-    with written_aside(pathlib.Path(path)) as aside:
-        aside.write_text(text)
+    with errors_named(path):
+        if is_remote(path):
+            path.write_text(text)
+            return
+        with written_aside(pathlib.Path(path)) as aside:
+            aside.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def errors_named(path: epath.PathLike) -> Iterator[None]:
+    """Has an error of writing, such as a full disk, name the file; Python's doesn't."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def write_json(path: epath.Path, content: Any) -> None:

@@ -84,6 +84,8 @@ def main(argv):
         logging.set_verbosity(logging.WARNING)  # Libraries say much at INFO.
     # For a damaged checkpoint, a task of each array fails; the first error says enough.
     asyncio.log.logger.setLevel("CRITICAL")
+    logging.get_absl_logger().addFilter(_is_no_stack_of_orbax)
+    sys.excepthook = _show_of_threads
     config, task = train.check_config(_CONFIG.value)
     if _COMPILE_FOR.value:
         jax.config.update("jax_platforms", "cpu")
@@ -97,6 +99,17 @@ def main(argv):
     else:
         train.evaluate(config, task, workdir)
         sys.exit(1 if is_lost() else 0)
+
+
+def _is_no_stack_of_orbax(record) -> bool:
+    """Leaves out the stacks of Orbax's threads, whose errors it raises later, too."""
+    return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
+
+
+def _show_of_threads(error_type, error, trace) -> None:
+    """Leaves out what the store says of a checkpoint that could not be written."""
+    if "Event loop is closed" not in str(error):
+        sys.__excepthook__(error_type, error, trace)
 
 
 def parse_flags(argv):

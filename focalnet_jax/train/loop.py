@@ -82,6 +82,8 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
         lock = stack.enter_context(WorkdirLock(workdir, say=Progress.quiet().say))
         setup = _set_up(config, task, workdir)
         checkpoints = stack.enter_context(_checkpoints(config, task, workdir))
+        if (checkpoints.newest_step or 0) < setup.total_steps:
+            checkpoints.check_room(setup.program.abstract_state)
         state, origin = start(
             config,
             task,

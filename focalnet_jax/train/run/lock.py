@@ -266,8 +266,8 @@ class _File:
     def write_if(self, seen: _Seen, content: str) -> bool:
         """Writes if what is there is still what was seen; returns whether it was."""
         aside = self._path.with_name(f".{_NAME}.{secrets.token_hex(4)}")
-        aside.write_text(content, encoding="utf-8")
         try:
+            aside.write_text(content, encoding="utf-8")
             if seen.content is None:
                 return self._create(aside, content)
             with self._guarded():
