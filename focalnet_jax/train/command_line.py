@@ -11,7 +11,6 @@ outside a checkout. The same command on every host of a TPU pod slice starts one
 all of them.
 """
 
-import asyncio.log
 import errno
 import os
 import pathlib
@@ -35,6 +34,7 @@ from focalnet_jax.paths import absolute_path
 from focalnet_jax.train import recipes
 from focalnet_jax.train.aot import compile_for
 from focalnet_jax.train.processes import join_processes
+from focalnet_jax.train.run.noise import FULL_DISK, leave_out_noise
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -82,10 +82,7 @@ def main(argv):
         raise app.UsageError(f"unexpected arguments {argv[1:]}: flags begin with --")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Libraries say much at INFO.
-    # For a damaged checkpoint, a task of each array fails; the first error says enough.
-    asyncio.log.logger.setLevel("CRITICAL")
-    logging.get_absl_logger().addFilter(_is_no_stack_of_orbax)
-    sys.excepthook = _show_of_threads
+    leave_out_noise()
     config, task = train.check_config(_CONFIG.value)
     if _COMPILE_FOR.value:
         jax.config.update("jax_platforms", "cpu")
@@ -99,17 +96,6 @@ def main(argv):
     else:
         train.evaluate(config, task, workdir)
         sys.exit(1 if is_lost() else 0)
-
-
-def _is_no_stack_of_orbax(record) -> bool:
-    """Leaves out the stacks of Orbax's threads, whose errors it raises later, too."""
-    return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
-
-
-def _show_of_threads(error_type, error, trace) -> None:
-    """Leaves out what the store says of a checkpoint that could not be written."""
-    if "Event loop is closed" not in str(error):
-        sys.__excepthook__(error_type, error, trace)
 
 
 def parse_flags(argv):
@@ -198,7 +184,7 @@ def run() -> None:
             "newest checkpoint"
         )
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL_DISK:
             end(
                 f"error: {error.filename or 'a disk'}: {error.strerror}; make room, and "
                 "the same command goes on from the newest checkpoint"

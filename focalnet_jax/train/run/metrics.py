@@ -91,12 +91,13 @@ class MetricsWriter:
         if not self._active:
             return
         metrics = {name: v for name, v in metrics.items() if math.isfinite(v)}
-        path = self._directory / _METRICS
-        with errors_named(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
         values = [Summary.Value(tag=name, simple_value=v) for name, v in metrics.items()]
-        self._add_event(step, summary=Summary(value=values))
-        self._events.flush()
+        path = self._directory / _METRICS
+        with errors_named(path):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
+            self._add_event(step, summary=Summary(value=values))
+            self._events.flush()
         if self._wandb:
             self._wandb.log(metrics, step=step)
         if self._spool and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
