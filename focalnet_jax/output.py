@@ -55,7 +55,8 @@ def make_lasting() -> None:
     for name, descriptor in {"stdout": 1, "stderr": 2}.items():
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+            sink = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, sink)
         elif stream is getattr(sys, f"__{name}__"):
             stream.flush()
             raw = _Lasting(descriptor, "w", closefd=False)

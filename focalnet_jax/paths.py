@@ -61,7 +61,7 @@ def write_whole(path: epath.Path, text: str) -> None:
     """
     with errors_named(path):
         if is_remote(path):
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
             return
         with written_aside(pathlib.Path(path)) as aside:
             aside.write_text(text, encoding="utf-8")

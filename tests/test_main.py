@@ -42,7 +42,7 @@ def get_config():
         (["--config.mesh.fsdp=2"], "don't make up the 1 devices"),
         (
             ["--num_processes=2"],
-            "give each process of the run --coordinator_address=HOST",
+            "each process of the run --coordinator_address=HOST",
         ),
         (["--compile_for=v5e:2x2"], "data.num_train_examples has to be set"),
         (["--mode=eval"], "holds no checkpoint and init_from is not set"),

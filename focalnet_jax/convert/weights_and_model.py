@@ -232,7 +232,7 @@ def _settings_beside(path: epath.Path, weights: MatchedWeights) -> dict[str, Any
     if weights.dialect.name != "transformers" or not config.exists():
         return {}
     try:
-        content = json.loads(config.read_text())
+        content = json.loads(config.read_text("utf-8"))
         if content.get("model_type") != "focalnet":
             return {}
     except (ValueError, AttributeError):

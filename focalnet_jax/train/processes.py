@@ -43,8 +43,8 @@ def join_processes(
 ) -> None:
     """Joins the processes of a run, where there are several.
 
-    They are those that the arguments name, or that JAX finds by itself: the hosts of a TPU
-    pod slice, the tasks of a Slurm job.
+    They are those that the arguments name, or that JAX finds by itself: the hosts of a
+    TPU pod slice, the tasks of a Slurm job.
 
     Args:
       coordinator_address: HOST:PORT of the first process.
@@ -95,7 +95,7 @@ def _check(
 
 @contextlib.contextmanager
 def _waiting_told(seconds: int) -> Iterator[None]:
-    """Says that JAX waits, if it takes long, and ends the process if it takes too long."""
+    """Says that JAX waits, if it takes long; ends the process if it takes too long."""
     is_over = threading.Event()
 
     def watch():

@@ -53,8 +53,8 @@ def find_recipe(recipe: str) -> str:
     choice = [f"configs/{name}.py" for name in own] if path.suffix else own
     looked = " and ".join(str(place.resolve()) for place in places)
     raise SetupError(
-        f"there is no recipe {given!r}{did_you_mean(given, choice)} (paths are looked for "
-        f"in {looked})"
+        f"there is no recipe {given!r}{did_you_mean(given, choice)} (paths are looked "
+        f"for in {looked})"
     )
 
 

@@ -103,7 +103,7 @@ def find_description(path: epath.Path) -> ModelDescription | None:
     for directory in (path, path.parent, path.parent.parent):
         file = directory / _FILE
         if file.exists():
-            return parse_description(file.read_text(), origin=str(file))
+            return parse_description(file.read_text("utf-8"), origin=str(file))
     return None
 
 
@@ -143,7 +143,7 @@ def entries_that_differ(path: epath.Path, content: Mapping[str, Any]) -> list[st
     """
     for directory in (path, path.parent, path.parent.parent):
         if (directory / _FILE).exists():
-            there = json.loads((directory / _FILE).read_text())
+            there = json.loads((directory / _FILE).read_text("utf-8"))
             here = json.loads(json.dumps(content))
             return [
                 f"{name}: {there.get(name)} there, {here.get(name)} here"

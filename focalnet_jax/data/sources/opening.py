@@ -197,7 +197,7 @@ def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
         class_names = classes_of_folder(class_directories(directory))
     elif classes is not None:
         try:
-            lines = pathlib.Path(classes).expanduser().read_text().splitlines()
+            lines = pathlib.Path(classes).expanduser().read_text("utf-8").splitlines()
             class_names = [line.strip() for line in lines if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise SetupError(

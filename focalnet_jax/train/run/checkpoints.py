@@ -256,7 +256,7 @@ def _check_metrics(directory: epath.Path) -> None:
     """Raises SetupError for damaged metrics; Orbax wouldn't say of which checkpoint."""
     for path in directory.glob("*/metrics/metrics"):
         try:
-            json.loads(path.read_text())
+            json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise SetupError(
                 f"the metrics of a checkpoint are damaged: {path.parent.parent}: {error}"

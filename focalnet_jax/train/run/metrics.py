@@ -128,7 +128,7 @@ def _lines_until(path: epath.Path, step: int) -> list[str] | None:
     if not path.exists():
         return None
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text("utf-8").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
@@ -151,7 +151,7 @@ def _wandb_run(workdir: epath.Path, project: str, config: dict[str, Any] | None)
         write_whole(path, uuid.uuid4().hex[:8])
     return wandb.init(
         project=project,
-        id=path.read_text(),
+        id=path.read_text("utf-8"),
         name=workdir.name,
         config=config,
         resume="allow",
