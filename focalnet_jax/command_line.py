@@ -62,6 +62,7 @@ def run(main: Callable[[], Any], *, interrupted: str = "interrupted") -> None:
       main: returns None or True for success, and False for failure.
       interrupted: the message after Ctrl-C.
     """
+    use_utf8()
     make_lasting()
     hide_idle_libtpu()
     try:
@@ -73,6 +74,17 @@ def run(main: Callable[[], Any], *, interrupted: str = "interrupted") -> None:
     except OSError as error:
         sys.exit(f"error: {error}")
     sys.exit(0 if result in (None, True) and not is_lost() else 1)
+
+
+def use_utf8() -> None:
+    """Starts the program again with UTF-8 if the locale has another encoding.
+
+    Otherwise names of files, and of the classes that folders are named after, would be
+    other words there.
+    """
+    if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
+        command = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+        os.execv(sys.executable, command)
 
 
 def hide_idle_libtpu() -> None:

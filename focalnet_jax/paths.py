@@ -11,6 +11,8 @@ from typing import Any
 
 from etils import epath
 
+from focalnet_jax.errors import SetupError
+
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether the path is the address of a bucket, such as `gs://bucket/run`."""
@@ -18,10 +20,21 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def absolute_path(path: epath.PathLike) -> epath.Path:
-    """Makes a path absolute and expands `~`; the address of a bucket stays as it is."""
+    """Makes a path absolute and expands `~`; the address of a bucket stays as it is.
+
+    Raises:
+      SetupError: there is no current directory, or no home, that it could start from.
+    """
     if is_remote(path):
         return epath.Path(path)
-    return epath.Path(path).expanduser().resolve()
+    try:
+        return epath.Path(path).expanduser().resolve()
+    except FileNotFoundError as error:
+        raise SetupError(
+            f"{path} is relative to the current directory, which has been deleted"
+        ) from error
+    except RuntimeError as error:
+        raise SetupError(f"{path}: this user's home directory isn't known") from error
 
 
 @contextlib.contextmanager

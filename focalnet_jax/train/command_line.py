@@ -27,7 +27,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from focalnet_jax import train
-from focalnet_jax.command_line import hide_idle_libtpu
+from focalnet_jax.command_line import hide_idle_libtpu, use_utf8
 from focalnet_jax.errors import SetupError, first_line, place_in_own_code
 from focalnet_jax.output import is_lost, make_lasting
 from focalnet_jax.paths import absolute_path
@@ -161,6 +161,7 @@ def end(message: str | None = None) -> None:
 
 def run() -> None:
     """Runs the program, and ends it with one line where a person can mend what failed."""
+    use_utf8()
     make_lasting()
     for flag in flags.FLAGS.get_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --help

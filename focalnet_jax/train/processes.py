@@ -263,19 +263,21 @@ def _receive(listener: socket.socket, num_processes: int) -> None:
 def _verdict(guests: list[_Guest], num_processes: int) -> dict[str, str | bool]:
     """What the first process says to all who are there."""
     by_id: dict[int, _Guest] = {}
+    error = None
     for guest in guests:
         if guest.num_processes != num_processes:
-            return {
-                "error": f"process {guest.process_id} ({guest.name}) has "
-                f"--num_processes={guest.num_processes}, and process 0 has "
-                f"{num_processes}"
-            }
+            error = (
+                f"process {guest.process_id} ({guest.name}) has --num_processes="
+                f"{guest.num_processes}, and process 0 has {num_processes}"
+            )
         if other := by_id.get(guest.process_id):
-            return {
-                "error": f"--process_id={guest.process_id} is given to two processes: "
+            error = (
+                f"--process_id={guest.process_id} is given to two processes: "
                 f"{other.name} and {guest.name}; {_ADVICE}"
-            }
+            )
         by_id[guest.process_id] = guest
+    if error and 0 in by_id:  # The first process has to hear it, too.
+        return {"error": error}
     missing = [str(i) for i in range(num_processes) if i not in by_id]
     if not missing:
         return {"go": True}

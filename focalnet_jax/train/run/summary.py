@@ -77,8 +77,8 @@ def write_summary(
         for name, value in last.items()
     )
     details = "\n".join(
-        f"<details><summary>{name}</summary><pre>{html.escape(path.read_text('utf-8'))}</pre>"
-        "</details>"
+        f"<details><summary>{name}</summary>"
+        f"<pre>{html.escape(path.read_text('utf-8'))}</pre></details>"
         for name in ("config.json", "versions.json", "model.json")
         if (path := workdir / name).exists()
     )
