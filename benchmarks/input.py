@@ -22,6 +22,7 @@ and greatest.
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -41,6 +42,7 @@ CONTENDERS = {
     "crop": ("exact", "fast", "timm", "tf.data"),
     "full": ("exact", "fast", "timm"),
 }
+NEEDED = ("timm", "torchvision", "cv2", "cykooz_resizer", "psutil")
 REPEATS = 10_000  # of the images: as many as in ImageNet-22K, and no epoch ends
 
 
@@ -250,8 +252,6 @@ def compare(task, workers, images, *, rounds, count):
 
 
 def has_tensorflow():
-    import importlib.util
-
     return importlib.util.find_spec("tensorflow") is not None
 
 
@@ -290,6 +290,11 @@ def main():
         name, task, workers = args.contender
         contend(name, task, int(workers), args.images)
         return
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise SystemExit(
+            f"error: the contenders need {', '.join(missing)}, which is not there:\n"
+            "  pip install '.[fast,test]' scikit-image"
+        )
 
     with tempfile.TemporaryDirectory() as directory:
         images = args.images

@@ -23,9 +23,15 @@ CLASSES = 20
 
 def photographs() -> list[PIL.Image.Image]:
     """The nine photographs, in RGB."""
-    import matplotlib
-    import skimage
-    import sklearn.datasets
+    try:
+        import matplotlib
+        import skimage
+        import sklearn.datasets
+    except ImportError as error:
+        raise SystemExit(
+            f"error: the photographs need {error.name}, which is not there:\n"
+            "  pip install scikit-learn scikit-image matplotlib"
+        ) from error
 
     scikit_image = pathlib.Path(skimage.__file__).parent / "data"
     samples = pathlib.Path(matplotlib.__file__).parent / "mpl-data" / "sample_data"

@@ -1,12 +1,28 @@
 """What the command lines of this package have in common."""
 
 import argparse
+import contextlib
+import glob
+import os
 import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from focalnet_jax.errors import SetupError
+from focalnet_jax.output import is_lost, make_lasting
+
+# The vendor of TPUs on the PCI bus.
+_GOOGLE = "0x1ae0"
+# Variables that say that there is a TPU, or that JAX should look for one.
+_TPU_VARIABLES = (
+    "JAX_PLATFORMS",
+    "JAX_FORCE_TPU_INIT",
+    "TPU_NAME",
+    "TPU_ACCELERATOR_TYPE",
+    "TPU_WORKER_ID",
+    "TPU_WORKER_HOSTNAMES",
+)
 
 
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -61,6 +77,9 @@ def run(
       interrupted: the message after Ctrl-C.
       spell: says how the program calls the arguments that an error names.
     """
+    use_utf8()
+    make_lasting()
+    hide_idle_libtpu()
     try:
         result = main()
     except KeyboardInterrupt:
@@ -69,4 +88,36 @@ def run(
         sys.exit(f"error: {error.spelt(spell, assigned)}")
     except OSError as error:
         sys.exit(f"error: {error}")
-    sys.exit(0 if result in (None, True) else 1)
+    sys.exit(0 if result in (None, True) and not is_lost() else 1)
+
+
+def use_utf8() -> None:
+    """Starts the program again with UTF-8 if the locale has another encoding.
+
+    Otherwise names of files, and of the classes that folders are named after, would be
+    other words there.
+    """
+    if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
+        command = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+        os.execv(sys.executable, command)
+
+
+def hide_idle_libtpu() -> None:
+    """Keeps JAX from loading `libtpu` on a machine that has no TPU.
+
+    It would print pages about the TPU that it doesn't find. To compile for TPUs it has to
+    be seen, and where there is any sign of a TPU, or somebody asks for one, it is.
+    """
+    signs = [*glob.glob("/dev/accel*"), *glob.glob("/dev/vfio/[0-9]*")]
+    signs += [name for name in _TPU_VARIABLES if os.environ.get(name)]
+    for path in glob.glob("/sys/bus/pci/devices/*/vendor"):
+        with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+            signs += [path] if file.read().strip() == _GOOGLE else []
+    library = sys.modules.get("libtpu")
+    where = os.environ.get("TPU_LIBRARY_PATH")
+    # Its import, by JAX, sets the variable; somebody who has set it wants another one.
+    if where and not (library and where == library.get_library_path()):
+        signs.append(where)
+    if not signs:
+        os.environ.pop("TPU_LIBRARY_PATH", None)
+        sys.modules["libtpu"] = None  # An import of it fails as if it were not there.

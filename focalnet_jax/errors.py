@@ -3,7 +3,10 @@
 import ast
 import contextlib
 import difflib
+import pathlib
 import re
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -117,8 +120,12 @@ def arguments_spelt(spell: Callable[[str], str]) -> Iterator[None]:
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str | None:
-    """The most similar of the `allowed` spellings, if one is similar at all."""
-    near = difflib.get_close_matches(str(given), sorted(allowed), n=1, cutoff=0.5)
+    """The most similar of the `allowed` spellings, if one is similar at all.
+
+    It is never the one that was given.
+    """
+    others = sorted({*allowed} - {str(given)})
+    near = difflib.get_close_matches(str(given), others, n=1, cutoff=0.5)
     return near[0] if near else None
 
 
@@ -143,6 +150,29 @@ def first_few(names: Sequence[str]) -> str:
     """The first three of many names, and how many more there are."""
     shown = ", ".join(repr(name) for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3:,} more"
+
+
+def place_in_own_code(error: BaseException) -> str | None:
+    """The line that an error comes from, if it is one of the user's: file, line, text.
+
+    That is the innermost line that belongs neither to this package nor to a library.
+    """
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        text = (error.text or "").strip()
+        return f"{error.filename}, line {error.lineno}: {text}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if pathlib.Path(frame.filename).is_file() and not _is_library(frame.filename):
+            return f"{frame.filename}, line {frame.lineno}: {frame.line}"
+    return None
+
+
+def _is_library(filename: str) -> bool:
+    path = pathlib.Path(filename).resolve()
+    package = pathlib.Path(__file__).resolve().parent
+    libraries = {package, pathlib.Path(sysconfig.get_path("stdlib")).resolve()}
+    is_installed = {"site-packages", "dist-packages"} & {*path.parts}
+    is_ours = path == package.parent / "main.py" or libraries & {*path.parents}
+    return bool(is_installed or is_ours)
 
 
 def first_line(error: BaseException) -> str:

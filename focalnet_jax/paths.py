@@ -34,7 +34,8 @@ def absolute_path(path: epath.PathLike) -> epath.Path:
     """Makes a path absolute and expands `~`; the address of a bucket stays as it is.
 
     Raises:
-      SetupError: it is an address that is neither a file's nor a bucket's.
+      SetupError: it is an address that is neither a file's nor a bucket's, or there is
+        no current directory that it could start from.
     """
     text = without_file_scheme(os.fspath(path))
     if text.startswith("~") and os.path.expanduser(text) == text:
@@ -45,6 +46,10 @@ def absolute_path(path: epath.PathLike) -> epath.Path:
     try:
         path = epath.Path(text)
         return path if is_remote(text) else path.expanduser().resolve()
+    except FileNotFoundError as error:
+        raise SetupError(
+            f"{path} is relative to the current directory, which has been deleted"
+        ) from error
     except KeyError as error:
         raise SetupError(
             f"{text} is neither a path nor a place in a bucket, gs://BUCKET/PATH"
@@ -123,11 +128,23 @@ def write_whole(path: epath.Path, text: str) -> None:
     A bucket replaces files in one step by itself, and it cannot rename. On a disk the
     text is written to a temporary file, which is then renamed.
     """
-    if is_remote(path):
-        path.write_text(text)
-        return
-    with written_aside(pathlib.Path(path)) as aside:
-        aside.write_text(text)
+    with errors_named(path):
+        if is_remote(path):
+            path.write_text(text, encoding="utf-8")
+            return
+        with written_aside(pathlib.Path(path)) as aside:
+            aside.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def errors_named(path: epath.PathLike) -> Iterator[None]:
+    """Has an error of writing, such as a full disk, name the file; Python's doesn't."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def write_json(path: epath.Path, content: Any) -> None:

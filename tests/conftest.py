@@ -1,5 +1,6 @@
 """Set-up that all tests share: eight fake CPU devices, tiny models, prepared digits."""
 
+import faulthandler
 import importlib.metadata
 import os
 import shutil
@@ -12,6 +13,9 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
+# A process that crashes says where each of its threads was.
+os.environ["PYTHONFAULTHANDLER"] = "1"
 
 # Many tests compile the same programs: what one has compiled the others find, in other
 # processes, too.
@@ -30,7 +34,22 @@ from focalnet_jax.train import default_config, train
 from focalnet_jax.train.run.metrics import MetricsWriter
 
 
-def pytest_unconfigure():
+@pytest.hookimpl(trylast=True)  # Pytest's own plugin writes it where it may be lost.
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        return
+    directory = pathlib.Path(config.rootpath, ".pytest_cache", "crashes")
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{config.workerinput['workerid']}-{os.getpid()}.txt"
+    config.crash_file = path.open("w")
+    faulthandler.enable(config.crash_file)
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "crash_file"):  # It ends without a crash.
+        faulthandler.disable()
+        config.crash_file.close()
+        pathlib.Path(config.crash_file.name).unlink(missing_ok=True)
     if is_first:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 

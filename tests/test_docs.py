@@ -4,6 +4,7 @@ A fenced block without a language holds shell commands. A Python block whose fir
 `# NAME.py` is that file; the blocks of `docs/tasks.md` together are `discs.py`.
 """
 
+import ast
 import re
 import shlex
 import subprocess
@@ -158,6 +159,29 @@ def test_commands_can_be_parsed(page, tmp_path, monkeypatch):
             MODULES[program](arguments)
         elif program in ("main.py", "focalnet_jax.train"):
             check_training_command(arguments)
+
+
+# What the documented programs may import at once: the standard library, this package,
+# what is installed with it, and each other. Else they have to tell what they need.
+
+
+def test_documented_programs_need_what_is_installed():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    names = {re.match(r"[\w-]*", line)[0].lower().replace("-", "_") for line in lines}
+    modules = {"pillow": "PIL", "absl_py": "absl", "scikit_learn": "sklearn"}
+    known = {modules.get(name, name) for name in names} | {"focalnet_jax", "jaxlib"}
+    known |= sys.stdlib_module_names | {path.stem for path in ROOT.glob("benchmarks/*")}
+    shown = {command[0] for page in PAGES for command in commands(page)} - {"-m"}
+    assert len([name for name in shown if name.startswith("benchmarks/")]) >= 2
+    for name in {path for path in shown if (ROOT / path).exists()}:
+        for node in ast.parse((ROOT / name).read_text()).body:
+            if isinstance(node, ast.Import):
+                imported = {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported = {node.module.partition(".")[0]}
+            else:
+                continue
+            assert imported <= known, (name, imported)
 
 
 def check_training_command(arguments):

@@ -18,7 +18,8 @@ ALLOWED = {
     "pages": set(),
     "values": set(),
     "fields": {"values"},
-    "command_line": set(),
+    "output": set(),
+    "command_line": {"output"},
     "chips": set(),
     "placement": set(),
     "image_size": set(),
@@ -67,8 +68,10 @@ ALLOWED = {
     },
     "train": {
         "chips",
+        "command_line",
         "data",
         "fields",
+        "output",
         "pages",
         "paths",
         "placement",
@@ -212,3 +215,16 @@ def test_models_and_conversion_load_nothing_of_data_and_training(program):
     assert {module.partition(".")[0] for module in modules} <= LIGHT_LIBRARIES
     ours = [module.split(".") for module in modules if "focalnet_jax." in module]
     assert {room for _, room, *_ in ours} <= LIGHT_ROOMS
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_files_of_text_name_their_encoding(path):
+    """Otherwise their content would depend on the locale."""
+    positions = {"read_text": 0, "write_text": 1}
+    for node in ast.walk(ast.parse(path.read_text())):
+        name = getattr(getattr(node, "func", None), "attr", None)
+        if isinstance(node, ast.Call) and name in positions:
+            named = {keyword.arg for keyword in node.keywords}
+            assert len(node.args) > positions[name] or "encoding" in named, node.lineno

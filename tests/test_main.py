@@ -40,7 +40,10 @@ def get_config():
         (["--config=configs/digits.py:x"], "has no variants"),
         (["--config.model.name=focalnet_tny_srf"], "did you mean 'focalnet_tiny_srf'"),
         (["--config.mesh.fsdp=2"], "don't make up the 1 devices"),
-        (["--num_processes=2"], "Give each of them --coordinator_address=HOST:PORT"),
+        (
+            ["--num_processes=2"],
+            "each process of the run --coordinator_address=HOST",
+        ),
         (["--compile_for=v5e:2x2"], "data.num_train_examples has to be set"),
         (["--mode=eval"], "holds no checkpoint and init_from is not set"),
     ],

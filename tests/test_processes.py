@@ -227,9 +227,17 @@ def test_a_process_that_is_gone_ends_the_others(
     assert any(sign in errors for sign in signs), errors
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_notice_to_end_has_all_save_and_end(count, environment, tmp_path):
-    """SIGTERM to one of them; the same command goes on after it."""
+@pytest.mark.parametrize(
+    ("count", "name"),
+    [
+        (1, signal.SIGHUP),
+        (2, signal.SIGTERM),
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.extended),
+        pytest.param(2, signal.SIGHUP, marks=pytest.mark.extended),
+    ],
+)
+def test_a_notice_to_end_has_all_save_and_end(count, name, environment, tmp_path):
+    """To one of them; the same command goes on after it, and no other one during it."""
     here = dict(directory=tmp_path, environment=environment)
     arguments = [*LONG, "--config.checkpoint.every_steps=100000"]
     several = functools.partial(start_together, count)
@@ -237,7 +245,12 @@ def test_a_notice_to_end_has_all_save_and_end(count, environment, tmp_path):
     workdir = tmp_path / "runs" / "digits"
     try:
         wait_for((workdir / "metrics.jsonl").exists, processes)
-        processes[-1].send_signal(signal.SIGTERM)
+        if count == 1:
+            code, output, errors = run(*arguments, **here)
+            assert (code, output) == (1, "")
+            assert f"process {processes[0].pid} on host " in errors
+            assert "Traceback" not in errors
+        processes[-1].send_signal(name)
     finally:
         results = finish(processes)
     assert [process.returncode for process in processes] == [0] * count, results

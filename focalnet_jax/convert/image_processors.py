@@ -65,11 +65,6 @@ def read_timm(config: Content, *, origin: str) -> Found:
     if not isinstance(size, list | tuple) or len(size) != 3:
         raise _wrong(origin, "input_size", size, "channels, height and width")
     channels, height, width = (_whole(origin, "input_size", side) for side in size)
-    if height != width:
-        notes.append(
-            f"{origin} has input_size={[*size]}, and preprocessing makes squares: it "
-            f"makes {height} x {height} pixels"
-        )
     crop = _positive(origin, "crop_pct", config.get("crop_pct") or 0.875)
     for entry, value in (("test_input_size", [*size]), ("test_crop_pct", crop)):
         other = config.get(entry)
@@ -92,7 +87,7 @@ def read_timm(config: Content, *, origin: str) -> Found:
         )
         interpolation = "bicubic"
     preprocessing = Preprocessing(
-        image_size=height,
+        image_size=(height, width),
         mean=_statistics(origin, "mean", config.get("mean") or IMAGENET_MEAN, channels),
         std=_statistics(origin, "std", config.get("std") or IMAGENET_STD, channels),
         interpolation=interpolation,

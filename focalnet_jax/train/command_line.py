@@ -11,7 +11,6 @@ outside a checkout. The same command on every host of a TPU pod slice starts one
 all of them.
 """
 
-import asyncio.log
 import errno
 import os
 import pathlib
@@ -27,11 +26,15 @@ import jax
 from absl import app, flags, logging
 
 from focalnet_jax import train
-from focalnet_jax.errors import SetupError, first_line
+from focalnet_jax.command_line import hide_idle_libtpu, use_utf8
+from focalnet_jax.errors import SetupError, first_line, place_in_own_code
+from focalnet_jax.output import is_lost, make_lasting
 from focalnet_jax.paths import absolute_path
 from focalnet_jax.train import recipes
 from focalnet_jax.train.aot import compile_for
 from focalnet_jax.train.overrides import apply_overrides, split_overrides
+from focalnet_jax.train.processes import join_processes
+from focalnet_jax.train.run.noise import FULL_DISK, leave_out_noise
 from focalnet_jax.values import NotAllowed, Whole
 
 _CONFIG = flags.DEFINE_string(
@@ -64,6 +67,20 @@ _PROCESS_NUMBERS = {
     "num_processes": Whole(1, _MOST_PROCESSES),
     "process_id": Whole(0, _MOST_PROCESSES - 1),
 }
+_WAIT = flags.DEFINE_integer(
+    "wait_for_processes", 300, "For how many seconds to wait for the others.", 1
+)
+# What whoever started the run can mend about files.
+_OF_FILES = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENAMETOOLONG,
+}
 
 
 def main(argv):
@@ -73,8 +90,7 @@ def main(argv):
         print(remark, file=sys.stderr)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Libraries say much at INFO.
-    # For a damaged checkpoint, a task of each array fails; the first error says enough.
-    asyncio.log.logger.setLevel("CRITICAL")
+    leave_out_noise()
     config, task = train.check_config(recipe)
     if _WORKDIR.value == "":
         raise SetupError("--workdir= names no directory: leave it out for runs/RECIPE")
@@ -86,11 +102,15 @@ def main(argv):
             )
         jax.config.update("jax_platforms", "cpu")
         print(compile_for.compile_for(config, task, _COMPILE_FOR.value))
-        return
+        sys.exit(1 if is_lost() else 0)
+    hide_idle_libtpu()
     start_processes()
     workdir = absolute_path(_WORKDIR.value or default_workdir())
-    modes = {"train": train.train, "eval": train.evaluate}
-    modes[_MODE.value](config, task, workdir)
+    if _MODE.value == "train":
+        train.train(config, task, workdir)  # What it says lies in the workdir, too.
+    else:
+        train.evaluate(config, task, workdir)
+        sys.exit(1 if is_lost() else 0)
 
 
 def parse_flags(argv):
@@ -116,11 +136,7 @@ def default_workdir() -> str:
 
 
 def start_processes() -> None:
-    """Joins the processes of a run, where there are several.
-
-    They are those that flags or the environment name, or that JAX finds by itself: the
-    hosts of a TPU pod slice, the tasks of a Slurm job.
-    """
+    """Joins the processes of a run that flags or the environment name, or JAX finds."""
     given = {}
     for flag in _PROCESSES:
         spelling, value = f"--{flag.name}", flag.value
@@ -133,23 +149,7 @@ def start_processes() -> None:
             except NotAllowed as problem:
                 raise SetupError(f"{spelling}={value} {problem}") from problem
         given[flag.name] = value
-    count, index = given["num_processes"], given["process_id"]
-    if count is not None and index is not None and index >= count:
-        raise SetupError(
-            f"process_id={index} is not below num_processes={count}: processes are "
-            "counted from 0 on"
-        )
-    try:
-        jax.distributed.initialize(**given)
-    except ValueError as error:
-        if any(value is not None for value in given.values()):
-            raise SetupError(
-                f"the processes of the run aren't known: {error} Give each of them "
-                "--coordinator_address=HOST:PORT --num_processes=N --process_id=I"
-            ) from error
-        if "coordinator_address" not in str(error):
-            raise
-        # JAX found no cluster: this process is alone.
+    join_processes(**given, seconds=_WAIT.value)
 
 
 def end(message: str | None = None) -> None:
@@ -157,6 +157,8 @@ def end(message: str | None = None) -> None:
     try:
         if message is None:
             traceback.print_exc()
+            if place := place_in_own_code(sys.exception()):
+                print(f"error: in {place}", file=sys.stderr)
         else:
             print(message, file=sys.stderr)
         sys.stderr.flush()
@@ -170,6 +172,8 @@ def end(message: str | None = None) -> None:
 
 def run() -> None:
     """Runs the program, and ends it with one line where a person can mend what failed."""
+    use_utf8()
+    make_lasting()
     for flag in flags.FLAGS.get_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --help
     try:
@@ -192,11 +196,18 @@ def run() -> None:
             "newest checkpoint"
         )
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL_DISK:
+            end(
+                f"error: {error.filename or 'a disk'}: {error.strerror}; make room, and "
+                "the same command goes on from the newest checkpoint"
+            )
+        if error.errno not in _OF_FILES or not error.filename:
             end()
-        end(
-            f"error: {error.filename or 'a disk'}: {error.strerror}; make room, and the "
-            "same command goes on from the newest checkpoint"
-        )
+        end(f"error: {error.filename}: {error.strerror}")
+    except RuntimeError as error:
+        # JAX has no class of its own for devices that are asked for and not there.
+        if "nable to initialize backend" not in str(error):
+            end()
+        end(f"error: {first_line(error)}")
     except Exception:
         end()

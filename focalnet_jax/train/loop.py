@@ -31,6 +31,7 @@ from focalnet_jax.train.run.data_record import (
     write_data,
 )
 from focalnet_jax.train.run.divergence import NonFiniteSteps
+from focalnet_jax.train.run.lock import WorkdirLock
 from focalnet_jax.train.run.metrics import MetricsWriter
 from focalnet_jax.train.run.preemption import Preempted, Preemption
 from focalnet_jax.train.run.profile import Profile
@@ -63,6 +64,7 @@ class _Run:
     """All that takes part in the steps of a run."""
 
     setup: _Setup
+    lock: WorkdirLock
     checkpoints: Checkpoints
     progress: Progress
     writer: MetricsWriter
@@ -84,11 +86,15 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
       SetupError: anything that whoever started the run can mend.
     """
     with arguments_spelt(field_of(config)), contextlib.ExitStack() as stack:
+        # Before anything that takes time: this also tries to write there.
+        lock = stack.enter_context(WorkdirLock(workdir, say=Progress.quiet().say))
         setup = _set_up(config, task, workdir)
         checkpoints = stack.enter_context(_checkpoints(config, task, workdir))
         changes = []
         if checkpoints.newest_step is not None:
             changes = data_changes(workdir, setup.data, unit=task.unit)
+        if (checkpoints.newest_step or 0) < setup.total_steps:
+            checkpoints.check_room(setup.program.abstract_state)
         state, origin = start(
             config,
             task,
@@ -117,7 +123,7 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
             return setup.evaluator.run(state, progress)
         for remark in (origin, *changes, *setup.splits.remarks, *_remarks(setup)):
             progress.say(remark)
-        run = _open_run(setup, checkpoints, progress, int(state.step), stack)
+        run = _open_run(setup, lock, checkpoints, progress, int(state.step), stack)
         return _train_steps(run, state)
 
 
@@ -147,6 +153,7 @@ def _set_up(config: ConfigDict, task: Task, workdir: epath.Path) -> _Setup:
 
 def _open_run(
     setup: _Setup,
+    lock: WorkdirLock,
     checkpoints: Checkpoints,
     progress: Progress,
     first_step: int,
@@ -155,7 +162,7 @@ def _open_run(
     """Describes the run in its workdir, and begins to load data.
 
     Args:
-      setup, checkpoints, progress: of the run.
+      setup, lock, checkpoints, progress: of the run.
       first_step: the number of steps that are done already.
       stack: closes what is opened here.
     """
@@ -181,6 +188,7 @@ def _open_run(
     )
     return _Run(
         setup=setup,
+        lock=lock,
         checkpoints=checkpoints,
         progress=progress,
         writer=writer,
@@ -217,6 +225,7 @@ def _train_steps(run: _Run, state: TrainState) -> dict[str, float]:
                 )
             except Preempted:
                 ends_early = True
+        run.lock.check()
         if metrics:
             run.writer.write(step, metrics)
         is_best = due.evaluates and run.checkpoints.is_best(metrics)

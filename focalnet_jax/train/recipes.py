@@ -3,20 +3,22 @@
 The project's own lie in `configs/` of a checkout, and in the installed package.
 """
 
+import contextlib
 import importlib.util
 import inspect
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from ml_collections import ConfigDict
 
-from focalnet_jax.errors import SetupError, did_you_mean, first_line
+from focalnet_jax.errors import SetupError, did_you_mean, first_line, place_in_own_code
 from focalnet_jax.tasks.registry import TASKS
 from focalnet_jax.train.config import all_fields
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
+_CHECKOUT = _PACKAGE.parent if (_PACKAGE.parent / "main.py").is_file() else None
 DEFAULT = "digits"
 
 
@@ -31,6 +33,7 @@ def own_recipes() -> dict[str, pathlib.Path]:
 def find_recipe(recipe: str) -> str:
     """The path of a recipe, with its variant: `digits`, `base:tiny_srf`, `mine.py:large`.
 
+    A path is looked for where one stands, and then in the checkout, if there is one. And
     `configs/base.py` finds the project's own where there is no such file, so that
     commands of the documentation work outside a checkout, too.
 
@@ -38,16 +41,21 @@ def find_recipe(recipe: str) -> str:
       SetupError: there is no such recipe.
     """
     given, colon, variant = recipe.partition(":")
-    given = os.path.normpath(given)
+    path = pathlib.Path(os.path.normpath(given)).expanduser()
+    places = [pathlib.Path(), _CHECKOUT] if _CHECKOUT else [pathlib.Path()]
+    for place in places:
+        if path.suffix == ".py" and (place / path).is_file():
+            return f"{place / path}{colon}{variant}"
     own = own_recipes()
-    path = pathlib.Path(given)
-    if path.suffix != ".py" or not path.is_file():
-        name = given.removeprefix("configs/").removesuffix(".py")
-        if name not in own:
-            choice = [f"configs/{name}.py" for name in own] if path.suffix else own
-            raise SetupError(f"there is no recipe {given!r}{did_you_mean(given, choice)}")
-        path = own[name]
-    return f"{path}{colon}{variant}"
+    name = path.as_posix().removeprefix("configs/").removesuffix(".py")
+    if name in own:
+        return f"{own[name]}{colon}{variant}"
+    choice = [f"configs/{name}.py" for name in own] if path.suffix else own
+    looked = " and ".join(str(place.resolve()) for place in places)
+    raise SetupError(
+        f"there is no recipe {given!r}{did_you_mean(given, choice)} (paths are looked "
+        f"for in {looked})"
+    )
 
 
 def load_recipe(recipe: str) -> ConfigDict:
@@ -64,18 +72,8 @@ def load_recipe(recipe: str) -> ConfigDict:
     get_config = _load_function(path)
     if variant and not inspect.signature(get_config).parameters:
         raise SetupError(f"{path} has no variants, given {variant!r}")
-    try:
+    with _errors_placed(path):
         config = get_config(*([variant] if variant else []))
-    except (AttributeError, KeyError, TypeError) as error:
-        # ml_collections has no classes of its own for these errors.
-        text = str(error)
-        if misspelt := re.search(r'Key "(\w+)" does not exist', text):
-            names = {part for task in TASKS for part in _parts(all_fields(task))}
-            hint = did_you_mean(misspelt[1], names)
-            raise SetupError(f"{path}: there is no field {misspelt[1]}{hint}") from error
-        if "override field" in text:
-            raise SetupError(f"{path}: {first_line(error)}{_takes(text)}") from error
-        raise
     if not isinstance(config, ConfigDict) or "task" not in config:
         raise SetupError(
             f"{path}: get_config has to return a configuration from "
@@ -99,13 +97,38 @@ def _takes(text: str) -> str:
 def _load_function(path: str) -> Callable[..., ConfigDict]:
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _errors_placed(path):
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise SetupError(f"{path}, line {error.lineno}: {error.msg}") from error
-    if not hasattr(module, "get_config"):
+    if not callable(getattr(module, "get_config", None)):
         raise SetupError(f"{path} is no recipe: it has no function get_config")
     return module.get_config
+
+
+@contextlib.contextmanager
+def _errors_placed(path: str) -> Iterator[None]:
+    """Raises SetupError, with the line of the recipe, for all that goes wrong in it."""
+    try:
+        yield
+    except SetupError:
+        raise
+    except (Exception, SystemExit) as error:
+        place = place_in_own_code(error) or path
+        raise SetupError(f"{_problem(error)}\n  {place}") from error
+
+
+def _problem(error: BaseException) -> str:
+    """What is wrong with a recipe that raises an error."""
+    # ml_collections has no classes of its own for these errors.
+    if misspelt := re.search(r'Key "(\w+)" does not exist', str(error)):
+        names = {part for task in TASKS for part in _parts(all_fields(task))}
+        return f"there is no field {misspelt[1]}{did_you_mean(misspelt[1], names)}"
+    if "override field" in str(error):
+        return f"{first_line(error)}{_takes(str(error))}"
+    if isinstance(error, SyntaxError):
+        return f"the recipe can't be read: {error.msg}"
+    if isinstance(error, SystemExit):
+        return "the recipe ends the program"
+    return f"the recipe fails: {type(error).__name__}: {first_line(error)}"
 
 
 def _parts(names: Iterable[str]) -> set[str]:

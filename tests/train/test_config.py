@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, nearest
 from focalnet_jax.train import check_config, default_config, evaluate, train
 from focalnet_jax.train.config import all_fields, check_field_name, total_steps
 from focalnet_jax.train.recipes import find_recipe, load_recipe, own_recipes
@@ -30,6 +30,16 @@ def test_recipes_are_found_by_name_or_path(tmp_path, monkeypatch):
         find_recipe("digit")
     with pytest.raises(SetupError, match="did you mean 'configs/digits.py'"):
         find_recipe("configs/digit.py")
+    # What lies in the checkout is found from everywhere.
+    path = "tests/train/operator_recipe.py"
+    assert find_recipe(path) == str(pathlib.Path(__file__).parents[2] / path)
+    with pytest.raises(SetupError, match=f"paths are looked for in {tmp_path} and "):
+        find_recipe("mine.py")
+
+
+def test_hints_differ_from_what_was_given():
+    assert nearest("a", ["a", "ab"]) == "ab"
+    assert nearest("a", ["a"]) is None
 
 
 @pytest.mark.parametrize(
@@ -41,7 +51,12 @@ def test_recipes_are_found_by_name_or_path(tmp_path, monkeypatch):
         ("def get_config(variant): pass", "get_config has to return a configuration"),
         ("config.batchsize = 3", "no field batchsize; did you mean 'batch_size'"),
         ("config.update(batchsize=3)", "no field batchsize; did you mean 'batch_size'"),
-        ("config.batch_size = 'x'", "mine.py: .*'batch_size'"),
+        ("config.batch_size = 'x'", "(?s)'batch_size'.*mine.py, line 4: config.batch"),
+        ("x = 1 / 0", "(?s)ZeroDivisionError.*mine.py, line 1: x = 1 / 0"),
+        ("import no_such", "(?s)No module named 'no_such'.*mine.py, line 1: import no"),
+        ("config.seed = a_name", "(?s)'a_name' is not defined.*mine.py, line 4: config"),
+        ("get_config = 3", "mine.py is no recipe: it has no function get_config"),
+        ("raise SystemExit", "(?s)ends the program.*mine.py, line 1: raise SystemExit"),
     ],
 )
 def test_recipes_that_cannot_be_read_are_one_line(text, message, tmp_path):

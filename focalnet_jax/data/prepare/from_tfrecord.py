@@ -72,7 +72,7 @@ def _copy(
 ) -> bool:
     """Copies the files in `source`; returns whether `directory` was a data set before."""
     copies = _copies(builder, source)
-    info = json.loads((source / "dataset_info.json").read_text())
+    info = json.loads((source / "dataset_info.json").read_text("utf-8"))
     sizes = {copy.file_name: copy.num_bytes for copy in copies.values()}
     fingerprint = hashlib.sha256(json.dumps([info, sizes]).encode()).hexdigest()
 
@@ -84,7 +84,7 @@ def _copy(
             info.pop(field, None)
         info["fileFormat"] = _ARRAY_RECORD.value
         text = json.dumps(info, indent=2)
-        (directory / "dataset_info.json").write_text(text)
+        (directory / "dataset_info.json").write_text(text, encoding="utf-8")
 
     return write_data_set(
         directory, list(copies.values()), write_metadata, fingerprint=fingerprint

@@ -198,7 +198,7 @@ def _with_progress(shard: ShardFile, bar: tqdm.tqdm) -> Iterator[bytes]:
 def _locked(path: pathlib.Path) -> Iterator[None]:
     """Keeps other processes out; the system unlocks when this process ends in any way."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -49,7 +49,7 @@ def wordnet_ids() -> list[str]:
     They come from a file inside the package TFDS.
     """
     path = tfds.core.tfds_path("datasets/imagenet2012/labels.txt")
-    return path.read_text().split()
+    return path.read_text("utf-8").split()
 
 
 def classes_of_folder(directories: Sequence[str]) -> list[str]:

@@ -129,7 +129,7 @@ def read_checksums(directory: pathlib.Path) -> dict[str, str]:
     path = directory / CHECKSUMS
     if not path.exists():
         return {}
-    lines = re.findall(r"^([0-9a-f]{64})  (.+)$", path.read_text(), re.MULTILINE)
+    lines = re.findall(r"^([0-9a-f]{64})  (.+)$", path.read_text("utf-8"), re.MULTILINE)
     return {name: checksum for checksum, name in lines}
 
 
@@ -137,4 +137,4 @@ def write_checksums(directory: pathlib.Path, checksums: dict[str, str]) -> None:
     """Writes `CHECKSUMS`, the checksum of each file by its name."""
     lines = [f"{checksum}  {name}\n" for name, checksum in sorted(checksums.items())]
     with written_aside(directory / CHECKSUMS) as aside:
-        aside.write_text("".join(lines))
+        aside.write_text("".join(lines), encoding="utf-8")

@@ -56,6 +56,7 @@ class Checkpoints:
         best_metric: str | None = None,
         higher_is_better: bool = True,
     ):
+        self._has_failed = False
         self._best_metric = best_metric
         self._sign = 1 if higher_is_better else -1
         policies = [LatestN(keep)]
@@ -99,8 +100,9 @@ class Checkpoints:
     def _close_after_error(self) -> None:
         try:
             self._manager.close()
-        except Exception as error:  # Whoever raised the first error shows it.
-            logging.warning("checkpoints: %s", _reason(error))
+        except Exception as error:
+            if not self._has_failed:  # Otherwise that has been said.
+                logging.warning("checkpoints: %s", _reason(error))
 
     @property
     def newest_step(self) -> int | None:
@@ -141,7 +143,7 @@ class Checkpoints:
             return
         items = {name: ocp.args.PyTreeSave(item) for name, item in _items(state).items()}
         self.wait()  # Orbax would wait, too; after it, the room that is left is known.
-        self._check_room(state)
+        self.check_room(state)
         with self._failures_explained():
             self._manager.save(
                 step,
@@ -210,11 +212,15 @@ class Checkpoints:
             return -math.inf
         return self._sign * value
 
-    def _check_room(self, state: TrainState) -> None:
-        # A store that runs out of room says much, and leaves a part of a checkpoint.
+    def check_room(self, state: TrainState) -> None:
+        """Raises SetupError if the disk has no room for such a state.
+
+        A store that runs out of room says much, and leaves a part of a checkpoint.
+        """
         if is_remote(self._manager.directory):
             return
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        leaves = jax.tree.leaves(state)
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         disk = shutil.disk_usage(self._manager.directory)
         # Some mounts don't say how large they are.
         if disk.total and disk.free < needed:
@@ -231,6 +237,7 @@ class Checkpoints:
         except jax.errors.JaxRuntimeError:
             raise  # Another process has ended.
         except Exception as error:  # Orbax and its store raise errors of all kinds.
+            self._has_failed = True
             raise SetupError(
                 f"a checkpoint could not be written to {self._manager.directory}: "
                 f"{_reason(error)}; {self.describe_newest()}"
@@ -249,7 +256,7 @@ def _check_metrics(directory: epath.Path) -> None:
     """Raises SetupError for damaged metrics; Orbax wouldn't say of which checkpoint."""
     for path in directory.glob("*/metrics/metrics"):
         try:
-            json.loads(path.read_text())
+            json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise SetupError(
                 f"the metrics of a checkpoint are damaged: {path.parent.parent}: {error}"

@@ -18,7 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from focalnet_jax.errors import SetupError
-from focalnet_jax.paths import is_remote, write_whole
+from focalnet_jax.paths import errors_named, is_remote, write_whole
 from focalnet_jax.train.run.summary import Picture, write_summary
 
 _METRICS = "metrics.jsonl"
@@ -91,11 +91,13 @@ class MetricsWriter:
         if not self._active:
             return
         metrics = {name: v for name, v in metrics.items() if math.isfinite(v)}
-        with (self._directory / _METRICS).open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
         values = [Summary.Value(tag=name, simple_value=v) for name, v in metrics.items()]
-        self._add_event(step, summary=Summary(value=values))
-        self._events.flush()
+        path = self._directory / _METRICS
+        with errors_named(path):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
+            self._add_event(step, summary=Summary(value=values))
+            self._events.flush()
         if self._wandb:
             self._wandb.log(metrics, step=step)
         if self._spool and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
@@ -106,7 +108,9 @@ class MetricsWriter:
         if not self._active or not self._spool:
             return
         for path in self._spool.iterdir():
-            (self._workdir / path.name).write_bytes(path.read_bytes())
+            target = self._workdir / path.name
+            with errors_named(target):
+                target.write_bytes(path.read_bytes())
         self._uploaded = time.monotonic()
 
     def summarize(self, *, title: str, pictures: Sequence[Picture]) -> None:
@@ -124,7 +128,7 @@ def _lines_until(path: epath.Path, step: int) -> list[str] | None:
     if not path.exists():
         return None
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text("utf-8").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
@@ -147,7 +151,7 @@ def _wandb_run(workdir: epath.Path, project: str, config: dict[str, Any] | None)
         write_whole(path, uuid.uuid4().hex[:8])
     return wandb.init(
         project=project,
-        id=path.read_text(),
+        id=path.read_text("utf-8"),
         name=workdir.name,
         config=config,
         resume="allow",

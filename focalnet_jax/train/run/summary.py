@@ -67,7 +67,7 @@ def write_summary(
     workdir: epath.Path, *, title: str, pictures: Sequence[Picture]
 ) -> None:
     """Makes a page of `metrics.jsonl` and the descriptions beside it."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    lines = (workdir / "metrics.jsonl").read_text("utf-8").splitlines()
     metrics = [json.loads(line) for line in lines]
     if not metrics:
         return
@@ -77,8 +77,8 @@ def write_summary(
         for name, value in last.items()
     )
     details = "\n".join(
-        f"<details><summary>{name}</summary><pre>{html.escape(path.read_text())}</pre>"
-        "</details>"
+        f"<details><summary>{name}</summary>"
+        f"<pre>{html.escape(path.read_text('utf-8'))}</pre></details>"
         for name in ("config.json", "versions.json", "model.json")
         if (path := workdir / name).exists()
     )

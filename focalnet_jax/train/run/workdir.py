@@ -4,6 +4,7 @@ config.json     the resolved configuration
 versions.json   the versions of Python and packages, and the devices
 model.json      what is needed to use the parameters elsewhere
 data.json       the number of examples and fingerprints of the data
+run.lock        which run may write here, while one does: see lock.py
 metrics.jsonl   `step` and metrics, one object in each line
 events.out...   the same for TensorBoard
 summary.html    curves and last values
@@ -44,17 +45,16 @@ _PACKAGES = (
 
 
 def check_shared(workdir: epath.Path) -> None:
-    """Raises SetupError unless all processes of the run see the same directory.
+    """Raises SetupError unless all processes of the run share the directory.
 
-    Otherwise each would write its part of a checkpoint to a place of its own.
+    Otherwise each would write its part of a checkpoint to a place of its own, or to none.
     """
     if jax.process_count() == 1:
         return
     token = multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))
     sign = workdir / f"seen_by_all_{token:08x}"
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        sign.write_text("")
+        sign.write_text("", "utf-8")
     multihost_utils.sync_global_devices("the sign is written")
     sees_it = multihost_utils.process_allgather(np.bool_(sign.exists()))
     if jax.process_index() == 0:
@@ -66,6 +66,23 @@ def check_shared(workdir: epath.Path) -> None:
             f"{jax.process_count()} don't see {workdir} of process 0: name one on a "
             "shared file system or in a bucket, --workdir=gs://BUCKET/RUN"
         )
+    may_write = multihost_utils.process_allgather(np.bool_(_may_write(workdir, token)))
+    if not may_write.all():
+        others = ", ".join(map(str, np.flatnonzero(~may_write)))
+        raise SetupError(
+            f"process {others} of {jax.process_count()} can't write to {workdir}, and "
+            "each has to write its part of a checkpoint there"
+        )
+
+
+def _may_write(workdir: epath.Path, token: int) -> bool:
+    trial = workdir / f"written_by_{jax.process_index()}_{token:08x}"
+    try:
+        trial.write_text("", "utf-8")
+        trial.unlink()
+    except Exception:  # The libraries that reach buckets raise errors of all kinds.
+        return False
+    return True
 
 
 def describe_run(
@@ -114,7 +131,7 @@ def changed_fields(workdir: epath.Path, config: ConfigDict, fields: Fields) -> l
     if not path.exists():
         return []
     defaults = {name: field.default for name, field in fields.items()}
-    before = _as_stored(defaults) | flatten(json.loads(path.read_text()))
+    before = _as_stored(defaults) | flatten(json.loads(path.read_text("utf-8")))
     now = _as_stored(flatten(config.to_dict()))
     changed = {
         field: f"{field}: {before.get(field)} -> {now.get(field)}"
