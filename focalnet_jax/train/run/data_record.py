@@ -107,7 +107,7 @@ def _read(workdir: epath.Path) -> DataRecord:
     if not path.exists():
         return {}
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text("utf-8"))
         for entry in record.values():
             int(entry["examples"]), str(entry["name"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
