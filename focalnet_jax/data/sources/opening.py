@@ -241,7 +241,7 @@ def _known_classes(classes: str | None) -> set[str] | None:
 
 def _classes_of_file(classes: str) -> list[str]:
     try:
-        lines = pathlib.Path(classes).expanduser().read_text().splitlines()
+        lines = pathlib.Path(classes).expanduser().read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SetupError(
             f"{argument('classes')}={classes!r} is neither 'imagenet2012' nor a "
