@@ -65,7 +65,7 @@ def make_lasting() -> None:
                 io.BufferedWriter(raw),
                 encoding=stream.encoding,
                 errors="backslashreplace",
-                line_buffering=stream.line_buffering,
+                line_buffering=True,  # Both may go to one file, and stay in order there.
             )
             setattr(sys, name, lasting)
 
