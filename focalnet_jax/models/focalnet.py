@@ -11,12 +11,15 @@ Reference code: microsoft/FocalNet, `classification/focalnet.py`.
       -> norm, mean over space            [b, 8c]                 "pre_logits"
       -> head                             [b, classes]
 
-The channels are the last axis of every map. The parameters mirror the official names:
+The channels are the last axis of every map. Sequences, `[b, t, c]`, and videos or
+volumes, `[b, t, h, w, c]`, go the same way; their kernels have one spatial axis or three.
+The parameters mirror the official names:
 
     patch_embed/{proj,norm}                      convolution, LayerNorm
     layers_{s}/blocks_{b}/norm1, norm2           LayerNorm
     layers_{s}/blocks_{b}/modulation/f           dense: query, context and gates
     layers_{s}/blocks_{b}/modulation/focal_layers_{l}/kernel     [k, k, 1, c]
+    layers_{s}/blocks_{b}/modulation/focal_layers_{l}/bias       with use_depthwise_bias
     layers_{s}/blocks_{b}/modulation/h           dense: the modulator
     layers_{s}/blocks_{b}/modulation/proj        dense
     layers_{s}/blocks_{b}/modulation/ln          with use_postln_in_modulation

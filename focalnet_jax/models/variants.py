@@ -19,7 +19,13 @@ from flax import linen as nn
 
 from focalnet_jax.errors import OptionError, check_choice, did_you_mean, shown
 from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone, FocalNetEncoder
-from focalnet_jax.models.modulation import MODULATIONS, FocalModulation, per_axis
+from focalnet_jax.models.modulation import (
+    MODULATIONS,
+    FocalModulation,
+    accepted,
+    find_modulation,
+    per_axis,
+)
 from focalnet_jax.models.options import (
     FLOAT_TYPES,
     NUM_CLASSES,
@@ -234,7 +240,6 @@ def _check(encoder: FocalNetEncoder) -> None:
             raise OptionError(
                 option, f" has {entries} entries and depths {stages}: give one a stage"
             )
-    _check_axes(encoder)
     if int(encoder.embed_dim * encoder.mlp_ratio) < 1:
         raise OptionError(
             "mlp_ratio",
@@ -248,6 +253,7 @@ def _check(encoder: FocalNetEncoder) -> None:
         makes_modules = issubclass(modulation, nn.Module)
     if not makes_modules:
         check_choice("modulation", modulation, MODULATIONS)
+    _check_axes(encoder)
 
 
 def _check_axes(encoder: FocalNetEncoder) -> None:
@@ -281,6 +287,15 @@ def _check_axes(encoder: FocalNetEncoder) -> None:
         )
     if len(set(encoder.global_axes)) < len(encoder.global_axes):
         raise OptionError("global_axes", f"={encoder.global_axes} names an axis twice")
+    make = find_modulation(encoder.modulation)
+    for option in ("use_depthwise_bias", "causal", "global_axes"):
+        value = getattr(encoder, option)
+        if value and not accepted(make, {option: value}):
+            raise OptionError(
+                option,
+                f"={value!r} has no effect on modulation={encoder.modulation!r}, which "
+                "has no field of that name",
+            )
     if not encoder.causal:
         return
     if encoder.global_axes:

@@ -6,11 +6,10 @@ Two implementations compute the same sum:
   channels. The compilers for accelerators turn it into good code.
 * `shifted` multiplies the padded input by each entry of the kernel, shifted to where the
   entry belongs, and adds up the products. XLA runs grouped convolutions on CPUs many
-  times slower than this, unless the kernel has hundreds of entries.
+  times slower than this.
 
-`auto` chooses one of them by the platform that a program is lowered for, and on CPUs by
-the size of the kernel. So a program that a CPU machine compiles for a TPU holds the
-convolution.
+`auto` chooses one of them by the platform that a program is lowered for. So a program
+that a CPU machine compiles for a TPU holds the convolution.
 
 All of them can be differentiated in forward and in reverse mode, and any number of times.
 """

@@ -432,6 +432,25 @@ def test_nets_that_a_dialect_can_not_be_are_refused():
         to_torch(random_params(model), model, dialect="transformers")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (dict(use_depthwise_bias=True), "use_depthwise_bias=True"),
+        (dict(causal=True), "causal=True"),
+        (dict(downsample_stride=(1, 2)), "downsample_stride=(1, 2)"),
+        (dict(focal_windows=((3, 5), 3)), "focal_windows=((3, 5), 3)"),
+        (dict(focal_windows=(3, 4)), "kernels of even size (4)"),
+        (dict(patch_size=(4,)), "patch_size=(4,)"),
+    ],
+)
+def test_nets_that_no_implementation_has_are_refused(options, said):
+    model = small(**options)
+    with pytest.raises(SetupError) as error:
+        to_torch(random_params(model), model, dialect="microsoft")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_operators_of_a_fork_take_weights_and_give_none(params):
     class Doubled(FocalModulation):
         """It has the parameters of focal modulation, and computes something else."""

@@ -119,6 +119,14 @@ def test_what_makes_no_operator_is_an_error(modulation, message):
         tiny_model(modulation=modulation)
 
 
+def test_options_that_an_operator_lacks_are_errors():
+    with pytest.raises(
+        ValueError, match="causal=True has no effect on modulation=.*Pool"
+    ):
+        tiny_model(modulation=Pool, causal=True)
+    assert tiny_model(modulation=WithoutGlobalLevel, causal=True).encoder.causal
+
+
 def test_whether_it_is_focal_modulation():
     assert tiny_model().encoder.has_focal_modulation
     assert tiny_model(modulation=FocalModulation).encoder.has_focal_modulation
