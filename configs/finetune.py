@@ -10,7 +10,8 @@
         --config.data.num_train_examples=50000
 
 The image size stands after a comma, such as 224 or 360x880; it is 384 by default. Models
-that were pretrained with configs/in22k.py have LayerScale, as the command for base_lrf says.
+that were pretrained with configs/in22k.py have LayerScale, as the command for base_lrf
+says.
 
 The official release has no recipe for this. The values are those of the paper for
 FocalNet-B and FocalNet-L (arXiv 2203.11926, Table 19): batch 1,024, 30 epochs, a rate
