@@ -4,6 +4,7 @@ import faulthandler
 import importlib.metadata
 import os
 import shutil
+import signal
 import tempfile
 
 # Before jax is imported anywhere. Most of the tests' time is compilation: the second flag
@@ -13,6 +14,9 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
+# Under `nohup` the programs that tests start would not be told that a terminal is closed.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A process that crashes says where each of its threads was.
 os.environ["PYTHONFAULTHANDLER"] = "1"
