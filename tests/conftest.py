@@ -15,9 +15,6 @@ os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
-# Under `nohup` the programs that tests start would not be told that a terminal is closed.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
 # A process that crashes says where each of its threads was.
 os.environ["PYTHONFAULTHANDLER"] = "1"
 
@@ -40,6 +37,8 @@ from focalnet_jax.train.run.metrics import MetricsWriter
 
 @pytest.hookimpl(trylast=True)  # Pytest's own plugin writes it where it may be lost.
 def pytest_configure(config):
+    # Under `nohup`, programs that tests start would not be told of a closed terminal.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if not hasattr(config, "workerinput"):
         return
     directory = pathlib.Path(config.rootpath, ".pytest_cache", "crashes")
