@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from tiny import random_images, random_params, tiny_backbone, tiny_model
 
-from focalnet_jax.models import abstract_params
+from focalnet_jax.models import FocalNet, abstract_params
 
 EVERY_OPTION = dict(
     use_conv_embed=True,
@@ -351,3 +352,76 @@ def test_parameters_have_the_depth_of_their_block(name, depth):
     encoder = tiny_model(depths=(2, 11)).encoder
     assert encoder.max_depth == 14
     assert encoder.depth_of(name) == depth
+
+
+HEAD = ("head", "norm")
+
+
+class TwoClones(nn.Module):
+    net: nn.Module
+
+    def setup(self):
+        self.first, self.second = self.net.clone(), self.net.clone()
+
+    def __call__(self, x):
+        return self.first(x)[0], self.second.encoder(x)[0]
+
+
+class Inside(nn.Module):
+    """A module that makes a model, and uses its encoder before the whole."""
+
+    @nn.compact
+    def __call__(self, x):
+        model = tiny_model()
+        return model.encoder(x)[0], model(x)[0]
+
+
+def test_the_encoder_of_a_bound_model_is_ready_before_the_model_was_called():
+    model, backbone, images = tiny_model(), tiny_backbone(), random_images()
+    params = random_params(model, "float32")
+    expected, _ = model.encoder.apply({"params": params}, images)
+    bound = model.bind({"params": params})
+    np.testing.assert_array_equal(bound.encoder(images)[0], expected)
+    given, _ = model.apply({"params": params}, images, method=lambda m, x: m.encoder(x))
+    np.testing.assert_array_equal(given, expected)
+    stem = backbone.bind({"params": params}).encoder.embed(images)
+    assert stem.shape == (2, 8, 10, 8)
+    encoder, variables = bound.encoder.unbind()
+    np.testing.assert_array_equal(encoder.apply(variables, images)[0], expected)
+
+
+def test_trees_do_not_depend_on_what_is_called_first():
+    def tree(module):
+        shapes = jax.eval_shape(module.init, jax.random.key(0), random_images())
+        return jax.tree.structure(shapes["params"])
+
+    model = tiny_model()
+    whole = jax.tree.structure(abstract_params(model))
+    names = {"first": abstract_params(model)}
+    names["second"] = {k: v for k, v in names["first"].items() if k not in HEAD}
+    assert tree(TwoClones(model)) == jax.tree.structure(names)
+    assert tree(Inside()) == jax.tree.structure({"FocalNet_0": abstract_params(model)})
+    assert tree(nn.jit(FocalNet)(model.encoder, num_classes=5)) == whole
+    assert tree(nn.remat(FocalNet)(model.encoder, num_classes=5)) == whole
+
+
+def test_hessian_vector_products():
+    """Forward over reverse, of the whole net, agrees with a difference of gradients."""
+    model = tiny_model(depths=(1,), focal_levels=(1,), focal_windows=(3,))
+    params, images = random_params(model, "float32"), random_images(8, 8)
+
+    def gradient(params):
+        return jax.grad(lambda p: (model.apply({"params": p}, images)[0] ** 2).sum())(
+            params
+        )
+
+    direction = jax.tree.map(jnp.ones_like, params)
+    product = jax.jit(lambda p, d: jax.jvp(gradient, (p,), (d,))[1])(params, direction)
+    step = 1e-3
+    plus, minus = (
+        jax.jit(gradient)(jax.tree.map(lambda p, d, s=s: p + s * d, params, direction))
+        for s in (step, -step)
+    )
+    expected = jax.tree.map(lambda a, b: (a - b) / (2 * step), plus, minus)
+    # The difference has an error of step**2, and that of float32 over the step.
+    assert_trees_close(product, expected, 2e-2)

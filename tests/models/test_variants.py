@@ -170,6 +170,7 @@ def test_lists_and_names_of_types_are_accepted():
         ({"drop_path_rate": 1.0}, r"drop_path_rate=1.0 is not a number in \[0, 1\)"),
         ({"implementation": "shited"}, "did you mean 'shifted'"),
         ({"dtype": "int32"}, "dtype='int32' is not a floating point type"),
+        ({"dtype": None}, "dtype=None is not a floating point type"),
         ({"num_classes": -1}, "num_classes=-1"),
         ({"mlp_ratio": 0}, "mlp_ratio=0"),
         ({"embed_dim": 0}, "embed_dim=0"),
