@@ -215,7 +215,7 @@ def model_of(config: ConfigDict) -> FocalNet:
     if any(side < needed for side, needed in zip(size, least)):
         raise SetupError(
             f"data.image_size={config.data.image_size} is too small for "
-            f"{config.model.name}, which needs {least} (or model.pad_to_patch=True)"
+            f"{config.model.name}, which needs {least[0]} x {least[1]} (or model.pad_to_patch=True)"
         )
     return model
 

@@ -11,6 +11,7 @@ from tiny import TINY, random_images, random_params, tiny_backbone, tiny_model
 from focalnet_jax import create_model, load_model
 from focalnet_jax.convert import from_torch, infer_model, to_torch
 from focalnet_jax.convert.__main__ import main
+from focalnet_jax.convert.fit import Reading
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.convert.weights_and_model import read_weights_and_model
 from focalnet_jax.errors import SetupError
@@ -41,7 +42,7 @@ def preprocessor(**entries):
 
 
 def read(directory, **options):
-    return read_weights_and_model(directory, options=options)
+    return read_weights_and_model(directory, Reading(), options)
 
 
 def test_every_way_in_gives_what_the_files_say(place, caplog):
@@ -158,7 +159,7 @@ def test_what_was_assumed_is_said_once(place):
             "contradict each other",
         ),
         (dict(architectures=["FocalNetBackbone"]), "of a FocalNetBackbone"),
-        (dict(image_size=[96, 64]), "image_size=[96, 64]"),
+        (dict(image_size=[96]), "image_size=[96], which is no size"),
         (dict(image_size=96), "makes images of 160 pixels, which is taken"),
     ],
     ids=str,
@@ -326,7 +327,7 @@ def test_a_name_leaves_preprocessing_and_classes_of_a_file(place):
     )
     ours = directory / "ours.safetensors"
     main([str(directory), str(ours)])
-    found = read_weights_and_model(ours, name="focalnet_tiny_srf", options=TINY)
+    found = read_weights_and_model(ours, Reading(name="focalnet_tiny_srf"), TINY)
     assert found.description.preprocessing.image_size == 160
     assert found.description.classes == list("abcde")
     assert "its options are not taken, because a name is given" in notes_of(found)

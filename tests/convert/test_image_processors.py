@@ -83,12 +83,17 @@ def test_timms_preprocessing_has_timms_defaults():
     assert preprocessing.interpolation == "bicubic"
 
 
+def test_timms_input_may_be_no_square():
+    """It is cut as `EvalTransform` does, which a test compares with timm."""
+    preprocessing, notes = read_timm({"input_size": [3, 160, 224]}, origin="config.json")
+    assert (preprocessing.image_size, notes) == ((160, 224), ())
+
+
 @pytest.mark.parametrize(
     ("read", "content", "note"),
     [
         (read_timm, {"crop_mode": "border"}, "crop_mode='border'"),
         (read_timm, {"interpolation": "area"}, "interpolation='area'"),
-        (read_timm, {"input_size": [3, 160, 224]}, "makes 160 x 160 pixels"),
         (read_timm, {"test_input_size": [3, 288, 288]}, "test_input_size=[3, 288, 288]"),
         (read_timm, {"crop_pct": 0.9, "test_crop_pct": 1.0}, "crop_pct=0.9 is taken"),
         (read_transformers, {"do_resize": False}, "do_resize=false"),

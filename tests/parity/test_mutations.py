@@ -47,10 +47,10 @@ def query_and_context_swapped(monkeypatch):
 def stem_padded_by_3(monkeypatch):
     embed = focalnet.PatchEmbed
 
-    def mutated(features, *, padding=0, **options):
-        return embed(features, padding=3 if padding == 2 else padding, **options)
+    def mutated(features, *, padding, **options):
+        padding = tuple(3 if size == 2 else size for size in padding)
+        return embed(features, padding=padding, **options)
 
-    mutated.output_size = embed.output_size
     monkeypatch.setattr(focalnet, "PatchEmbed", mutated)
 
 

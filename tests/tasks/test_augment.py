@@ -457,12 +457,12 @@ def test_resumed_steps_draw_what_the_unbroken_ones_do(state, batch):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("random_erasing", 1.5, r"random_erasing=1.5 is not in \[0, 1\]"),
+        ("random_erasing", 1.5, r"random_erasing=1.5 is not a number in \[0, 1\]"),
         ("random_erasing_mode", "pixels", "random_erasing_mode.*did you mean 'pixel'"),
-        ("mixup_alpha", -0.1, "mixup_alpha=-0.1 is below 0"),
-        ("cutmix_alpha", -1.0, "cutmix_alpha=-1.0 is below 0"),
-        ("mix_probability", -0.5, r"mix_probability=-0.5 is not in \[0, 1\]"),
-        ("mix_switch_probability", 2.0, r"mix_switch_probability=2.0 is not in \[0, 1\]"),
+        ("mixup_alpha", -0.1, "mixup_alpha=-0.1 is not 0 or a number in"),
+        ("cutmix_alpha", -1.0, "cutmix_alpha=-1.0 is not 0 or a number in"),
+        ("mix_probability", -0.5, r"mix_probability=-0.5 is not a number in"),
+        ("mix_switch_probability", 2.0, "mix_switch_probability=2.0 is not a number in"),
     ],
 )
 def test_values_that_cannot_be_are_named(field, value, message):
