@@ -213,9 +213,10 @@ def model_of(config: ConfigDict) -> FocalNet:
     least = model.encoder.smallest_input()
     size = height_and_width(config.data.image_size)
     if any(side < needed for side, needed in zip(size, least)):
+        needed = " x ".join(map(str, least))
         raise SetupError(
             f"data.image_size={config.data.image_size} is too small for "
-            f"{config.model.name}, which needs {least[0]} x {least[1]} (or model.pad_to_patch=True)"
+            f"{config.model.name}, which needs {needed} (or model.pad_to_patch=True)"
         )
     return model
 
