@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
+from jax.sharding import AxisType, PartitionSpec
 from tiny import random_images, random_params, tiny_backbone, tiny_model
 
 from focalnet_jax.models import FocalNet, abstract_params
@@ -425,3 +426,24 @@ def test_hessian_vector_products():
     expected = jax.tree.map(lambda a, b: (a - b) / (2 * step), plus, minus)
     # The difference has an error of step**2, and that of float32 over the step.
     assert_trees_close(product, expected, 2e-2)
+
+
+def test_data_parallelism_by_shard_map():
+    """Parameters are the same on all devices, and so are gradients of the mean."""
+    model = tiny_model(depths=(1,), focal_levels=(1,), focal_windows=(3,))
+    params, images = random_params(model, "float32"), random_images(8, 8)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+
+    def loss(params, images):
+        return (model.apply({"params": params}, images)[0] ** 2).mean()
+
+    def gradient_of_all(params, images):
+        return jax.grad(lambda p: jax.lax.pmean(loss(p, images), "data"))(params)
+
+    specs = PartitionSpec(), PartitionSpec("data")
+    run = jax.shard_map(
+        gradient_of_all, mesh=mesh, in_specs=specs, out_specs=PartitionSpec()
+    )
+    expected = jax.jit(jax.grad(loss))(params, images)
+    # Sums in float32 are taken in another order.
+    assert_trees_close(jax.jit(run)(params, images), expected, 1e-4)
