@@ -4,7 +4,6 @@ import faulthandler
 import importlib.metadata
 import os
 import shutil
-import signal
 import tempfile
 
 # Before jax is imported anywhere. Most of the tests' time is compilation: the second flag
@@ -37,8 +36,6 @@ from focalnet_jax.train.run.metrics import MetricsWriter
 
 @pytest.hookimpl(trylast=True)  # Pytest's own plugin writes it where it may be lost.
 def pytest_configure(config):
-    # Under `nohup`, programs that tests start would not be told of a closed terminal.
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if not hasattr(config, "workerinput"):
         return
     directory = pathlib.Path(config.rootpath, ".pytest_cache", "crashes")

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,9 @@ TINY = [
 
 
 def start(*arguments, directory, environment, program=ROOT / "main.py"):
+    # Programs inherit what is ignored, and under `nohup`, or once `libtpu` is loaded here,
+    # they would not hear that their terminal is closed.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     return subprocess.Popen(
         [sys.executable, str(program), *arguments],
         cwd=directory,
