@@ -26,8 +26,8 @@ TINY = [
 
 
 def start(*arguments, directory, environment, program=ROOT / "main.py"):
-    # Programs inherit which signals are ignored. Under `nohup`, or once `libtpu` is loaded
-    # here, they would not hear that their terminal is closed.
+    # Programs inherit which signals are ignored. Under `nohup`, or once `libtpu` is
+    # loaded here, they would not hear that their terminal is closed.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     return subprocess.Popen(
         [sys.executable, str(program), *arguments],
