@@ -298,7 +298,9 @@ def test_another_layout_is_never_taken_for_the_right_one(dialect, params):
         assert f"  {key} {list(other.shape)} has not" in str(error.value)
 
 
-@pytest.mark.parametrize("ndim", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize(
+    "ndim", [0, *(pytest.param(n, marks=pytest.mark.extended) for n in (1, 2, 3)), 5]
+)
 def test_no_shape_makes_a_trace(ndim, params):
     source = to_torch(params, small(), dialect="timm")
     for key, array in source.items():

@@ -83,7 +83,9 @@ def test_what_is_not_read_is_not_computed():
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("options", [{}, EVERY_OPTION])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, marks=pytest.mark.extended), EVERY_OPTION]
+)
 def test_variants_of_the_same_computation_agree(options):
     """Implementations and `remat` change neither outputs nor gradients.
 

@@ -65,7 +65,7 @@ def test_it_is_short():
     assert len(lines) < 120
 
 
-@pytest.mark.parametrize("spatial", [1, 2])
+@pytest.mark.parametrize("spatial", [pytest.param(1, marks=pytest.mark.extended), 2])
 def test_it_trains_and_resumes_to_the_bit(spatial, config, tmp_path, train_until, capsys):
     """On eight devices, of which two split the height; in parts, with an average."""
     config.mesh.spatial = spatial

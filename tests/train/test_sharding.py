@@ -132,7 +132,9 @@ def first_moment(state):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("implementation", ["lax", "shifted"])
+@pytest.mark.parametrize(
+    "implementation", [pytest.param("lax", marks=pytest.mark.extended), "shifted"]
+)
 def test_meshes_agree_with_one_device(implementation):
     """A part of the matrix: every option on at once, three of the meshes.
 
@@ -157,7 +159,7 @@ def test_all_meshes_agree_with_one_device(option, implementation):
 @pytest.mark.parametrize(
     ("mixup_alpha", "tolerance"),
     # Images are mixed in float32, which other programs round otherwise.
-    [(0.0, 1e-12), (1.0, 1e-8)],
+    [(0.0, 1e-12), pytest.param(1.0, 1e-8, marks=pytest.mark.extended)],
 )
 def test_a_batch_in_parts_is_the_whole_batch(mixup_alpha, tolerance):
     """Mixed before it is split; on one device and on eight."""
