@@ -7,12 +7,14 @@ import runpy
 import subprocess
 import sys
 
+import jax
 import pytest
 from running import ROOT, TINY, run
 
 import focalnet_jax
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import MODULATIONS
+from focalnet_jax.train import command_line
 
 MISSPELT = """
 from focalnet_jax.train import default_config
@@ -144,3 +146,14 @@ def test_default_reaches_what_its_head_says(environment, tmp_path):
     last = (tmp_path / "runs" / "digits" / "metrics.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["test/top1"] >= 0.97
     assert json.loads(last)["test/examples"] == 360
+
+
+def test_platforms_that_are_not_here_are_told(monkeypatch):
+    """Where JAX is not installed for them, its own error has no message."""
+
+    def find_none():
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "devices", find_none)
+    with pytest.raises(SetupError, match="JAX finds no devices for JAX_PLATFORMS=cpu"):
+        command_line.find_devices()

@@ -105,6 +105,7 @@ def main(argv):
         sys.exit(1 if is_lost() else 0)
     hide_idle_libtpu()
     start_processes()
+    find_devices()
     workdir = absolute_path(_WORKDIR.value or default_workdir())
     if _MODE.value == "train":
         train.train(config, task, workdir)  # What it says lies in the workdir, too.
@@ -150,6 +151,17 @@ def start_processes() -> None:
                 raise SetupError(f"{spelling}={value} {problem}") from problem
         given[flag.name] = value
     join_processes(**given, seconds=_WAIT.value)
+
+
+def find_devices() -> None:
+    """Has JAX look for its devices, where its own error would say nothing."""
+    try:
+        jax.devices()
+    except AssertionError as error:
+        raise SetupError(
+            f"JAX finds no devices for JAX_PLATFORMS={jax.config.jax_platforms}: install "
+            "JAX for them, as with pip install '.[cuda]', or unset the variable"
+        ) from error
 
 
 def end(message: str | None = None) -> None:
