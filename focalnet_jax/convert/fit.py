@@ -190,7 +190,7 @@ def _changed(
     for path in expected.keys() & given.keys():
         array, shape = given[path].array, expected[path].shape
         if changes.resize_kernels and "/focal_layers_" in path:
-            replace(path, _resize(array, shape[:2]))
+            replace(path, _resize(array, shape[:-2]))
         elif changes.add_levels and "/modulation/f/" in path:
             replace(path, _add_gates(array, shape[-1]))
     return given, new, notes
@@ -249,7 +249,7 @@ def _is_added_level(path: str, given: dict[str, Parameter]) -> bool:
 
 
 def _resize(kernel: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Zero-pads or crops the first two axes around the centre."""
+    """Zero-pads or crops the spatial axes, which come first, around the centre."""
     for axis, wanted in enumerate(size):
         margin = (wanted - kernel.shape[axis]) // 2
         if margin < 0:

@@ -338,11 +338,12 @@ def _padding_notes(
     is_theirs = weights.dialect is not None and weights.dialect.name == "transformers"
     if not is_theirs or encoder.pad_to_patch:
         return ()
-    stride = encoder.patch_size * 2 ** (len(encoder.depths) - 1)
-    if all(side % stride == 0 for side in height_and_width(image_size)):
+    sides, strides = height_and_width(image_size), encoder.total_stride
+    if not any(side % stride for side, stride in zip(sides, strides)):
         return ()
+    shape = " x ".join(map(str, strides))
     return (
-        f"{image_size} pixels are not a multiple of {stride}: transformers pads such "
+        f"{image_size} pixels are not a multiple of {shape}: transformers pads such "
         "maps, and here their last rows and columns are left out; pad_to_patch=True pads",
     )
 

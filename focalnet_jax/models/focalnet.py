@@ -37,7 +37,6 @@ has other parameters below `modulation`.
 import functools
 import itertools
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,8 +44,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from focalnet_jax.models import initializers
-from focalnet_jax.models.layers import Dense, DropPath, LayerNorm, Mlp
+from focalnet_jax.models.blocks import FocalNetBlock, FocalNetStage, PatchEmbed
+from focalnet_jax.models.layers import Dense, LayerNorm
 from focalnet_jax.models.modulation import (
     FocalModulation,
     Modulation,
@@ -55,212 +54,7 @@ from focalnet_jax.models.modulation import (
     find_modulation,
     per_axis,
 )
-from focalnet_jax.placement import place_map, sizes_divide
-
-# What each block stores for the backward pass, which computes the rest again. "dots"
-# stores the results of matrix products, so norms, GELUs and depthwise convolutions are
-# computed twice.
-REMAT_POLICIES = {
-    "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-class FocalNetBlock(nn.Module):
-    """Modulation and MLP, each on a residual branch.
-
-    The first branch is `x + scale(modulation(norm1(x)))`, and with `use_postln`
-    `x + scale(norm1(modulation(x)))`. The second is the same with `mlp` and `norm2`.
-
-    Attributes:
-      modulation: makes the block's operator, such as a `functools.partial` of
-        `FocalModulation` that sets its options. The block calls it with `name` and, if
-        it takes them, `dtype` and `param_dtype`.
-      mlp_ratio: width of the MLP over the width of the block.
-      layerscale_value: what the scales of the channels begin as; None for no scales.
-      use_postln: puts the norms after the operator and the MLP, not before them.
-      drop_rate: dropout in the MLP.
-      drop_path_rate: probability of dropping each branch.
-      dtype, param_dtype: of the computation and of the parameters.
-    """
-
-    modulation: Modulation
-    mlp_ratio: float = 4.0
-    layerscale_value: float | None = None
-    use_postln: bool = False
-    drop_rate: float = 0.0
-    drop_path_rate: float | jax.Array = 0.0
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
-        """Maps `[b, *spatial, c]` to the same shape.
-
-        Returns:
-          The result, and the outputs of the operator.
-        """
-        channels = x.shape[-1]
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-
-        def scale(y, name):
-            if self.layerscale_value is None:
-                return y
-            value = nn.initializers.constant(self.layerscale_value)
-            gamma = self.param(name, value, (channels,), self.param_dtype)
-            return y * gamma.astype(self.dtype)
-
-        norm1 = LayerNorm(name="norm1", **types)
-        modulation = self.modulation(
-            name="modulation", **accepted(self.modulation, types)
-        )
-        y, outputs = modulation(x if self.use_postln else norm1(x), train=train)
-        y = scale(norm1(y) if self.use_postln else y, "gamma_1")
-        x = x + DropPath(self.drop_path_rate)(y, train=train)
-
-        norm2 = LayerNorm(name="norm2", **types)
-        hidden_dim = int(channels * self.mlp_ratio)
-        mlp = Mlp(hidden_dim, drop_rate=self.drop_rate, name="mlp", **types)
-        y = mlp(x if self.use_postln else norm2(x), train=train)
-        y = scale(norm2(y) if self.use_postln else y, "gamma_2")
-        x = x + DropPath(self.drop_path_rate)(y, train=train)
-        return x, outputs
-
-
-class PatchEmbed(nn.Module):
-    """A strided convolution and a LayerNorm: the stem, and each downsampling.
-
-    Attributes:
-      features: channels of the result.
-      kernel_size, stride, padding: of the convolution, for each spatial axis. A result
-        whose size is not a whole number is rounded down, as in PyTorch.
-      pad_to: pads the end of each spatial axis with zeros to a multiple of this size
-        before the convolution, as `maybe_pad` of transformers; 1 for no padding.
-      dtype, param_dtype: of the computation and of the parameters.
-    """
-
-    features: int
-    kernel_size: Sequence[int]
-    stride: Sequence[int]
-    padding: Sequence[int]
-    pad_to: Sequence[int]
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.nowrap
-    def output_shape(self, spatial: Sequence[int]) -> tuple[int, ...]:
-        """The spatial shape of the result for that of the input."""
-        return tuple(
-            (size + -size % multiple + 2 * padding - kernel) // stride + 1
-            for size, multiple, padding, kernel, stride in zip(
-                spatial, self.pad_to, self.padding, self.kernel_size, self.stride
-            )
-        )
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[b, *spatial, c]` to `[b, *smaller, features]`."""
-        spatial, channels = x.shape[1:-1], x.shape[-1]
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        after = [(0, -size % multiple) for size, multiple in zip(spatial, self.pad_to)]
-        if any(margin != (0, 0) for margin in after):
-            x = jnp.pad(x, [(0, 0), *after, (0, 0)])
-        # XLA's partitioner gets the kernel's gradient wrong where a map is split into
-        # unequal parts.
-        whole = not sizes_divide(x.shape[1:-1], self.output_shape(spatial))
-        x = nn.Conv(
-            self.features,
-            self.kernel_size,
-            strides=self.stride,
-            padding=[(padding, padding) for padding in self.padding],
-            kernel_init=initializers.conv_kernel,
-            bias_init=initializers.conv_bias(math.prod(self.kernel_size) * channels),
-            name="proj",
-            **types,
-        )(place_map(x, whole=whole))
-        x = place_map(x, whole=whole)
-        return place_map(LayerNorm(name="norm", **types)(x))
-
-
-class FocalNetStage(nn.Module):
-    """The blocks of one resolution, and the downsampling to the next.
-
-    Attributes:
-      block: makes a block when it is given `drop_path_rate`.
-      drop_path_rates: the rate of each block.
-      make_downsample: makes the downsampling; None for the last stage, which has none.
-      remat: a name in `REMAT_POLICIES`.
-      scan: compiles one block, and runs it with the parameters of each block in turn.
-    """
-
-    block: functools.partial
-    drop_path_rates: Sequence[float]
-    make_downsample: functools.partial | None
-    remat: str = "none"
-    scan: bool = False
-
-    def setup(self):
-        self.blocks = [self.block(drop_path_rate=rate) for rate in self.drop_path_rates]
-        self.downsample = self.make_downsample() if self.make_downsample else None
-
-    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
-        """Maps `[b, *spatial, c]` to the same shape, before the downsampling."""
-        if self.scan and len(self.blocks) > 1 and not self.is_initializing():
-            return self._scan_blocks(x, train=train)
-
-        def run(block, x):
-            x, inner = block(x, train=train)
-            return place_map(x), inner
-
-        if self.remat != "none":
-            run = nn.remat(run, policy=REMAT_POLICIES[self.remat])
-        outputs = {}
-        for index, block in enumerate(self.blocks):
-            x, inner = run(block, x)
-            outputs |= _block_outputs(index, x, inner)
-        return x, outputs
-
-    def _scan_blocks(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
-        """Computes the same as `__call__`, in a loop that is compiled once.
-
-        The parameters of the blocks are stacked here and nowhere else, so their tree is
-        the same with and without `scan`.
-        """
-        count = len(self.blocks)
-        trees = [block.variables["params"] for block in self.blocks]
-        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-        keys = {
-            name: jax.random.split(self.make_rng(name), count)
-            for name in ("drop_path", "dropout")
-            if self.has_rng(name)
-        }
-        drops = any(self.drop_path_rates)
-        rates = jnp.array(self.drop_path_rates) if drops else None
-
-        def run(x, block):
-            params, rate, keys = block
-            module = self.block(drop_path_rate=rate if drops else 0.0, parent=None)
-            x, inner = module.apply({"params": params}, x, train=train, rngs=keys)
-            x = place_map(x)
-            return x, (x, inner)
-
-        if self.remat != "none":
-            # The scan itself keeps XLA from merging the two computations of a block.
-            policy = REMAT_POLICIES[self.remat]
-            run = jax.checkpoint(run, policy=policy, prevent_cse=False)
-        x, blocks = jax.lax.scan(run, x, (params, rates, keys))
-        outputs = {}
-        for index in range(count):
-            outputs |= _block_outputs(
-                index, *jax.tree.map(operator.itemgetter(index), blocks)
-            )
-        return x, outputs
-
-
-def _block_outputs(index: int, x: jax.Array, inner: Outputs) -> Outputs:
-    named = {f"block{index}/{name}": value for name, value in inner.items()}
-    return named | {f"block{index}": x}
+from focalnet_jax.placement import place_map
 
 
 class FocalNetEncoder(nn.Module):
@@ -414,6 +208,13 @@ class FocalNetEncoder(nn.Module):
     def spatial_rank(self) -> int:
         """The number of spatial axes of the input: 2 for images."""
         return len(self.patch_size) if isinstance(self.patch_size, Sequence) else 2
+
+    @property
+    def total_stride(self) -> tuple[int, ...]:
+        """By how much the last map is smaller than the input, for each spatial axis."""
+        strides = [self.patch_size] + [self.downsample_stride] * (len(self.depths) - 1)
+        each = [per_axis(stride, self.spatial_rank) for stride in strides]
+        return tuple(math.prod(axis) for axis in zip(*each))
 
     @nn.nowrap
     def _embeddings(self) -> list[Callable[..., PatchEmbed]]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from focalnet_jax.errors import OptionError, shown
-from focalnet_jax.models.focalnet import REMAT_POLICIES
+from focalnet_jax.models.blocks import REMAT_POLICIES
 from focalnet_jax.ops import IMPLEMENTATIONS
 from focalnet_jax.values import (
     Either,

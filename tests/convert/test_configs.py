@@ -279,7 +279,7 @@ def test_transformers_padding_is_said_where_it_matters(place):
         "preprocessor_config.json": preprocessor(crop_size=162),
     }
     directory = place("transformers", files)
-    assert "162 pixels are not a multiple of 8" in notes_of(read(directory))
+    assert "162 pixels are not a multiple of 8 x 8" in notes_of(read(directory))
     assert not read(directory, pad_to_patch=True).notes
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import random_params, tiny_model
 
-from focalnet_jax.models import focalnet, layers, modulation
+from focalnet_jax.models import blocks, focalnet, layers, modulation
 from focalnet_jax.ops import focal_modulation
 from focalnet_jax.parity.layers import compare_layers
 
@@ -19,10 +19,11 @@ def tanh_gelu(monkeypatch):
 
 
 def smaller_epsilon(monkeypatch):
-    norm = focalnet.LayerNorm
-    monkeypatch.setattr(
-        focalnet, "LayerNorm", lambda **options: norm(**options | {"epsilon": 1e-6})
-    )
+    norm = layers.LayerNorm
+    for module in (blocks, focalnet):
+        monkeypatch.setattr(
+            module, "LayerNorm", lambda **options: norm(**options | {"epsilon": 1e-6})
+        )
 
 
 def global_gate_first(monkeypatch):
@@ -41,7 +42,7 @@ def query_and_context_swapped(monkeypatch):
         query, context, gates = split(array, *args, **options)
         return context, query, gates
 
-    monkeypatch.setattr(focalnet.jnp, "split", mutated)
+    monkeypatch.setattr(modulation.jnp, "split", mutated)
 
 
 def stem_padded_by_3(monkeypatch):
