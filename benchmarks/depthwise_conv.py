@@ -1,12 +1,14 @@
 """Times the implementations of the depthwise convolution side by side on this machine.
 
-    python benchmarks/depthwise_conv.py [--rounds=9]
+    python benchmarks/depthwise_conv.py [--rounds=9] [--cases=images]
 
-The maps and kernels are those of FocalNet-T at 224 pixels. Timed are the forward pass,
-and the forward pass with the gradients of input and kernel. All contenders take turns in
-every round. The program prints the median of each contender over the rounds, and its
-speed relative to that of `lax`. `autodiff` is `shifted` without a rule of its own for
-differentiation. PyTorch takes part if it is installed.
+The maps and kernels are those of FocalNet-T at 224 pixels (`images`), or large kernels
+over one, two and three spatial axes (`large`). Timed are the forward pass, and the
+forward pass with the gradients of input and kernel. All contenders take turns in every
+round. The program prints the median of each contender over the rounds, and its speed
+relative to that of `lax`. `autodiff` is `shifted` without a rule of its own for
+differentiation. It has no part in large kernels, whose sums take minutes to compile.
+PyTorch takes part if it is installed.
 """
 
 import argparse
@@ -20,32 +22,39 @@ import numpy as np
 
 from focalnet_jax.ops.depthwise_conv import CONVOLUTIONS, depthwise_conv
 
-# Each is batch, height, width and channels, and the size of the kernel.
-CASES = [
-    ((8, 56, 56, 96), 3),
-    ((8, 56, 56, 96), 5),
-    ((8, 28, 28, 192), 5),
-    ((8, 14, 14, 384), 5),
-    ((8, 7, 7, 768), 7),
-]
+# The shape of the map, `[batch, *spatial, channels]`, and the size of the kernel.
+CASES = {
+    "images": [
+        ((8, 56, 56, 96), (3, 3)),
+        ((8, 56, 56, 96), (5, 5)),
+        ((8, 28, 28, 192), (5, 5)),
+        ((8, 14, 14, 384), (5, 5)),
+        ((8, 7, 7, 768), (7, 7)),
+    ],
+    "large": [
+        ((4, 256, 128), (511,)),
+        ((4, 28, 28, 96), (9, 9)),
+        ((4, 28, 28, 96), (31, 31)),
+        ((1, 8, 28, 28, 64), (5, 5, 5)),
+        ((1, 8, 28, 28, 64), (7, 7, 7)),
+    ],
+}
 
 
 def autodiff(x, kernel):
     """The shifted sum, differentiated by JAX."""
-    size = kernel.shape[0]
-    margin = size // 2
-    padded = jnp.pad(x, [(0, 0), (margin, margin), (margin, margin), (0, 0)])
-    height, width = x.shape[1:3]
-    return sum(
-        padded[:, row : row + height, column : column + width] * kernel[row, column, 0]
-        for row in range(size)
-        for column in range(size)
-    )
+    size, spatial = kernel.shape[:-2], x.shape[1:-1]
+    padded = jnp.pad(x, [(0, 0), *((k // 2, k // 2) for k in size), (0, 0)])
+    total = 0
+    for tap in np.ndindex(*size):
+        window = tuple(slice(t, t + length) for t, length in zip(tap, spatial))
+        total += padded[:, *window] * kernel[(*tap, 0)]
+    return total
 
 
 def jax_contenders(x, kernel):
     """Functions without arguments by name: forward, and forward with gradients."""
-    functions = {"autodiff": autodiff}
+    functions = {"autodiff": autodiff} if kernel[..., 0, 0].size <= 64 else {}
     for name in CONVOLUTIONS:
         functions[name] = functools.partial(depthwise_conv, implementation=name)
     forward, backward = {}, {}
@@ -71,12 +80,13 @@ def torch_contenders(x, kernel):
     except ImportError:
         return {}, {}
     channels = x.shape[-1]
-    image = torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)
-    weight = torch.tensor(np.asarray(kernel)).permute(3, 2, 0, 1).contiguous()
-    margin = weight.shape[-1] // 2
+    functional = torch.nn.functional
+    conv = [functional.conv1d, functional.conv2d, functional.conv3d][x.ndim - 3]
+    image = torch.tensor(np.asarray(x)).movedim(-1, 1)
+    weight = torch.tensor(np.asarray(kernel)).movedim((-1, -2), (0, 1)).contiguous()
 
     def convolve(image, weight):
-        return torch.nn.functional.conv2d(image, weight, padding=margin, groups=channels)
+        return conv(image, weight, padding="same", groups=channels)
 
     def forward():
         with torch.no_grad():
@@ -104,12 +114,14 @@ def medians(contenders, rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--cases", choices=CASES, default="images")
+    args = parser.parse_args()
+    rounds = args.rounds
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {rounds} rounds")
     print("milliseconds (speed relative to lax)")
-    for shape, size in CASES:
+    for shape, size in CASES[args.cases]:
         x = jax.random.normal(jax.random.key(0), shape)
-        kernel = jax.random.normal(jax.random.key(1), (size, size, 1, shape[-1]))
+        kernel = jax.random.normal(jax.random.key(1), (*size, 1, shape[-1]))
         pairs = zip(jax_contenders(x, kernel), torch_contenders(x, kernel))
         for label, (ours, theirs) in zip(("forward", "with gradients"), pairs):
             result = medians(ours | theirs, rounds)
@@ -117,7 +129,8 @@ def main():
                 f"{name} {value:.1f} ({result['lax'] / value:.1f}x)"
                 for name, value in result.items()
             ]
-            print(f"{list(shape)}, {size}x{size}, {label}: " + ", ".join(cells))
+            title = f"{list(shape)}, {'x'.join(map(str, size))}, {label}"
+            print(f"{title}: {', '.join(cells)}")
 
 
 if __name__ == "__main__":

@@ -5,19 +5,24 @@ A fenced block without a language holds shell commands. A Python block whose fir
 """
 
 import ast
+import collections
+import os
 import re
 import shlex
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
-from running import ROOT, TINY, run
+from running import ROOT, TIMEOUT, TINY, run
 
 import focalnet_jax.convert.__main__ as convert
 import focalnet_jax.data.prepare.__main__ as prepare
 import focalnet_jax.parity.__main__ as parity
+from focalnet_jax.convert import to_torch
+from focalnet_jax.models import abstract_params, create_model
 from focalnet_jax.train import check_field_name, command_line, load_recipe
 from focalnet_jax.train.overrides import apply_overrides, split_overrides
 
@@ -233,3 +238,106 @@ def test_the_task_trains(tmp_path, environment):
     options = ["--config.num_steps=2", "--config.accumulate_steps=2"]
     here = dict(directory=tmp_path, environment=environment)
     train("tasks.md", "discs.py", *options, **here)
+
+
+# --- Commands as they are shown ------------------------------------------------
+
+# What programs get in addition, so that they end soon.
+SHORTER = {
+    "benchmarks/depthwise_conv.py": ["--rounds=1"],
+    "benchmarks/fast_pixels.py": ["--count=2"],
+    "benchmarks/input.py": [
+        *["--rounds=1", "--batches=1", "--workers", "1", "--tasks", "crop"]
+    ],
+    "benchmarks/pod.py": ["--table"],
+}
+# What commands may lack, as they say in one line: data sets that are downloaded, weights
+# on a server, what a reader puts in place of a word in capitals, and extras.
+LACKING = (
+    r"tfds build \w+",
+    r"(?s)imagenet2012 .* focalnet_jax.data.prepare|fashion_mnist",
+    r"can't download https://huggingface",
+    r"\b(SOURCE|HOST:PORT|DATA|DIR)\b",
+    r"pip (un)?install",
+    # Fields of another recipe, and a run of another page.
+    r"best_metric='test/iou' is unknown",
+    r"reset_head=True needs init_from",
+    r"is named 'runs/digits'",
+)
+
+
+@pytest.mark.extended
+@each_page
+def test_commands_run(page, tmp_path, environment, torch):
+    """In the order of the page. Each runs, or says in one line what it needs."""
+    write_files(page, tmp_path)
+    for directory in ("configs", "benchmarks", "docs", "main.py"):
+        (tmp_path / directory).symlink_to(ROOT / directory)
+    write_tiny_weights(tmp_path / "focalnet_tiny_srf.pth", torch)
+    write_folder(tmp_path / "DIR")
+    environment = environment | {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"],
+        "HF_HUB_OFFLINE": "1",
+    }
+    ends = collections.Counter()
+    for number, arguments in enumerate(commands(page)):
+        command = [*arguments, *shorter(arguments, f"runs/{number}")]
+        result = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        end = "ran"
+        if result.returncode:
+            assert "Traceback" not in result.stderr, (command, result.stderr)
+            # The line may be followed by the command that helps.
+            [end] = re.findall(r"^error: .*\Z", result.stderr, re.M | re.S)
+            assert len(end.splitlines()) <= 3, (command, end)
+            assert any(re.search(lacking, end) for lacking in LACKING), (command, end)
+        ends["said what it needs" if result.returncode else "ran"] += 1
+        print(page.name, *arguments, "->", end)
+    print(page.name, dict(ends))
+
+
+def shorter(arguments, workdir):
+    """What a command gets in addition."""
+    program, *flags = arguments
+    if program != "main.py":
+        return SHORTER.get(program, [])
+    given = dict(flag.partition("=")[::2] for flag in flags)
+    smaller = ["--config.num_steps=2"]
+    if "--compile_for" in given:
+        smaller = ["--config.model.depths=(1,1,1,1)"]
+    elif given.get("--config") in (None, "my_digits.py", "mean_modulation.py"):
+        smaller = [flag for flag in TINY if flag.partition("=")[0] not in given]
+    # A run of other fields than the page's first one has a place of its own.
+    is_changed = any(re.match("--(no)?config[.]", flag) for flag in flags)
+    if is_changed and "--workdir" not in given:
+        smaller.append(f"--workdir={workdir}")
+    return smaller
+
+
+def write_tiny_weights(path, torch):
+    """Official weights of FocalNet-T (SRF), but with random numbers."""
+    model = create_model("focalnet_tiny_srf")
+    params = abstract_params(model)
+    numbers = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: numbers.normal(0, 0.02, leaf.shape), params)
+    arrays = to_torch(params, model, dialect="microsoft", dtype=np.float32)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    torch.save({"model": tensors}, path)
+
+
+def write_folder(directory):
+    """Images in folders by split and class."""
+    numbers = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for label in range(10):
+            parent = directory / split / f"class {label}"
+            parent.mkdir(parents=True)
+            for index in range(count):
+                pixels = numbers.integers(0, 256, (40, 50, 3), np.uint8)
+                PIL.Image.fromarray(pixels).save(parent / f"{index}.png")

@@ -35,9 +35,15 @@ def build_peer(kind: str, model: FocalNet) -> torch.nn.Module:
     try:
         return build(model).eval()
     except (ImportError, RuntimeError) as error:
-        # For instance, torchvision may be built for another version of torch.
+        cause = error
+        while cause.__cause__:  # transformers tells of the last of several errors
+            cause = cause.__cause__
+        remedy = ""
+        if "torchvision" in str(cause):
+            remedy = "; torchvision is of another build than torch, and FocalNets don't "
+            remedy += "need it: pip uninstall torchvision"
         raise SetupError(
-            f"{kind} is installed but can't be used: {first_line(error)}"
+            f"{kind} is installed but can't be used: {first_line(cause)}{remedy}"
         ) from error
 
 

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import math
+import types
 
 import jax
 import numpy as np
@@ -320,11 +321,17 @@ def stop_at_start(config, task, workdir, program, checkpoints, **_):
     raise Reached(program)
 
 
+def no_checkpoints(*_):
+    """In place of `_checkpoints`, which would make a directory."""
+    none = types.SimpleNamespace(newest_step=None, check_room=lambda state: None)
+    return contextlib.nullcontext(none)
+
+
 def reach(config, workdir):
     """Sets a run up as far as `start`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "start", stop_at_start)
-        patch.setattr(loop, "_checkpoints", lambda *_: contextlib.nullcontext())
+        patch.setattr(loop, "_checkpoints", no_checkpoints)
         loop.train(*check_config(config), command_line.absolute_path(workdir))
 
 
@@ -338,7 +345,7 @@ def test_command_lines_end_or_start(name, tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # Some texts are directories, which are then made.
     monkeypatch.setattr(command_line, "start_processes", lambda: None)
     monkeypatch.setattr(loop, "start", stop_at_start)
-    monkeypatch.setattr(loop, "_checkpoints", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(loop, "_checkpoints", no_checkpoints)
     small = {"depths": (1,), "focal_levels": (1,), "focal_windows": (3,)}
     for option, value in small.items():
         setattr(tiny_config.model, option, value)
