@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
 
 from focalnet_jax.errors import check_choice
 
@@ -71,17 +72,40 @@ def depthwise_conv(
     chex.assert_axis_dimension(kernel, -2, 1)
     chex.assert_type(kernel, x.dtype)
     margins = [((size - 1) // 2, size // 2) for size in kernel.shape[:-2]]
+    spatial = x.shape[1:-1]
     if padding == "causal":
+        kernel = _fold_the_past(kernel, spatial[0])
         past = [(0, 0)] * x.ndim
         past[1] = (kernel.shape[0] - 1, 0)
         x = jnp.pad(x, past, mode="edge")
         margins[0] = (0, 0)
-    y = _convolve(x, kernel, tuple(margins), implementation)
+    kernel, margins = _within_reach(kernel, margins, spatial)
+    y = _convolve(x, kernel, margins, implementation)
     if bias is not None:
         chex.assert_shape(bias, x.shape[-1:])
         chex.assert_type(bias, x.dtype)
         y = y + bias
     return y
+
+
+def _fold_the_past(kernel: jax.Array, length: int) -> jax.Array:
+    """Adds up the entries that see the first position wherever the kernel stands."""
+    if not isinstance(length, int) or kernel.shape[0] <= length:
+        return kernel
+    folded, rest = jnp.split(kernel, [kernel.shape[0] - length + 1])
+    folded = folded.sum(0, keepdims=True, dtype=_wide(kernel.dtype))
+    return jnp.concatenate([folded.astype(kernel.dtype), rest])
+
+
+def _within_reach(kernel: jax.Array, margins, spatial) -> tuple[jax.Array, Margins]:
+    """Leaves out the entries that see nothing but zeros wherever the kernel stands."""
+    kept, within = [], []
+    for (before, after), length, size in zip(margins, spatial, kernel.shape):
+        # A program for sizes that are not known yet, `jax.export`, keeps them all.
+        most = length - 1 if isinstance(length, int) else size
+        within.append((min(before, most), min(after, most)))
+        kept.append(slice(max(before - most, 0), size - max(after - most, 0)))
+    return kernel[tuple(kept)], tuple(within)
 
 
 def _convolve(x, kernel, margins: Margins, implementation: str) -> jax.Array:
@@ -165,7 +189,7 @@ def _shifted_correlation(x: jax.Array, y: jax.Array, margins: Margins) -> jax.Ar
 def _sum_taps(padded: jax.Array, kernel: jax.Array) -> jax.Array:
     """The convolution, of a map that needs no more padding."""
     spatial = _result_size(padded, kernel.shape)
-    weights = kernel.reshape(-1, kernel.shape[-1])
+    weights = kernel.reshape(math.prod(kernel.shape[:-1]), kernel.shape[-1])
     terms = [
         _shift(padded, tap, spatial) * weight
         for tap, weight in zip(_taps(kernel.shape[:-2]), weights)
@@ -233,7 +257,11 @@ def _shift(padded: jax.Array, offset: Sequence[int], size: Sequence[int]) -> jax
 
 
 def _widen(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(_wide(x.dtype))
+
+
+def _wide(dtype) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 # --- Two operations for JAX --------------------------------------------------
@@ -285,7 +313,11 @@ def _(x, kernel, *, margins, implementation):
 @_correlation.def_abstract_eval
 def _(x, y, *, margins, implementation):
     del implementation
-    return x.update(shape=_kernel_shape(x, y, margins), weak_type=False)
+    # Of what a mesh with explicit axes splits, the channels alone are left.
+    spec = PartitionSpec(*[None] * (x.ndim - 1), x.sharding.spec[-1])
+    sharding = x.sharding.update(spec=spec)
+    shape = _kernel_shape(x, y, margins)
+    return x.update(shape=shape, weak_type=False, sharding=sharding)
 
 
 def _lower(primitive: Primitive, by_shifts, by_lax) -> None:
@@ -313,24 +345,31 @@ def _compiled(primitive, a, b, *, margins, implementation):
     return primitive.bind(a, b, margins=margins, implementation=implementation)
 
 
+def _run(primitive, a, b, **options):
+    with jax.disable_jit(False):  # Else this would call itself.
+        return _compiled(primitive, a, b, **options)
+
+
 def _batch(primitive, arrays, axes, **options):
     """The rule for `jax.vmap`: its axis joins the batch, or else the channels."""
     [size] = {a.shape[axis] for a, axis in zip(arrays, axes) if axis is not None}
     if primitive is _conv and axes[1] is None:
         x = jnp.moveaxis(arrays[0], axes[0], 0)
-        y = _conv.bind(x.reshape(-1, *x.shape[2:]), arrays[1], **options)
-        return y.reshape(size, -1, *y.shape[1:]), 0
+        batch = x.shape[1]
+        y = _conv.bind(x.reshape(size * batch, *x.shape[2:]), arrays[1], **options)
+        return y.reshape(size, batch, *y.shape[1:]), 0
     joined = []
     for array, axis in zip(arrays, axes):
         array = batching.bdim_at_front(array, axis, size)
         array = jnp.moveaxis(array, 0, -2)
-        joined.append(array.reshape(*array.shape[:-2], -1))
+        channels = array.shape[-1]
+        joined.append(array.reshape(*array.shape[:-2], size * channels))
     y = primitive.bind(*joined, **options)
-    return y.reshape(*y.shape[:-1], size, -1), y.ndim - 1
+    return y.reshape(*y.shape[:-1], size, channels), y.ndim - 1
 
 
 for _primitive in (_conv, _correlation):
-    _primitive.def_impl(functools.partial(_compiled, _primitive))
+    _primitive.def_impl(functools.partial(_run, _primitive))
     batching.primitive_batchers[_primitive] = functools.partial(_batch, _primitive)
 
 

@@ -11,8 +11,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 from focalnet_jax.ops.depthwise_conv import CONVOLUTIONS, PADDINGS, depthwise_conv
 
-# Sizes of a map and a kernel, with one to four spatial axes. One kernel is larger than
-# its map, some sizes differ from axis to axis, and some are even. Two kernels have so
+# Sizes of a map and a kernel, with one to four spatial axes. Some kernels are larger than
+# their map, some sizes differ from axis to axis, and some are even. Two kernels have so
 # many entries that they are taken in blocks.
 SHAPES = [
     ((2, 9, 3), (5,)),
@@ -22,6 +22,7 @@ SHAPES = [
     ((1, 2, 3, 2, 3, 2), (3, 1, 3, 3)),
     ((2, 7, 6, 3), (4, 2)),
     ((2, 9, 2), (130,)),
+    ((1, 70, 2), (130,)),
     ((1, 8, 5, 2), (13, 9)),
 ]
 
@@ -174,7 +175,7 @@ def test_gradients_under_shard_map_are_those_of_all_devices(implementation):
 
 
 def test_large_kernels_make_no_large_programs():
-    x, _ = make_inputs((1, 40, 2), (1,), np.float32)
+    x, _ = make_inputs((1, 600, 2), (1,), np.float32)
 
     def lines(taps):
         kernel = jnp.ones((taps, 1, 2))
@@ -182,6 +183,56 @@ def test_large_kernels_make_no_large_programs():
         return grad.lower(x, kernel).as_text().count("\n")
 
     assert lines(512) < 2 * lines(64)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_what_is_out_of_reach_takes_no_memory(padding):
+    """Zeros and first positions around a map are as many as the map has positions."""
+    x, kernel = make_inputs((2, 8, 8, 3), (4096, 1), np.float32)
+    convolve = functools.partial(depthwise_conv, padding=padding)
+    compiled = jax.jit(convolve).lower(x, kernel).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**20
+
+
+def test_runs_without_jit():
+    """As for a look at the values inside with a debugger."""
+    x, kernel = make_inputs((2, 7, 6, 3), (3, 4), np.float32)
+    expected = gradient("auto")(x, kernel)
+    with jax.disable_jit():
+        given = gradient("auto")(x, kernel)
+    # The products are summed in another order where they are not fused.
+    chex.assert_trees_all_close(given, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", CONVOLUTIONS)
+@pytest.mark.parametrize("axes", [(0, None), (0, 0), (None, 0)])
+def test_vmap_over_nothing(axes, implementation):
+    x, kernel = make_inputs((2, 7, 6, 3), (3, 4), np.float32)
+    x, kernel = (
+        a if axis is None else jnp.zeros((0, *a.shape), a.dtype)
+        for a, axis in zip((x, kernel), axes)
+    )
+    convolve = functools.partial(depthwise_conv, implementation=implementation)
+    assert jax.vmap(convolve, axes)(x, kernel).shape == (0, 2, 7, 6, 3)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("implementation", CONVOLUTIONS)
+def test_gradients_on_a_mesh_of_explicit_axes(implementation):
+    """Where the types of arrays say how they are split."""
+    x, kernel = make_inputs((4, 6, 5, 3), (3, 4))
+    expected = gradient("lax")(x, kernel)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(x, PartitionSpec("data"))
+        kernel = jax.device_put(kernel, PartitionSpec())
+        given = jax.jit(gradient(implementation))(x, kernel)
+        assert jax.typeof(given[0]).sharding.spec[0] == "data"
+        assert set(jax.typeof(given[1]).sharding.spec) == {None}
+    # The sums over the whole map are rounded in another order.
+    chex.assert_trees_all_close(
+        jax.device_get(given), jax.device_get(expected), rtol=1e-11, atol=1e-11
+    )
 
 
 @pytest.mark.usefixtures("float64")
