@@ -256,6 +256,7 @@ SHORTER = {
 LACKING = (
     r"tfds build \w+",
     r"(?s)imagenet2012 .* focalnet_jax.data.prepare|fashion_mnist",
+    r"'imagenet22k' is no data set",
     r"can't download https?://",
     r"\b(SOURCE|HOST:PORT|DATA|DIR)\b",
     r"pip (un)?install",
@@ -314,6 +315,7 @@ def shorter(arguments, workdir):
         smaller.append("--config.data.image_size=64")
     elif given.get("--config") in (None, "my_digits.py", "mean_modulation.py"):
         smaller = [flag for flag in TINY if flag.partition("=")[0] not in given]
+        smaller.append("--config.batch_size=32")  # of eight devices, in four parts
     # A run of other fields than the page's first one has a place of its own.
     is_changed = any(re.match("--(no)?config[.]", flag) for flag in flags)
     if is_changed and "--workdir" not in given:
