@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, shown
 from focalnet_jax.output import is_lost, make_lasting
+from focalnet_jax.values import NotAllowed, Values, Whole
 
 # The vendor of TPUs on the PCI bus.
 _GOOGLE = "0x1ae0"
@@ -35,18 +36,20 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
     )
 
 
-def whole(text: str) -> int:
-    """Reads a whole number from 0; a `type` for argparse."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
-    return int(text)
+def reads(values: Values) -> Callable[[str], Any]:
+    """A `type` for argparse, which reads what a description of values allows."""
+
+    def read(text):
+        try:
+            return values.read(text)
+        except NotAllowed as problem:
+            raise argparse.ArgumentTypeError(f"{shown(text)} {problem}") from problem
+
+    return read
 
 
-def positive(text: str) -> int:
-    """Reads a whole number from 1; a `type` for argparse."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
+whole = reads(Whole(0))
+positive = reads(Whole(1))
 
 
 def option(name: str) -> str:

@@ -12,16 +12,46 @@ import numpy as np
 from focalnet_jax.convert.misfits import check_names_and_shapes
 from focalnet_jax.convert.names import MatchedWeights, Parameter
 from focalnet_jax.convert.precision import cast, dtype_notes
-from focalnet_jax.errors import SetupError, argument, did_you_mean
+from focalnet_jax.errors import SetupError, argument, shown
 from focalnet_jax.image_size import ImageSize, parse_image_size
 from focalnet_jax.models import FocalNet, abstract_params
 from focalnet_jax.models.size import Model
 from focalnet_jax.trees import named_leaves, nested
+from focalnet_jax.values import SEED, Flag, NotAllowed, Several, Text
 
 HEADS = ("reset", "in22k_to_in1k")
 _STEM = "patch_embed/proj/kernel"
 # The names of all parameters that are not the encoder's.
 _AFTER_ENCODER = re.compile(r"(norm\d*|head)/.*")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Name(Text):
+    """A name in a file, or a pattern of names; they may have any letters, or none."""
+
+    def _convert(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise self._refuse()
+        return str(value)
+
+
+def _is_given(value: str) -> str | None:
+    return None if value else "is empty: leave it out to take all names"
+
+
+# What the attributes of `Changes` and `Reading` take. The variants know their own names,
+# and `image_size` is read by `parse_image_size`.
+_VALUES = {
+    "head": Text(HEADS),
+    "resize_kernels": Flag(),
+    "add_levels": Flag(),
+    "allow_nan": Flag(),
+    "seed": SEED,
+    "name": Text(),
+    "wrapper": _Name(noun="name"),
+    "prefix": _Name(noun="name", check=_is_given),
+    "ignore": Several(_Name(noun="pattern"), most=10**6),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,11 +83,17 @@ class Changes:
     seed: int = 0
 
     def __post_init__(self):
-        if self.head is not None and self.head not in HEADS:
-            raise SetupError(
-                f"{argument('head')}={self.head!r} is unknown"
-                f"{did_you_mean(self.head, HEADS)}"
-            )
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in _VALUES or (value is None and field.default is None):
+                continue
+            try:
+                value = _VALUES[field.name].convert(value)
+            except NotAllowed as problem:
+                raise SetupError(
+                    f"{argument(field.name)}={shown(value)} {problem}"
+                ) from problem
+            object.__setattr__(self, field.name, value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +124,7 @@ class Reading(Changes):
             size = parse_image_size(self.image_size)
         except ValueError as error:
             raise SetupError(
-                f"{argument('image_size')}={self.image_size!r} {error}"
+                f"{argument('image_size')}={shown(self.image_size)} {error}"
             ) from error
         object.__setattr__(self, "image_size", size)
 

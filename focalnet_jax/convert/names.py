@@ -156,8 +156,6 @@ def match_names(
 
 def is_ignored(name: str, ignore: Sequence[str]) -> bool:
     """Whether a name matches one of the shell-style patterns."""
-    if isinstance(ignore, str):  # Its letters would be taken for patterns.
-        ignore = [ignore]
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)
 
 

@@ -17,7 +17,7 @@ from focalnet_jax.convert.names import (
     match_names,
 )
 from focalnet_jax.convert.weight_files import LIKELY, read_weights
-from focalnet_jax.errors import SetupError, argument, first_few
+from focalnet_jax.errors import SetupError, argument, first_few, shown
 from focalnet_jax.image_size import ImageSize, height_and_width
 from focalnet_jax.models.size import Model
 from focalnet_jax.paths import (
@@ -153,7 +153,9 @@ def _find_path(source: str | os.PathLike) -> tuple[epath.Path, tuple[str, ...]]:
             "model, and focalnet_jax.convert.from_torch makes parameters of them"
         )
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
-        raise SetupError(f"{source!r} is neither a path nor a name of published weights")
+        raise SetupError(
+            f"{shown(source)} is neither a path nor a name of published weights"
+        )
     source = published_name(without_file_scheme(os.fspath(source)))
     is_odd, notes = "://" in source and not source.startswith(BUCKETS), ()
     if is_odd or not path_exists(path := absolute_path(source)):

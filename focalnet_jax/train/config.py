@@ -19,6 +19,7 @@ from focalnet_jax.tasks.registry import CLASSIFICATION, TASKS
 from focalnet_jax.values import (
     MOST_STEPS,
     PATTERN,
+    SEED,
     Number,
     Pair,
     Several,
@@ -50,7 +51,7 @@ RUN_FIELDS: Fields = {
         0,
         "The seed of initialisation, of the order of examples, of augmentation, dropout "
         "and stochastic depth.",
-        Whole(0, 2**32 - 1),  # what JAX's keys and Grain's shuffles tell apart
+        SEED,
         decides_examples=True,
     ),
     "batch_size": Field(
