@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from focalnet_jax.errors import SetupError, shown
+from focalnet_jax.errors import SetupError, first_line, shown
 from focalnet_jax.output import is_lost, make_lasting
 from focalnet_jax.values import NotAllowed, Values, Whole
 
@@ -73,10 +73,13 @@ def run(
 ) -> None:
     """Calls `main` and ends the program with its exit status.
 
+    Output that goes away is no error of a program that writes files. Where the output is
+    a verdict, and a part of it is lost, the program fails.
+
     A `SetupError` or an `OSError` ends the program with one message and no trace.
 
     Args:
-      main: returns None or True for success, and False for failure.
+      main: returns None when it has written its files, and True or False as a verdict.
       interrupted: the message after Ctrl-C.
       spell: says how the program calls the arguments that an error names.
     """
@@ -91,7 +94,29 @@ def run(
         sys.exit(f"error: {error.spelt(spell, assigned)}")
     except OSError as error:
         sys.exit(f"error: {error}")
-    sys.exit(0 if result in (None, True) and not is_lost() else 1)
+    sys.exit(0 if result is None or (result and not is_lost()) else 1)
+
+
+def find_devices() -> None:
+    """Has JAX look for its devices.
+
+    Raises:
+      SetupError: those that are asked for are not there; JAX's own error says little.
+    """
+    import jax  # Not all programs need it.
+
+    asked = f"JAX_PLATFORMS={jax.config.jax_platforms}"
+    try:
+        jax.devices()
+    except AssertionError as error:
+        raise SetupError(
+            f"JAX finds no devices for {asked}: install JAX for them, as with "
+            "pip install '.[cuda]', or unset the variable"
+        ) from error
+    except RuntimeError as error:  # JAX has no class of its own for this.
+        raise SetupError(
+            f"JAX finds no devices for {asked}: {first_line(error)}"
+        ) from error
 
 
 def use_utf8() -> None:

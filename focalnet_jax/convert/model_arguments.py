@@ -120,6 +120,7 @@ def read_and_print(
     Raises:
       SetupError: as `read_weights_and_model`.
     """
+    command_line.find_devices()
     found = read_weights_and_model(source, reading(args), options)
     weights, description = found.weights, found.description
     dialect = weights.dialect.name if weights.dialect else "Flax"

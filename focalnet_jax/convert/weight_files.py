@@ -35,8 +35,6 @@ from focalnet_jax.weights.shards import check_is_no_shard, read_index
 _SAFETENSORS = (".safetensors",)
 # The endings of files that are written; those of files that are read do not matter.
 SUFFIXES = (*_SAFETENSORS, ".pth", ".pt", ".bin")
-# The endings of files in which weights usually are.
-LIKELY = (*SUFFIXES, ".ckpt", ".tar", ".pkl")
 
 # Entries of checkpoints that hold weights, in the order in which they are taken.
 _WRAPPERS = ("state_dict", "model", "teacher")

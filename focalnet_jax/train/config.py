@@ -277,6 +277,8 @@ def check_config(config: ConfigDict) -> tuple[FrozenConfigDict, Task]:
 def check_field_name(name: str, task: str = CLASSIFICATION) -> None:
     """Raises SetupError unless the dotted `name` is a field of the configuration."""
     fields = all_fields(task)
+    if not name:
+        raise SetupError("the field has no name: it is --config.FIELD=VALUE")
     if name not in fields:
         raise SetupError(f"the config has no field {name}{did_you_mean(name, fields)}")
 
