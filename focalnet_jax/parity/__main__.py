@@ -234,7 +234,7 @@ def read_images(
         )
     if not directory.is_dir():
         if directory.exists():
-            raise SetupError(f"{directory} is a file: give the directory that it is in")
+            raise SetupError(f"{directory} is a file: give a directory of images")
         raise SetupError(f"there is no directory {directory}")
     PIL.Image.init()
     paths = sorted(

@@ -71,19 +71,27 @@ def test_every_kind_of_tensor(options, net, directory, torch):
     assert_same(read_weights(directory / "a.pth").tensors, net)
 
 
-def test_plain_pickles_of_arrays_and_of_tensors(net, directory):
-    for protocol in range(2, 6):
+def test_plain_pickles_of_arrays_and_of_tensors(net, directory, torch):
+    for protocol in range(6):
         path = directory / "a.pkl"
-        path.write_bytes(pickle.dumps(net, protocol))
-        assert_same(read_weights(path).tensors, net)
+        if protocol >= 2:
+            path.write_bytes(pickle.dumps(net, protocol))
+            assert_same(read_weights(path).tensors, net)
         arrays = {
             "a.b": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
             "a.c": np.ones(2),
         }
-        path.write_bytes(pickle.dumps({"model": arrays, "by": "somebody"}, protocol))
-        given = read_weights(path).tensors
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(given[name], array, strict=True)
+        for content in (
+            {"model": arrays, "by": "somebody"},
+            collections.OrderedDict(arrays),
+            collections.defaultdict(None, model=arrays),
+        ):
+            path.write_bytes(pickle.dumps(content, protocol))
+            given = read_weights(path).tensors
+            for name, array in arrays.items():
+                np.testing.assert_array_equal(given[name], array, strict=True)
+    torch.save(net, path, _use_new_zipfile_serialization=False, pickle_protocol=1)
+    assert_same(read_weights(path).tensors, net)
 
 
 class Config(dict):
