@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, first_line, shown
 from focalnet_jax.output import is_lost, make_lasting
+from focalnet_jax.values import NotAllowed, Values, Whole
 
 # The vendor of TPUs on the PCI bus.
 _GOOGLE = "0x1ae0"
@@ -35,18 +36,20 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
     )
 
 
-def whole(text: str) -> int:
-    """Reads a whole number from 0; a `type` for argparse."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
-    return int(text)
+def reads(values: Values) -> Callable[[str], Any]:
+    """A `type` for argparse, which reads what a description of values allows."""
+
+    def read(text):
+        try:
+            return values.read(text)
+        except NotAllowed as problem:
+            raise argparse.ArgumentTypeError(f"{shown(text)} {problem}") from problem
+
+    return read
 
 
-def positive(text: str) -> int:
-    """Reads a whole number from 1; a `type` for argparse."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
+whole = reads(Whole(0))
+positive = reads(Whole(1))
 
 
 def option(name: str) -> str:
@@ -70,10 +73,13 @@ def run(
 ) -> None:
     """Calls `main` and ends the program with its exit status.
 
+    Output that goes away is no error of a program that writes files. Where the output is
+    a verdict, and a part of it is lost, the program fails.
+
     A `SetupError` or an `OSError` ends the program with one message and no trace.
 
     Args:
-      main: returns None or True for success, and False for failure.
+      main: returns None when it has written its files, and True or False as a verdict.
       interrupted: the message after Ctrl-C.
       spell: says how the program calls the arguments that an error names.
     """
@@ -88,7 +94,29 @@ def run(
         sys.exit(f"error: {error.spelt(spell, assigned)}")
     except OSError as error:
         sys.exit(f"error: {error}")
-    sys.exit(0 if result in (None, True) and not is_lost() else 1)
+    sys.exit(0 if result is None or (result and not is_lost()) else 1)
+
+
+def find_devices() -> None:
+    """Has JAX look for its devices.
+
+    Raises:
+      SetupError: those that are asked for are not there; JAX's own error says little.
+    """
+    import jax  # Not all programs need it.
+
+    asked = f"JAX_PLATFORMS={jax.config.jax_platforms}"
+    try:
+        jax.devices()
+    except AssertionError as error:
+        raise SetupError(
+            f"JAX finds no devices for {asked}: install JAX for them, as with "
+            "pip install '.[cuda]', or unset the variable"
+        ) from error
+    except RuntimeError as error:  # JAX has no class of its own for this.
+        raise SetupError(
+            f"JAX finds no devices for {asked}: {first_line(error)}"
+        ) from error
 
 
 def use_utf8() -> None:

@@ -146,6 +146,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 tensor`, and `1,200 tensors`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def first_few(names: Sequence[str]) -> str:
     """The first three of many names, and how many more there are."""
     shown = ", ".join(repr(name) for name in names[:3])

@@ -173,6 +173,7 @@ class Number(Values):
         raise self._refuse()
 
 
+SEED = Whole(0, 2**32 - 1)  # what JAX's keys and Grain's shuffles tell apart
 SHARE = Number(0, 1)
 
 

@@ -19,7 +19,7 @@ ALLOWED = {
     "values": set(),
     "fields": {"values"},
     "output": set(),
-    "command_line": {"output"},
+    "command_line": {"output", "values"},
     "chips": set(),
     "placement": set(),
     "image_size": set(),
@@ -36,6 +36,7 @@ ALLOWED = {
         "paths",
         "preprocessing",
         "trees",
+        "values",
         "weights",
     },
     "pretrained": {

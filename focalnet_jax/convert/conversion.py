@@ -11,12 +11,12 @@ import numpy as np
 
 from focalnet_jax.convert.configs import Beside, read_beside
 from focalnet_jax.convert.dialects import dialect_named
-from focalnet_jax.convert.fit import Changes, fit_to_model
+from focalnet_jax.convert.fit import Reading, fit_to_model
 from focalnet_jax.convert.infer import contradictions, find_model
-from focalnet_jax.convert.names import match_names
+from focalnet_jax.convert.names import MatchedWeights, match_names
 from focalnet_jax.convert.precision import cast
 from focalnet_jax.convert.weight_files import read_weights
-from focalnet_jax.errors import SetupError, argument, spelt
+from focalnet_jax.errors import SetupError, argument, shown, spelt
 from focalnet_jax.models import abstract_params
 from focalnet_jax.models.size import Model
 from focalnet_jax.paths import absolute_path
@@ -75,16 +75,18 @@ def from_torch(
         names and shapes do not fit. One message counts the names and shapes that don't,
         and lists the first of them.
     """
-    weights = read_weights(source, wrapper=wrapper)
-    matched = match_names(weights, dialect=dialect, prefix=prefix, ignore=ignore)
-    changes = Changes(
+    _check_is_model(model)
+    reading = Reading(
+        wrapper=wrapper,
+        prefix=prefix,
+        ignore=ignore,
         head=head,
         resize_kernels=resize_kernels,
         add_levels=add_levels,
         allow_nan=allow_nan,
         seed=seed,
     )
-    fitted = fit_to_model(matched, model, changes)
+    fitted = fit_to_model(_matched(source, dialect, reading), model, reading)
     beside = _read_beside(source)
     _warn(beside.notes + contradictions(beside, model.encoder))
     _warn(fitted.notes + fitted.dtype_notes)
@@ -120,6 +122,7 @@ def to_torch(
         of the model, or values are too large for `dtype`.
     """
     table = dialect_named(dialect)
+    _check_is_model(model)
     named = named_leaves(params)
     _check_tree(named, model)
     table.check_can_be(model.encoder)
@@ -163,8 +166,8 @@ def infer_model(
       SetupError: the file cannot be read, the weights are of another architecture, or
         too few tensors are there to tell.
     """
-    weights = read_weights(source, wrapper=wrapper)
-    matched = match_names(weights, dialect=dialect, prefix=prefix, ignore=ignore)
+    reading = Reading(wrapper=wrapper, prefix=prefix, ignore=ignore)
+    matched = _matched(source, dialect, reading)
     beside = _read_beside(source)
     try:
         name, overrides, notes = find_model(matched, beside=beside)
@@ -174,6 +177,23 @@ def infer_model(
         ) from error
     _warn(beside.notes + notes)
     return name, overrides
+
+
+def _matched(
+    source: StateDict | str | os.PathLike, dialect: str | None, reading: Reading
+) -> MatchedWeights:
+    weights = read_weights(source, wrapper=reading.wrapper)
+    return match_names(
+        weights, dialect=dialect, prefix=reading.prefix, ignore=reading.ignore
+    )
+
+
+def _check_is_model(model: Any) -> None:
+    if isinstance(model, type) or not hasattr(model, "encoder"):
+        raise SetupError(
+            f"{shown(model)} is no model: give what create_model or create_backbone "
+            "returns"
+        )
 
 
 def _read_beside(source: StateDict | str | os.PathLike) -> Beside:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.errors import SetupError, did_you_mean, shown
 from focalnet_jax.models import FocalNetEncoder
 
 # Fields in the tables: {s} is a stage, {next} the stage after it, {b} a block and {l} a
@@ -291,6 +291,7 @@ DIALECTS = {dialect.name: dialect for dialect in (MICROSOFT, TIMM, TRANSFORMERS)
 
 def dialect_named(name: str) -> Dialect:
     """The dialect of this name; raises SetupError if there is none."""
-    if name not in DIALECTS:
-        raise SetupError(f"no dialect is named {name!r}{did_you_mean(name, DIALECTS)}")
+    if not isinstance(name, str) or name not in DIALECTS:
+        hint = did_you_mean(shown(name), DIALECTS)
+        raise SetupError(f"no dialect is named {shown(name)}{hint}")
     return DIALECTS[name]

@@ -16,14 +16,16 @@ INDEX = "an index of shards"
 _ARCHIVE = "archive: unpack it, and give the file of weights that is in it"
 # The first bytes of files that hold no weights, or hold them in a form not read here.
 _READABLE = "a safetensors file or one of torch.save is needed"
+_ANNEX = "not the file itself: fetch it by `git annex get`"
+# A pointer of git-annex, or the text of a link to one's content.
+_ANNEXED = rb"[^\n]*[/\\]annex[/\\]objects[/\\]"
+# How pickles begin that don't name their protocol, which are those of protocols 0 and 1:
+# with a dict or a list that is remembered, a function by its name, or torch's number.
+_OLD_PICKLE = rb"\([dl]p\d+\n|[}\]]q.|c[\w.]+\n\w+\n(p\d+\n|q.|\(|\))|L\d+L\n\."
 _OTHERS = (
     (
         b"version https://git-lfs",
         "a pointer of Git LFS, not the file itself: fetch it by `git lfs pull`",
-    ),
-    (
-        b"/annex/objects/",
-        "a pointer of git-annex, not the file itself: fetch it by `git annex get`",
     ),
     (b"\x1f\x8b", f"a gzip {_ARCHIVE}"),
     (b"BZh", f"a bzip2 {_ARCHIVE}"),
@@ -31,6 +33,26 @@ _OTHERS = (
     (b"\x28\xb5\x2f\xfd", f"a zstd {_ARCHIVE}"),
     (b"7z\xbc\xaf\x27\x1c", f"a 7z {_ARCHIVE}"),
     (b"Rar!", f"a rar {_ARCHIVE}"),
+    (b"\x04\x22\x4d\x18", f"an lz4 {_ARCHIVE}"),
+    (b"\x02\x21\x4c\x18", f"an lz4 {_ARCHIVE}"),
+    (b"\x1f\x9d", f"a compress (.Z) {_ARCHIVE}"),
+    (b"LZIP", f"an lzip {_ARCHIVE}"),
+    (b"\x89LZO", f"an lzop {_ARCHIVE}"),
+    (b"\x5d\x00\x00", f"an lzma {_ARCHIVE}"),
+    (b"!<arch>\n", f"an ar {_ARCHIVE}"),
+    (b"07070", f"a cpio {_ARCHIVE}"),
+    (b"PK\x05\x06", "an empty zip archive: nothing was put into it"),
+    (b"PK\x07\x08", f"one part of a zip {_ARCHIVE}"),
+    (b"\x89PNG\r\n", f"a PNG image; {_READABLE}"),
+    (b"\xff\xd8\xff", f"a JPEG image; {_READABLE}"),
+    (b"GIF8", f"a GIF image; {_READABLE}"),
+    (b"II*\x00", f"a TIFF image; {_READABLE}"),
+    (b"MM\x00*", f"a TIFF image; {_READABLE}"),
+    (b"%PDF-", f"a PDF document; {_READABLE}"),
+    (b"PAR1", f"a Parquet table; {_READABLE}"),
+    (b"ARROW1", f"an Arrow table; {_READABLE}"),
+    (b"SQLite format 3", f"an SQLite database; {_READABLE}"),
+    (b"\x7fELF", f"a program; {_READABLE}"),
     (b"\x89HDF\r\n\x1a\n", f"an HDF5 file, as Keras writes it; {_READABLE}"),
     (b"\x93NUMPY", f"a single numpy array; {_READABLE}"),
     (b"GGUF", f"a GGUF file; {_READABLE}"),
@@ -50,7 +72,9 @@ def kind_of(path: pathlib.Path) -> str:
         raise SetupError(f"{path} is a directory; a file of weights is needed")
     if not path.exists():
         if path.is_symlink():
-            raise SetupError(f"{path} is a link to {path.readlink()}, which is not there")
+            target = path.readlink()
+            annexed = f": {_ANNEX}" if "/annex/objects/" in str(target) else ""
+            raise SetupError(f"{path} is a link to {target}, which is not there{annexed}")
         raise SetupError(f"there is no file {path}")
     try:
         with path.open("rb") as file:
@@ -66,7 +90,7 @@ def kind_of(path: pathlib.Path) -> str:
         return SAFETENSORS
     if start.startswith(b"PK\x03\x04"):
         return _kind_of_zip(path)
-    if re.match(rb"\x80[\x00-\x05]", start):
+    if re.match(rb"\x80[\x00-\x05]|" + _OLD_PICKLE, start, re.DOTALL):
         return PICKLE
     if start.lstrip().startswith(b"{") and _is_index(path):
         return INDEX
@@ -77,6 +101,15 @@ def _described(start: bytes, path: pathlib.Path) -> str:
     for beginning, description in _OTHERS:
         if start.startswith(beginning):
             return description
+    if re.match(_ANNEXED, start):
+        return f"a pointer of git-annex, {_ANNEX}"
+    if start.startswith(b"\x0c\xdb"):  # of TensorStore
+        return (
+            "a part of parameters that Orbax wrote: give the directory in which they "
+            "lie, of the run or of the conversion"
+        )
+    if re.match(rb"RIFF....WEBP", start, re.DOTALL):
+        return f"a WebP image; {_READABLE}"
     if start[257:262] == b"ustar":
         return f"a tar {_ARCHIVE}"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()

@@ -9,19 +9,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from focalnet_jax.convert.infer import gated_levels
 from focalnet_jax.convert.misfits import check_names_and_shapes
 from focalnet_jax.convert.names import MatchedWeights, Parameter
 from focalnet_jax.convert.precision import cast, dtype_notes
-from focalnet_jax.errors import SetupError, argument, did_you_mean
+from focalnet_jax.errors import SetupError, argument, counted, shown
 from focalnet_jax.image_size import ImageSize, parse_image_size
-from focalnet_jax.models import FocalNet, abstract_params
+from focalnet_jax.models import FocalNet, FocalNetEncoder, abstract_params
 from focalnet_jax.models.size import Model
 from focalnet_jax.trees import named_leaves, nested
+from focalnet_jax.values import SEED, Flag, NotAllowed, Several, Text
 
 HEADS = ("reset", "in22k_to_in1k")
 _STEM = "patch_embed/proj/kernel"
 # The names of all parameters that are not the encoder's.
 _AFTER_ENCODER = re.compile(r"(norm\d*|head)/.*")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Name(Text):
+    """A name in a file, or a pattern of names; they may have any letters, or none."""
+
+    def _convert(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise self._refuse()
+        return str(value)
+
+
+def _is_given(value: str) -> str | None:
+    return None if value else "is empty: leave it out to take all names"
+
+
+# What the attributes of `Changes` and `Reading` take. The variants know their own names,
+# and `image_size` is read by `parse_image_size`.
+_VALUES = {
+    "head": Text(HEADS),
+    "resize_kernels": Flag(),
+    "add_levels": Flag(),
+    "allow_nan": Flag(),
+    "seed": SEED,
+    "name": Text(),
+    "wrapper": _Name(noun="name"),
+    "prefix": _Name(noun="name", check=_is_given),
+    "ignore": Several(_Name(noun="pattern"), most=10**6),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +67,7 @@ class Changes:
         backbone. `"in22k_to_in1k"` keeps the first 1,000 of the 21,842 rows of the
         released ImageNet-22K heads, which are the classes of ImageNet-1K.
       resize_kernels: zero-pad or crop depthwise kernels around their centre, as the
-        official recipes for dense prediction do.
+        official recipes for dense prediction do; those of causal nets at their start.
       add_levels: keep the focal levels of the weights and add those that the model has
         beyond them. The gates of added levels are zero, and their kernels are those of
         a new model. The result of the model changes nevertheless, because the global
@@ -53,11 +84,17 @@ class Changes:
     seed: int = 0
 
     def __post_init__(self):
-        if self.head is not None and self.head not in HEADS:
-            raise SetupError(
-                f"{argument('head')}={self.head!r} is unknown"
-                f"{did_you_mean(self.head, HEADS)}"
-            )
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in _VALUES or (value is None and field.default is None):
+                continue
+            try:
+                value = _VALUES[field.name].convert(value)
+            except NotAllowed as problem:
+                raise SetupError(
+                    f"{argument(field.name)}={shown(value)} {problem}"
+                ) from problem
+            object.__setattr__(self, field.name, value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +125,7 @@ class Reading(Changes):
             size = parse_image_size(self.image_size)
         except ValueError as error:
             raise SetupError(
-                f"{argument('image_size')}={self.image_size!r} {error}"
+                f"{argument('image_size')}={shown(self.image_size)} {error}"
             ) from error
         object.__setattr__(self, "image_size", size)
 
@@ -132,7 +169,14 @@ def fit_to_model(
     changes = changes or Changes()
     expected = named_leaves(abstract_params(model))
     given, new, notes = _changed(weights, model, expected, changes)
-    check_names_and_shapes(weights, model, given=given, new=new, expected=expected)
+    check_names_and_shapes(
+        weights,
+        model,
+        given=given,
+        new=new,
+        expected=expected,
+        allowed=dataclasses.asdict(changes),
+    )
     _check_values(given, allow_nan=changes.allow_nan)
 
     before = {path: parameter.array.dtype for path, parameter in given.items()}
@@ -180,17 +224,21 @@ def _changed(
         given[_STEM], note = adapted
         notes += (note,)
     if changes.add_levels:
-        levels = [path for path in expected if _is_added_level(path, given)]
+        given = _with_global_levels_last(given, model.encoder)
+        levels = [path for path in expected if _is_added(path, given, model.encoder)]
         new += levels
-        notes += (f"new: {len(levels)} kernels of added focal levels",)
+        count = sum(path.endswith("/kernel") for path in levels)
+        notes += (f"new: {counted(count, 'kernel')} of added focal levels",)
         if levels:
-            notes += ("the global level now averages the last added one",)
+            verb = "convolves" if model.encoder.causal else "averages"
+            notes += (f"the global level now {verb} the last added one",)
             if model.encoder.normalize_modulator:
                 notes += ("the modulator is now divided by more levels",)
     for path in expected.keys() & given.keys():
         array, shape = given[path].array, expected[path].shape
-        if changes.resize_kernels and "/focal_layers_" in path:
-            replace(path, _resize(array, shape[:-2]))
+        is_focal = re.search(r"/focal_layers_\d+/kernel$", path)
+        if changes.resize_kernels and is_focal and array.ndim == len(shape):
+            replace(path, _resize(array, shape[:-2], causal=model.encoder.causal))
         elif changes.add_levels and "/modulation/f/" in path:
             replace(path, _add_gates(array, shape[-1]))
     return given, new, notes
@@ -237,27 +285,60 @@ def _without_head(
     return given, notes
 
 
-def _is_added_level(path: str, given: dict[str, Parameter]) -> bool:
-    """Whether a path is that of a kernel for which the given block has no gate."""
-    kernel = re.fullmatch(r"(.*)/focal_layers_(\d+)/kernel", path)
-    if not kernel or not {f"{kernel[1]}/f/bias", f"{kernel[1]}/h/bias"} <= given.keys():
+def _level_at(path: str, given: dict[str, Parameter]) -> tuple[int, int, int] | None:
+    """Says of a depthwise parameter's path its stage, its level, and the levels given.
+
+    Levels count from 0; the last number is how many the given block has gates for. None
+    is for all other paths, and for blocks that lack what tells.
+    """
+    found = re.fullmatch(r"(layers_(\d+)/.*)/focal_layers_(\d+)/(kernel|bias)", path)
+    if not found:
+        return None
+    ends = {f"{found[1]}/{name}/bias" for name in "fh"} & given.keys()
+    shapes = {end: given[end].array.shape for end in ends}
+    count = gated_levels(shapes, found[1])
+    return None if count is None else (int(found[2]), int(found[3]), count)
+
+
+def _with_global_levels_last(
+    given: dict[str, Parameter], encoder: FocalNetEncoder
+) -> dict[str, Parameter]:
+    """Gives the kernels of causal global levels the place after the model's levels."""
+    moved = {}
+    for path, parameter in given.items():
+        place = _level_at(path, given) if encoder.causal else None
+        if place and place[1] == place[2] and place[0] < len(encoder.focal_levels):
+            last = f"/focal_layers_{encoder.focal_levels[place[0]]}/"
+            path = re.sub(r"/focal_layers_\d+/", last, path)
+        moved[path] = parameter
+    return moved
+
+
+def _is_added(path: str, given: dict[str, Parameter], encoder: FocalNetEncoder) -> bool:
+    """Whether a path of the model is that of a level which the given block lacks."""
+    place = _level_at(path, given)
+    if not place:
         return False
-    # The outputs of `f` are query, context, a gate for each level and the global gate.
-    outputs = given[f"{kernel[1]}/f/bias"].array.size
-    channels = given[f"{kernel[1]}/h/bias"].array.size
-    return int(kernel[2]) >= outputs - 2 * channels - 1
+    stage, level, count = place
+    # In a causal net the global level, which is none of these, has a kernel of its own.
+    return count <= level < encoder.focal_levels[stage]
 
 
-def _resize(kernel: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Zero-pads or crops the spatial axes, which come first, around the centre."""
+def _resize(kernel: np.ndarray, size: tuple[int, ...], *, causal: bool) -> np.ndarray:
+    """Zero-pads or crops the spatial axes, which come first, around the centre.
+
+    The centre is where the operator has it: of an even size, the first of both in the
+    middle, and on the first axis of a causal net the last.
+    """
     for axis, wanted in enumerate(size):
-        margin = (wanted - kernel.shape[axis]) // 2
-        if margin < 0:
-            kernel = np.take(kernel, range(-margin, kernel.shape[axis] + margin), axis)
-        else:
-            widths = [(0, 0)] * kernel.ndim
-            widths[axis] = (margin, margin)
-            kernel = np.pad(kernel, widths)
+        have = kernel.shape[axis]
+        before = (wanted - 1) // 2 - (have - 1) // 2
+        if causal and axis == 0:
+            before = wanted - have
+        margins = [(0, 0)] * kernel.ndim
+        margins[axis] = (max(before, 0), max(wanted - have - before, 0))
+        start = max(-before, 0)
+        kernel = np.take(np.pad(kernel, margins), range(start, start + wanted), axis)
     return kernel
 
 

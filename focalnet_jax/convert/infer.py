@@ -7,7 +7,7 @@ variant. The last is a guess, and a note says so.
 
 import itertools
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from focalnet_jax.convert.configs import Beside
@@ -145,18 +145,27 @@ def visible_settings(
         return sorted({int(match[1]) for match in matches if match})
 
     given = given or {}
-    kernel_size, _, in_channels, embed_dim = shape_of("patch_embed/proj/kernel")
-    depths, levels, windows, growths = [], [], [], set()
+    *stem, in_channels, embed_dim = shape_of("patch_embed/proj/kernel")
+    depths, levels, windows, growths, global_windows = [], [], [], set(), []
     for stage in indices(r"layers_(\d+)/"):
         blocks = f"layers_{stage}/blocks_"
         depths.append(len(indices(rf"{blocks}(\d+)/")))
         kernels = f"{blocks}0/modulation/focal_layers_"
-        levels.append(len(indices(rf"{kernels}(\d+)/")))
-        sizes = [shape_of(f"{kernels}{i}/kernel")[0] for i in range(max(levels[-1], 1))]
-        windows.append(sizes[0])
-        growths |= {after - before for before, after in itertools.pairwise(sizes)}
+        count = len(indices(rf"{kernels}(\d+)/"))
+        sizes = [shape_of(f"{kernels}{i}/kernel")[:-2] for i in range(max(count, 1))]
+        # A causal net has one for the global level, too: a row along the first axis.
+        is_causal = count - 1 == gated_levels(shapes, f"{blocks}0/modulation")
+        if is_causal and set(sizes[-1][1:]) <= {1}:
+            global_windows.append(sizes.pop()[0])
+            count -= 1
+        levels.append(count)
+        windows.append(_one_if_same(sizes[0]))
+        growths |= {
+            _one_if_same([b - a for a, b in zip(before, after)])
+            for before, after in itertools.pairwise(sizes)
+        }
     downsample = shapes.get("layers_0/downsample/proj/kernel")
-    overlaps = downsample[0] == 3 if downsample else kernel_size == 7
+    overlaps = 3 in downsample[:-2] if downsample else 7 in stem
     if stem_is_ambiguous(shapes):
         overlaps = given.get("use_conv_embed", True)
     mlps = [
@@ -164,23 +173,41 @@ def visible_settings(
         for stage in range(len(depths))
     ]
 
+    patch = tuple(min(size, 4) for size in stem) if overlaps else tuple(stem)
     settings = dict(
         depths=tuple(depths),
         embed_dim=embed_dim,
         focal_levels=tuple(levels),
         focal_windows=tuple(windows),
-        patch_size=4 if overlaps else kernel_size,
+        # A single number is for images.
+        patch_size=_one_if_same(patch) if len(stem) == 2 else patch,
         use_conv_embed=overlaps,
         use_layerscale="layers_0/blocks_0/gamma_1" in shapes,
         use_postln_in_modulation="layers_0/blocks_0/modulation/ln/scale" in shapes,
         mlp_ratio=_mlp_ratio(mlps, given.get("mlp_ratio")),
         in_channels=in_channels,
+        use_depthwise_bias=("layers_0/blocks_0/modulation/focal_layers_0/bias" in shapes),
+        causal=bool(global_windows),
     )
+    if global_windows:
+        settings["causal_window"] = global_windows[0]
     if len(growths) == 1:
         settings["focal_factor"] = growths.pop()
     if use_postln is not None:
         settings["use_postln"] = use_postln
     return settings | head_settings(shapes)
+
+
+def gated_levels(shapes: Shapes, modulation: str) -> int | None:
+    """How many focal levels an operator at a Flax path has gates for; None if unknown."""
+    f, h = (shapes.get(f"{modulation}/{name}/bias") for name in "fh")
+    # The outputs of `f` are query, context, a gate for each level and the global gate.
+    return f[0] - 2 * h[0] - 1 if f and h else None
+
+
+def _one_if_same(sizes: Sequence[int]) -> int | tuple[int, ...]:
+    """Sizes of each axis as options have them: one number if all are the same."""
+    return sizes[0] if len(set(sizes)) == 1 else tuple(sizes)
 
 
 def stem_is_ambiguous(shapes: Shapes) -> bool:
@@ -189,7 +216,7 @@ def stem_is_ambiguous(shapes: Shapes) -> bool:
     With several stages, the kernel of the downsampling tells them apart.
     """
     stem = shapes.get("patch_embed/proj/kernel", ())
-    return stem[:1] == (7,) and "layers_0/downsample/proj/kernel" not in shapes
+    return 7 in stem[:-2] and "layers_0/downsample/proj/kernel" not in shapes
 
 
 def _mlp_ratio(mlps: list[tuple[int, int]], given: Any) -> float:

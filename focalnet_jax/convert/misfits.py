@@ -1,7 +1,7 @@
 """Why weights do not fit a model, and what would help."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ def check_names_and_shapes(
     given: dict[str, Parameter],
     new: list[str],
     expected: Expected,
+    allowed: Mapping[str, Any],
 ) -> None:
     """Checks that every parameter has its place and that none is missing.
 
@@ -34,6 +35,7 @@ def check_names_and_shapes(
       given: the parameters after the changes, by Flax path.
       new: the Flax paths of parameters that are made anew.
       expected: the model's parameters, by Flax path.
+      allowed: the attributes of `Changes`. What is allowed already is no way out.
 
     Raises:
       SetupError: counting the problems, with the first of each kind, their probable
@@ -72,7 +74,7 @@ def check_names_and_shapes(
     kinds = (foreign, weights.problems, unknown, shapes, names, missing)
     if any(kinds):
         problems = [line for lines in kinds for line in _shortened(lines)]
-        causes = [*_causes(weights, model, expected), *_ways_around(weights)]
+        causes = _causes(weights, model, expected, allowed) + _ways_around(weights)
         lines = "\n  ".join([*causes, *problems])
         raise SetupError(f"{weights.origin} does not fit the model:\n  {lines}")
 
@@ -117,7 +119,9 @@ def _literal(key: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", key)
 
 
-def _causes(weights: MatchedWeights, model: Model, expected: Expected) -> list[str]:
+def _causes(
+    weights: MatchedWeights, model: Model, expected: Expected, allowed: Mapping[str, Any]
+) -> list[str]:
     """Says what probably led to the problems, and what would help."""
     shapes = {path: leaf.shape for path, leaf in expected.items()}
     try:
@@ -136,7 +140,19 @@ def _causes(weights: MatchedWeights, model: Model, expected: Expected) -> list[s
         f"{option} is {there[option]} there, {here.get(option, 'unset')} in the model"
         for option in unlike
     ]
-    return causes + _remedies(weights, there, here, unlike)
+    ranks = [_spatial_rank(settings) for settings in (there, here)]
+    if ranks[0] != ranks[1]:
+        return [
+            f"{causes[0]}, which takes maps with {ranks[0]} spatial axes, and the model "
+            f"those with {ranks[1]}: one with {argument('patch_size')}="
+            f"{there['patch_size']} takes the weights"
+        ]
+    return causes + _remedies(weights, there, here, unlike, shapes, allowed)
+
+
+def _spatial_rank(settings: Mapping[str, Any]) -> int:
+    patch_size = settings["patch_size"]
+    return len(patch_size) if isinstance(patch_size, tuple) else 2
 
 
 def _remedies(
@@ -144,6 +160,8 @@ def _remedies(
     there: dict[str, Any],
     here: dict[str, Any],
     unlike: list[str],
+    expected: Mapping[str, tuple[int, ...]],
+    allowed: Mapping[str, Any],
 ) -> list[str]:
     """Says which arguments would help.
 
@@ -152,13 +170,18 @@ def _remedies(
       there: the settings that the weights show.
       here: the settings of the model.
       unlike: the names of the settings that differ.
+      expected: the shapes of the model's parameters.
+      allowed: as for `check_names_and_shapes`.
     """
     remedies = []
+
+    def offer(name, value, before="", after=""):
+        if allowed[name] != value:
+            remedies.append(f"{before}{argument(name, value)} {after}")
+
     if there.get("num_classes") == 21_842 and here.get("num_classes") == 1000:
-        remedies.append(
-            f"{argument('head', 'in22k_to_in1k')} takes the part of an ImageNet-22K head "
-            "that is for ImageNet-1K"
-        )
+        after = "takes the part of an ImageNet-22K head that is for ImageNet-1K"
+        offer("head", "in22k_to_in1k", after=after)
     if set(here.get("out_stages", ())) < set(there.get("out_stages", ())):
         stage = min(set(there["out_stages"]) - set(here["out_stages"]))
         if norms := [
@@ -171,20 +194,28 @@ def _remedies(
                 f"{argument('ignore', [pattern])} leaves the norm of a stage out"
             )
     if HEAD_OPTIONS & set(unlike):
-        remedies.append(f"{argument('head', 'reset')} starts the model's head anew")
+        offer("head", "reset", after="starts the model's head anew")
+    if there["causal"] != here["causal"]:
+        lack = "the weights lack" if here["causal"] else "the model has no place for"
+        remedies.append(
+            f"the global level of a causal net has kernels of its own, which {lack}: "
+            f"a model with {argument('causal')}={there['causal']} takes the weights"
+        )
     if "focal_levels" in unlike:
         levels = zip(there["focal_levels"], here["focal_levels"])
         if all(weights_have <= model_has for weights_have, model_has in levels):
-            remedies.append(
-                "the weights have a smaller receptive field than the model (SRF for "
-                f"LRF): {argument('add_levels', True)} adds the focal levels"
+            smaller = (
+                "the weights have a smaller receptive field than the model (SRF for LRF):"
             )
+            offer("add_levels", True, f"{smaller} ", "adds the focal levels")
         else:
             remedies.append(
                 "the weights have a larger receptive field than the model (LRF for SRF)"
             )
-    if "focal_windows" in unlike:
-        remedies.append(
-            f"{argument('resize_kernels', True)} zero-pads or crops the kernels"
-        )
+    if any(
+        re.search(r"/focal_layers_\d+/kernel$", path)
+        and shape != expected.get(path, shape)
+        for path, shape in weights.shapes.items()
+    ):
+        offer("resize_kernels", True, after="zero-pads or crops the kernels")
     return remedies

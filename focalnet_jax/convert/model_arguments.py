@@ -16,6 +16,7 @@ from focalnet_jax.convert.weights_and_model import (
 )
 from focalnet_jax.errors import SetupError, spelt
 from focalnet_jax.image_size import ImageSize, parse_image_size
+from focalnet_jax.values import SEED
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +55,13 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resize-kernels", action="store_true", help="zero-pad or crop them, centred")
     add("--add-levels", action="store_true", help="add focal levels with zero gates")
     add("--allow-nan", action="store_true", help="take NaN and infinity as they are")
-    add("--seed", type=int, default=0, metavar="N", help="the seed of new parameters")
+    add(
+        "--seed",
+        type=command_line.reads(SEED),
+        default=0,
+        metavar="N",
+        help="the seed of new parameters",
+    )
 
 
 def reading(args: argparse.Namespace) -> Reading:
@@ -113,6 +120,7 @@ def read_and_print(
     Raises:
       SetupError: as `read_weights_and_model`.
     """
+    command_line.find_devices()
     found = read_weights_and_model(source, reading(args), options)
     weights, description = found.weights, found.description
     dialect = weights.dialect.name if weights.dialect else "Flax"

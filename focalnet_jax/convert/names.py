@@ -8,7 +8,7 @@ import numpy as np
 
 from focalnet_jax.convert.dialects import DIALECTS, Dialect, dialect_named
 from focalnet_jax.convert.weight_files import Weights
-from focalnet_jax.errors import SetupError, argument
+from focalnet_jax.errors import SetupError, argument, counted
 
 # Wrappers, trainers and larger models put these before the names of a FocalNet. The
 # backbone of DINO is `backbone.0`, a compiled module is `_orig_mod`, and Lightning with
@@ -113,6 +113,7 @@ def match_names(
         prefix = prefix.removesuffix(".") + "."
     tensors, notes = _select(weights, prefix, ignore)
     chosen, lead = _find_stem(weights.origin, tensors, candidates, prefix)
+    _check_is_for_images(weights.origin, tensors, lead, chosen)
 
     parameters, problems, unmatched = {}, [], []
     for key, tensor in tensors.items():
@@ -156,8 +157,6 @@ def match_names(
 
 def is_ignored(name: str, ignore: Sequence[str]) -> bool:
     """Whether a name matches one of the shell-style patterns."""
-    if isinstance(ignore, str):  # Its letters would be taken for patterns.
-        ignore = [ignore]
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)
 
 
@@ -171,7 +170,8 @@ def _select(
     inside = {k: v for k, v in tensors.items() if k.startswith(prefix)}
     notes = weights.notes
     if count := len(tensors) - len(inside):
-        notes += (f"{count:,} tensors outside of {prefix!r} are left out",)
+        are = "is" if count == 1 else "are"
+        notes += (f"{counted(count, 'tensor')} outside of {prefix!r} {are} left out",)
     return inside, notes
 
 
@@ -215,6 +215,22 @@ def _find_stem(
     return dialect, lead
 
 
+def _check_is_for_images(
+    origin: str, tensors: dict[str, np.ndarray], lead: str, dialect: Dialect
+) -> None:
+    """Raises SetupError if the stem is for maps of another rank than images have."""
+    key = lead + dialect.anchor.removeprefix(dialect.inner_prefix)
+    patch = tensors[key].shape[2:]
+    if len(patch) in (1, 3, 4):
+        axes = "1 spatial axis" if len(patch) == 1 else f"{len(patch)} spatial axes"
+        raise SetupError(
+            f"{origin} is of a net for inputs with {axes}, as {key} "
+            f"{list(tensors[key].shape)} shows: PyTorch's names are read of nets for "
+            "images, with two. The parameters of this one have their places in the tree "
+            f"of create_model(..., patch_size={patch})"
+        )
+
+
 def _dialect_key(key: str, lead: str, dialect: Dialect) -> str | None:
     """The name as the dialect has it; None if it lacks the prefix of the stem's name."""
     outer = lead.removesuffix(dialect.inner_prefix)
@@ -237,5 +253,5 @@ def _no_focalnet(
     names = ", ".join(list(tensors)[:3]) or "none"
     return SetupError(
         f"{origin} holds no FocalNet{below}, as microsoft/FocalNet, timm or transformers "
-        f"name one; its {len(tensors):,} tensors begin with {names}"
+        f"name one; its {counted(len(tensors), 'tensor')} begin with {names}"
     )

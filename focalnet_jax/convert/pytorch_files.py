@@ -113,12 +113,14 @@ class StoredTensor:
       offset: the place of the first number in the storage.
       shape: the shape.
       strides: for each axis, how far apart its numbers are in the storage.
+      is_negative: whether the numbers are those in the storage times -1.
     """
 
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    is_negative: bool = False
 
     def __post_init__(self):
         # numpy checks nothing: strides may lead anywhere in memory.
@@ -152,6 +154,7 @@ class StoredTensor:
             raise ValueError("the file ends too early")
         strides = [step * width for step in self.strides]
         array = np.lib.stride_tricks.as_strided(row, self.shape, strides)
+        array = np.negative(array) if self.is_negative else array
         return array.astype(dtype or self.dtype, copy=False)
 
 
@@ -278,18 +281,26 @@ class _Unpickler(pickle.Unpickler):
     def _size(self, sizes=()):
         return tuple(sizes)
 
-    def _tensor(self, storage, offset, shape, strides, *others):
+    def _tensor(
+        self, storage, offset, shape, strides, _grad=False, _hooks=None, metadata=None
+    ):
         if isinstance(storage, UnreadTensor):
             return storage
-        return StoredTensor(storage, offset, tuple(shape), tuple(strides))
+        # What torch says of a tensor beside its numbers, such as that they are negated.
+        marks = {name for name, value in (metadata or {}).items() if value}
+        if others := sorted(map(str, marks - {"neg"})):
+            return _named(UnreadTensor, f"a tensor marked {', '.join(others)}")()
+        return StoredTensor(
+            storage, offset, tuple(shape), tuple(strides), is_negative="neg" in marks
+        )
 
     def _tensor_of_bytes(
-        self, storage, offset, shape, strides, _grad, _hooks, dtype, *others
+        self, storage, offset, shape, strides, grad, hooks, dtype, metadata=None
     ):
         if dtype not in _DTYPES:
             return _named(UnreadTensor, f"torch.{dtype}")()
         storage = _viewed(storage, _DTYPES[dtype])
-        return StoredTensor(storage, offset, tuple(shape), tuple(strides))
+        return self._tensor(storage, offset, shape, strides, grad, hooks, metadata)
 
     def _same(self, tensor, *others):
         return tensor

@@ -20,7 +20,14 @@ from focalnet_jax.convert.pytorch_files import (
     read_pickle,
     read_zip,
 )
-from focalnet_jax.errors import SetupError, argument, did_you_mean, first_few, first_line
+from focalnet_jax.errors import (
+    SetupError,
+    argument,
+    did_you_mean,
+    first_few,
+    first_line,
+    shown,
+)
 from focalnet_jax.paths import without_file_scheme, written_aside
 from focalnet_jax.weights.releases import check_is_no_name
 from focalnet_jax.weights.shards import check_is_no_shard, read_index
@@ -28,8 +35,6 @@ from focalnet_jax.weights.shards import check_is_no_shard, read_index
 _SAFETENSORS = (".safetensors",)
 # The endings of files that are written; those of files that are read do not matter.
 SUFFIXES = (*_SAFETENSORS, ".pth", ".pt", ".bin")
-# The endings of files in which weights usually are.
-LIKELY = (*SUFFIXES, ".ckpt", ".tar", ".pkl")
 
 # Entries of checkpoints that hold weights, in the order in which they are taken.
 _WRAPPERS = ("state_dict", "model", "teacher")
@@ -78,7 +83,7 @@ def read_weights(
     elif hasattr(source, "state_dict"):
         raise SetupError(f"a {type(source).__name__} is given: pass its state_dict()")
     elif not isinstance(source, (str, os.PathLike)):
-        raise SetupError(f"{source!r} is neither a path nor a state dict")
+        raise SetupError(f"{shown(source)} is neither a path nor a state dict")
     else:
         source = without_file_scheme(os.fspath(source))
         check_is_no_name(source)
@@ -314,7 +319,7 @@ def _to_numpy(origin: str, name: str, tensor: Any) -> np.ndarray:
             ) from error
     torch = _import_torch("for torch tensors")
     try:
-        tensor = tensor.detach().cpu()
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
         if tensor.dtype == torch.bfloat16:  # numpy's is that of ml_dtypes.
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()

@@ -16,8 +16,8 @@ from focalnet_jax.convert.names import (
     is_ignored,
     match_names,
 )
-from focalnet_jax.convert.weight_files import LIKELY, read_weights
-from focalnet_jax.errors import SetupError, argument, first_few
+from focalnet_jax.convert.weight_files import read_weights
+from focalnet_jax.errors import SetupError, argument, counted, first_few, shown
 from focalnet_jax.image_size import ImageSize, height_and_width
 from focalnet_jax.models.size import Model
 from focalnet_jax.paths import (
@@ -45,9 +45,11 @@ from focalnet_jax.weights.releases import (
     HUB_FILES,
     download_with,
     is_published,
+    likely_files,
     published_name,
     unknown_name,
 )
+from focalnet_jax.weights.shards import check_has_whole_file
 
 # The safetensors files of this package hold the content of `model.json` in this entry of
 # their metadata.
@@ -153,7 +155,9 @@ def _find_path(source: str | os.PathLike) -> tuple[epath.Path, tuple[str, ...]]:
             "model, and focalnet_jax.convert.from_torch makes parameters of them"
         )
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
-        raise SetupError(f"{source!r} is neither a path nor a name of published weights")
+        raise SetupError(
+            f"{shown(source)} is neither a path nor a name of published weights"
+        )
     source = published_name(without_file_scheme(os.fspath(source)))
     is_odd, notes = "://" in source and not source.startswith(BUCKETS), ()
     if is_odd or not path_exists(path := absolute_path(source)):
@@ -177,7 +181,8 @@ def _file_in(directory: epath.Path) -> tuple[epath.Path, tuple[str, ...]]:
     if found:
         also = f"{directory} holds {' and '.join(found)}: the first one is read"
         return directory / found[0], (also,) if found[1:] else ()
-    if files := sorted(p.name for p in directory.iterdir() if p.suffix in LIKELY):
+    if files := likely_files(directory):
+        check_has_whole_file(directory, files)
         raise SetupError(
             f"{directory} holds neither a checkpoint nor {HUB_FILES[0]}, but "
             f"{first_few(files)}: give the path of the file that you mean"
@@ -324,8 +329,8 @@ def _with_channels(
         return description, ()
     how = "averaged" if channels == 1 else "repeated"
     note = (
-        f"the model takes {channels} channels, so mean and std of the preprocessing are "
-        f"{how}: mean={preprocessing.mean}, std={preprocessing.std}"
+        f"the model takes {counted(channels, 'channel')}, so mean and std of the "
+        f"preprocessing are {how}: mean={preprocessing.mean}, std={preprocessing.std}"
     )
     return dataclasses.replace(description, preprocessing=preprocessing), (note,)
 

@@ -33,7 +33,7 @@ from focalnet_jax.convert.model_arguments import (
 )
 from focalnet_jax.convert.names import MatchedWeights
 from focalnet_jax.convert.weights_and_model import WeightsAndModel
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, counted
 from focalnet_jax.image_size import ImageSize, height_and_width
 from focalnet_jax.models import FocalNet
 from focalnet_jax.parity import golden
@@ -229,9 +229,12 @@ def read_images(
 
     if model.encoder.in_channels != 3:
         raise SetupError(
-            f"the model takes {model.encoder.in_channels} channels, images have 3"
+            f"the model takes {counted(model.encoder.in_channels, 'channel')}, images "
+            "have 3"
         )
     if not directory.is_dir():
+        if directory.exists():
+            raise SetupError(f"{directory} is a file: give a directory of images")
         raise SetupError(f"there is no directory {directory}")
     PIL.Image.init()
     paths = sorted(

@@ -26,7 +26,7 @@ import jax
 from absl import app, flags, logging
 
 from focalnet_jax import train
-from focalnet_jax.command_line import hide_idle_libtpu, use_utf8
+from focalnet_jax.command_line import find_devices, hide_idle_libtpu, use_utf8
 from focalnet_jax.errors import SetupError, first_line, place_in_own_code
 from focalnet_jax.output import is_lost, make_lasting
 from focalnet_jax.paths import absolute_path
@@ -151,17 +151,6 @@ def start_processes() -> None:
                 raise SetupError(f"{spelling}={value} {problem}") from problem
         given[flag.name] = value
     join_processes(**given, seconds=_WAIT.value)
-
-
-def find_devices() -> None:
-    """Has JAX look for its devices, where its own error would say nothing."""
-    try:
-        jax.devices()
-    except AssertionError as error:
-        raise SetupError(
-            f"JAX finds no devices for JAX_PLATFORMS={jax.config.jax_platforms}: install "
-            "JAX for them, as with pip install '.[cuda]', or unset the variable"
-        ) from error
 
 
 def end(message: str | None = None) -> None:

@@ -19,6 +19,7 @@ from focalnet_jax.tasks.registry import CLASSIFICATION, TASKS
 from focalnet_jax.values import (
     MOST_STEPS,
     PATTERN,
+    SEED,
     Number,
     Pair,
     Several,
@@ -50,7 +51,7 @@ RUN_FIELDS: Fields = {
         0,
         "The seed of initialisation, of the order of examples, of augmentation, dropout "
         "and stochastic depth.",
-        Whole(0, 2**32 - 1),  # what JAX's keys and Grain's shuffles tell apart
+        SEED,
         decides_examples=True,
     ),
     "batch_size": Field(
@@ -276,6 +277,8 @@ def check_config(config: ConfigDict) -> tuple[FrozenConfigDict, Task]:
 def check_field_name(name: str, task: str = CLASSIFICATION) -> None:
     """Raises SetupError unless the dotted `name` is a field of the configuration."""
     fields = all_fields(task)
+    if not name:
+        raise SetupError("the field has no name: it is --config.FIELD=VALUE")
     if name not in fields:
         raise SetupError(f"the config has no field {name}{did_you_mean(name, fields)}")
 

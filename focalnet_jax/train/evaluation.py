@@ -9,7 +9,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from focalnet_jax.errors import SetupError, arguments_spelt
-from focalnet_jax.paths import absolute_path
 from focalnet_jax.tasks.base import Split, Splits, Task, Variables
 from focalnet_jax.train import sharding
 from focalnet_jax.train.batches import (
@@ -27,7 +26,7 @@ from focalnet_jax.train.state import TrainState, initial_state
 from focalnet_jax.train.step import make_predict
 from focalnet_jax.weights.params import (
     CHECKPOINTS,
-    check_holds_params,
+    find_params,
     load_params,
     newest_params_path,
 )
@@ -74,7 +73,7 @@ def evaluate(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, f
 def _params_path(config: ConfigDict, workdir: epath.Path) -> epath.Path:
     path = newest_params_path(workdir)
     if path is None and config.init_from:
-        path = check_holds_params(absolute_path(config.init_from))
+        path = find_params(config.init_from)
     if path is None:
         raise SetupError(
             f"nothing to evaluate: {workdir} holds no checkpoint and init_from is not "

@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from focalnet_jax.data import Records
 from focalnet_jax.errors import SetupError
-from focalnet_jax.paths import absolute_path
 from focalnet_jax.tasks.base import Task
 from focalnet_jax.train.config import all_fields
 from focalnet_jax.train.program import Program
@@ -18,7 +17,7 @@ from focalnet_jax.train.run.workdir import changed_fields
 from focalnet_jax.train.state import TrainState
 from focalnet_jax.trees import named_leaves, nested
 from focalnet_jax.weights.params import (
-    check_holds_params,
+    find_params,
     load_params,
     newest_params_path,
 )
@@ -41,7 +40,7 @@ def find_start(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
     """
     if newest_params_path(workdir) is not None or not config.init_from:
         return None
-    return check_holds_params(absolute_path(config.init_from))
+    return find_params(config.init_from)
 
 
 def start(

@@ -10,6 +10,7 @@ Orbax takes long to import, so the functions that need it import it themselves.
 import contextlib
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -17,9 +18,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from focalnet_jax.errors import SetupError, argument, first_line
-from focalnet_jax.paths import is_remote
+from focalnet_jax.errors import SetupError, argument, first_few, first_line
+from focalnet_jax.paths import BUCKETS, absolute_path, is_remote
 from focalnet_jax.trees import PyTree, named_leaves, nested
+from focalnet_jax.weights.releases import (
+    HUB_FILES,
+    is_published,
+    likely_files,
+    name_at,
+    published_name,
+)
+from focalnet_jax.weights.shards import check_has_whole_file
 
 CHECKPOINTS = "checkpoints"
 _STEM = "patch_embed/proj/kernel"
@@ -54,17 +63,50 @@ def _is_whole(directory: epath.Path) -> bool:
     return not is_checkpoint or (directory / _MARKER).exists()
 
 
+def find_params(source: str | os.PathLike) -> epath.Path:
+    """The newest parameters at a path that somebody gives, as `check_holds_params`.
+
+    Raises:
+      SetupError: there are none. Where the path is one of published weights, or of a file
+        of PyTorch, the message has the command that makes parameters of it.
+    """
+    source = os.fspath(source)
+    is_address = is_remote(source) and not source.startswith((*BUCKETS, "file://"))
+    if is_address or (source and not os.path.exists(os.path.expanduser(source))):
+        name = source if is_published(published_name(source)) else name_at(source)
+        if name:
+            raise SetupError(
+                f"{source} names published weights: convert them first, {_command(name)}"
+            )
+    if is_address:
+        raise SetupError(
+            f"{source} is an address, of which nothing is read: download the file, and "
+            f"convert it, {_command('FILE')}"
+        )
+    return check_holds_params(absolute_path(source))
+
+
+def _command(source: str | os.PathLike) -> str:
+    source = shlex.quote(os.fspath(source))
+    return f"to a directory, with python -m focalnet_jax.convert {source} DIRECTORY"
+
+
 def check_holds_params(path: epath.Path) -> epath.Path:
     """Works as `newest_params_path`, but raises SetupError if there are none."""
     found = newest_params_path(path)
     if found is None:
         if path.is_file():
-            raise SetupError(
-                f"{path} is a file: convert weights first, to a directory, with "
-                f"python -m focalnet_jax.convert {path} DIRECTORY"
-            )
+            raise SetupError(f"{path} is a file: convert weights first, {_command(path)}")
         if not path.exists():
             raise SetupError(f"there is no {path}")
+        if files := likely_files(path):
+            is_whole = set(HUB_FILES) & {p.name for p in path.iterdir()}
+            if not is_whole:
+                check_has_whole_file(path, files)
+            raise SetupError(
+                f"{path} holds no checkpoint, but {first_few(files)}: convert weights "
+                f"first, {_command(path if is_whole else path / files[0])}"
+            )
         raise SetupError(f"there is no checkpoint in {path}")
     return found
 

@@ -9,6 +9,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 
+from etils import epath
+
 from focalnet_jax.errors import SetupError, did_you_mean
 from focalnet_jax.paths import written_aside
 from focalnet_jax.weights.shards import parse_index
@@ -23,6 +25,9 @@ HUB_FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
 )
+
+# The endings of files in which weights usually are.
+_LIKELY = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
 
 # The files at `_GITHUB`, and the variant of each.
 RELEASES = {
@@ -54,6 +59,23 @@ def published_name(source: str) -> str:
     return source
 
 
+def likely_files(directory: epath.Path) -> list[str]:
+    """The names of the files in a directory that look as if they held weights."""
+    return sorted(p.name for p in directory.iterdir() if p.suffix in _LIKELY)
+
+
+def name_at(address: str) -> str | None:
+    """The name of published weights that an address leads to, if it does."""
+    if hub := _HUB_ADDRESS.fullmatch(address):
+        return _hub_name(hub["name"])
+    stem = _stem(address)
+    return stem if "://" in address and stem in RELEASES else None
+
+
+def _stem(source: str) -> str:
+    return source.rstrip("/").rpartition("/")[2].removesuffix(".pth")
+
+
 def check_is_no_name(source: str) -> None:
     """Raises SetupError if `source` is no path, but names or addresses weights."""
     if is_published(published_name(source)) and not os.path.exists(source):
@@ -74,14 +96,13 @@ def is_published(source: str) -> bool:
 def unknown_name(source: str) -> str:
     """The message for a name that is no file, no directory and no release."""
     message = f"no file, directory or release is named {source!r}"
-    stem = source.rstrip("/").rpartition("/")[2].removesuffix(".pth")
+    stem = _stem(source)
     if os.path.islink(source):
         return f"{source} is a link to {os.readlink(source)}, which is not there"
-    if hub := _HUB_ADDRESS.fullmatch(source):
-        return f"{source} is an address: give {_hub_name(hub['name'])!r}"
+    if name := name_at(source):
+        kind = "" if name.startswith("hf:") else "the name of the release, "
+        return f"{source} is an address: give {kind}{name!r}"
     if "://" in source:
-        if stem in RELEASES:
-            return f"{source} is an address: give the name of the release, {stem!r}"
         return (
             f"{source} is an address, of which nothing is read: download the file and "
             "give its path, or give hf:OWNER/NAME or the name of a release"

@@ -7,10 +7,14 @@ Its entry `weight_map` maps the name of each tensor to the name of a file.
 import json
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
+
+from etils import epath
 
 from focalnet_jax.errors import SetupError, first_few
 
+_LONGEST_NAME = 255  # in bytes, on usual disks
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.\w+")
 
 
@@ -35,7 +39,8 @@ def parse_index(text: str | bytes, *, origin: str) -> dict[str, str]:
         )
     for name, file in weight_map.items():
         # A name that leads elsewhere could have any file read, or overwritten.
-        if not isinstance(file, str) or not re.fullmatch(r"\w[\w.-]*", file):
+        is_name = isinstance(file, str) and re.fullmatch(r"\w[\w.-]*", file)
+        if not is_name or len(file.encode()) > _LONGEST_NAME:
             raise SetupError(
                 f"{origin} is damaged: weight_map[{name!r}] is {_shown(file)}, and "
                 "should be the name of a file beside it"
@@ -60,11 +65,25 @@ def read_index(path: pathlib.Path) -> dict[str, str]:
     return weight_map
 
 
+def check_has_whole_file(directory: epath.Path, files: Sequence[str]) -> None:
+    """Raises SetupError if all `files` of a directory are parts, and asks for the index.
+
+    Otherwise one of them may be what is meant.
+    """
+    if all(_is_shard(file) for file in files):
+        check_is_no_shard(pathlib.Path(directory, files[0]))
+
+
+def _is_shard(name: str) -> bool:
+    shard = _SHARD.fullmatch(name)
+    return bool(shard) and int(shard[2]) > 1
+
+
 def check_is_no_shard(path: pathlib.Path) -> None:
     """Raises SetupError for one of several files, which holds only a part."""
-    shard = _SHARD.fullmatch(path.name)
-    if not shard or int(shard[2]) <= 1:
+    if not _is_shard(path.name):
         return
+    shard = _SHARD.fullmatch(path.name)
     suffix = path.suffix
     index = path.with_name(f"{shard[1]}{suffix}.index.json")
     way_out = (

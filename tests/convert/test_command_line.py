@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import pickle
+import shlex
 import subprocess
 import sys
 
@@ -398,3 +399,30 @@ def test_the_program_ends_with_one_line_and_a_status(weights, tmp_path):
     assert bad.stderr.count("\n") == 1
     assert "cut.safetensors is damaged, or no safetensors file" in bad.stderr
     assert not os.path.exists("other")
+    lost = subprocess.run(
+        ["bash", "-c", f"{shlex.join(command)} weights.safetensors whole >/dev/full"],
+        capture_output=True,
+        text=True,
+    )
+    assert lost.returncode == 0, lost.stderr  # What was asked for is there.
+    assert load_model("whole").model.num_classes == 5
+    nowhere = subprocess.run(
+        [*command, "weights.safetensors", "other"],
+        env=os.environ | {"JAX_PLATFORMS": "foo"},
+        capture_output=True,
+        text=True,
+    )
+    assert nowhere.returncode == 1
+    assert nowhere.stderr.count("\n") == 1
+    assert "error: JAX finds no devices for JAX_PLATFORMS=foo: Unab" in nowhere.stderr
+    assert not os.path.exists("other")
+
+
+def test_what_is_one_is_told_as_one(weights, capsys):
+    tensors = {f"backbone.{name}": tensor for name, tensor in weights.items()}
+    tensors["decoder.weight"] = np.zeros(2, np.float16)
+    write_weights(pathlib.Path("a.safetensors"), tensors)
+    run("a.safetensors", "out", "--prefix=backbone", "--set=in_channels=1")
+    printed = capsys.readouterr().out
+    assert "1 tensor outside of 'backbone.' is left out" in printed
+    assert "the model takes 1 channel, so mean and std" in printed

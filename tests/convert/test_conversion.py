@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 from tiny import random_params, tiny_backbone, tiny_model
 
-from focalnet_jax import create_backbone, create_model
+from focalnet_jax import create_backbone, create_model, load_model
 from focalnet_jax.convert import from_torch, infer_model, to_torch
 from focalnet_jax.convert.dialects import DIALECTS
+from focalnet_jax.convert.fit import Changes, fit_to_model
+from focalnet_jax.convert.infer import visible_settings
+from focalnet_jax.convert.names import MatchedWeights, Parameter
+from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import abstract_params
 from focalnet_jax.models.modulation import FocalModulation
@@ -380,6 +384,114 @@ def test_kernels_are_padded_or_cropped_around_their_centre(before, after):
         np.testing.assert_allclose(wide, narrow, rtol=1e-4, atol=1e-5)
     else:
         np.testing.assert_array_equal(new, old[2:5, 2:5])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "options"),
+    [
+        ((3, 5), (4, 8), {}),
+        ((4, 4), (5, 6), {}),
+        ((3, 3), (3, 3), dict(focal_factor=4)),
+        ((3, 3), (4, 6), dict(patch_size=(4,))),
+        ((3, 3), (4, 6), dict(patch_size=(4,), causal=True, causal_window=12)),
+    ],
+)
+def test_zeros_around_kernels_change_nothing(before, after, options):
+    """Each kernel grows where it has its centre, by even and by odd numbers."""
+    common = {k: v for k, v in options.items() if k in ("patch_size", "causal")}
+    model = small(focal_windows=before, causal_window=9, **common)
+    params = random_params(model, "float32")
+    target = small(focal_windows=after, **options)
+    weights = MatchedWeights("a run", None, flax_parameters(params))
+    fitted = fit_to_model(weights, target, Changes(resize_kernels=True))
+    shape = (1, *(32,) * model.encoder.spatial_rank, 3)
+    images = np.float32(np.random.default_rng(0).normal(size=shape))
+    wide, _ = target.apply({"params": fitted.params}, images)
+    narrow, _ = model.apply({"params": params}, images)
+    np.testing.assert_allclose(wide, narrow, rtol=1e-4, atol=1e-5)
+    # And cut back, they are as they were.
+    weights = MatchedWeights("a run", None, flax_parameters(fitted.params))
+    cut = fit_to_model(weights, model, Changes(resize_kernels=True))
+    assert_same_trees(cut.params, params)
+
+
+def flax_parameters(params):
+    named = named_leaves(params)
+    return {path: Parameter(path, leaf, leaf, path) for path, leaf in named.items()}
+
+
+def test_causal_levels_are_added_before_the_global_one():
+    options = dict(patch_size=(4,), causal=True, causal_window=7, use_depthwise_bias=True)
+    model = small(focal_levels=(2, 2), focal_windows=(3, 3), **options)
+    params = random_params(model, "float32")
+    # The added level has a kernel of the size of the global one.
+    target = small(focal_levels=(3, 2), focal_windows=(3, 3), **options)
+    weights = MatchedWeights("a run", None, flax_parameters(params))
+    fitted = fit_to_model(weights, target, Changes(add_levels=True))
+    assert fitted.notes == (
+        "new: 1 kernel of added focal levels",
+        "the global level now convolves the last added one",
+    )
+    old = params["layers_0"]["blocks_0"]["modulation"]
+    new = fitted.params["layers_0"]["blocks_0"]["modulation"]
+    assert_same_trees(new["focal_layers_3"], old["focal_layers_2"])
+    assert not np.array_equal(
+        new["focal_layers_2"]["kernel"], old["focal_layers_2"]["kernel"]
+    )
+    assert_same_trees(fitted.params["layers_1"], params["layers_1"])
+
+
+@pytest.mark.parametrize("add_levels", [False, True])
+def test_causal_nets_have_a_global_kernel_that_others_lack(params, add_levels):
+    """It is no focal level, and is never made anew."""
+    weights = to_torch(params, small(), dialect="microsoft")
+    with pytest.raises(SetupError) as error:
+        from_torch(weights, small(causal=True), add_levels=add_levels)
+    message = str(error.value)
+    assert "causal is False there, True in the model" in message
+    assert "which the weights lack: a model with causal=False takes" in message
+    assert "focal_levels is" not in message
+    assert "add_levels" not in message
+    causal = small(causal=True, causal_window=9)
+    given = MatchedWeights("a run", None, flax_parameters(random_params(causal)))
+    with pytest.raises(SetupError, match="no place for: a model with causal=True takes"):
+        fit_to_model(given, small())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(patch_size=(4,)),
+        dict(patch_size=(2, 4)),
+        dict(patch_size=(1, 4), use_conv_embed=True),
+        dict(patch_size=(2, 4, 4), focal_windows=((1, 3, 3), 5)),
+        dict(focal_windows=((3, 5), 5), focal_factor=(2, 4)),
+        dict(patch_size=(8,), causal=True, causal_window=64, use_depthwise_bias=True),
+    ],
+)
+def test_shapes_of_any_rank_are_seen(options):
+    model = small(**options)
+    seen = visible_settings(shapes_of(model))
+    for option, value in options.items():
+        assert seen[option] == value
+    assert seen["focal_levels"] == model.encoder.focal_levels
+
+
+def test_nets_of_another_rank_are_told(params, tmp_path):
+    weights = to_torch(params, small(), dialect="microsoft")
+    with pytest.raises(
+        SetupError, match="with 2 spatial axes, and the model those wi"
+    ) as e:
+        from_torch(weights, small(patch_size=(4,)))
+    assert "one with patch_size=4 takes the weights" in str(e.value)
+    write_weights(tmp_path / "a.safetensors", weights)
+    with pytest.raises(SetupError, match="the model those with 3: one with patch_size=4"):
+        load_model(tmp_path / "a.safetensors", patch_size=(4, 4, 4))
+    key = "patch_embed.proj.weight"
+    for shape, axes in (((8, 3, 4), "1 spatial axis"), ((8, 3, 2, 4, 4), "3 spatial ax")):
+        with pytest.raises(SetupError, match=f"net for inputs with {axes}") as error:
+            infer_model(weights | {key: np.zeros(shape, np.float32)})
+        assert "\n" not in str(error.value)
 
 
 def test_added_levels_change_only_what_the_global_level_sees():

@@ -71,19 +71,27 @@ def test_every_kind_of_tensor(options, net, directory, torch):
     assert_same(read_weights(directory / "a.pth").tensors, net)
 
 
-def test_plain_pickles_of_arrays_and_of_tensors(net, directory):
-    for protocol in range(2, 6):
+def test_plain_pickles_of_arrays_and_of_tensors(net, directory, torch):
+    for protocol in range(6):
         path = directory / "a.pkl"
-        path.write_bytes(pickle.dumps(net, protocol))
-        assert_same(read_weights(path).tensors, net)
+        if protocol >= 2:
+            path.write_bytes(pickle.dumps(net, protocol))
+            assert_same(read_weights(path).tensors, net)
         arrays = {
             "a.b": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
             "a.c": np.ones(2),
         }
-        path.write_bytes(pickle.dumps({"model": arrays, "by": "somebody"}, protocol))
-        given = read_weights(path).tensors
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(given[name], array, strict=True)
+        for content in (
+            {"model": arrays, "by": "somebody"},
+            collections.OrderedDict(arrays),
+            collections.defaultdict(None, model=arrays),
+        ):
+            path.write_bytes(pickle.dumps(content, protocol))
+            given = read_weights(path).tensors
+            for name, array in arrays.items():
+                np.testing.assert_array_equal(given[name], array, strict=True)
+    torch.save(net, path, _use_new_zipfile_serialization=False, pickle_protocol=1)
+    assert_same(read_weights(path).tensors, net)
 
 
 class Config(dict):
@@ -263,3 +271,41 @@ def test_no_torch_is_needed(net, directory, torch):
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert "array([1., 1.]" in result.stdout
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_torch_says_of_a_tensor_is_heeded(zipped, directory, torch):
+    path, ones = directory / "a.pth", torch.ones(2)
+    net = {"a.b": torch._neg_view(ones), "a.c": ones}
+    net["a.d"] = torch._neg_view(torch.arange(4.0).reshape(2, 2).T)
+    net["a.e"] = torch._neg_view(torch.arange(3).to(torch.uint16).to(torch.bfloat16))
+    resolved = {name: tensor.resolve_neg() for name, tensor in net.items()}
+    assert_same(read_weights(net).tensors, resolved)
+    torch.save(net, path, _use_new_zipfile_serialization=zipped)
+    assert_same(read_weights(path).tensors, resolved)
+    torch.save({"a.b": ones, "a.c": torch.ones(2).to(torch.complex64).conj()}, path)
+    with pytest.raises(SetupError, match="'a.c' as a tensor marked conj, which can't"):
+        read_weights(path)
+
+
+class Marked:
+    """A tensor of which a newer torch says something that is not known here."""
+
+    def __init__(self, tensor, metadata):
+        self.tensor, self.metadata = tensor, metadata
+
+    def __reduce__(self):
+        function, args = self.tensor.__reduce_ex__(2)
+        return function, (*args[:6], self.metadata)
+
+
+def test_unknown_marks_of_a_tensor_are_no_numbers(directory, torch):
+    path = directory / "a.pth"
+    torch.save({"a.b": Marked(torch.ones(2), {"neg": False, "new": True})}, path)
+    with pytest.raises(SetupError, match="'a.b' as a tensor marked new, which can't be"):
+        read_weights(path)
+    torch.save({"a.b": Marked(torch.ones(2), {"neg": False})}, path)
+    assert_same(read_weights(path).tensors, {"a.b": torch.ones(2)})
+    torch.save({"a.b": Marked(torch.ones(2), "neg")}, path)
+    with pytest.raises(SetupError, match="is damaged, or no PyTorch file"):
+        read_weights(path)

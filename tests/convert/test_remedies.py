@@ -1,5 +1,6 @@
 """Each way out that a message names is taken by the function or tool that shows it."""
 
+import collections
 import dataclasses
 import inspect
 import re
@@ -7,17 +8,19 @@ import shlex
 
 import numpy as np
 import pytest
+from odd_values import objects_for
 from tiny import TINY, random_params, tiny_backbone, tiny_model
 
 from focalnet_jax import load_model
 from focalnet_jax.command_line import assigned
 from focalnet_jax.convert import __main__ as convert
-from focalnet_jax.convert import from_torch, to_torch
-from focalnet_jax.convert.fit import Reading
+from focalnet_jax.convert import from_torch, infer_model, to_torch
+from focalnet_jax.convert.fit import _VALUES, Reading
 from focalnet_jax.convert.model_arguments import reading, spell
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
 from focalnet_jax.parity import __main__ as parity
+from focalnet_jax.values import Values
 
 OPTIONS = {field.name for field in dataclasses.fields(Reading)}
 
@@ -159,6 +162,67 @@ def test_load_model_knows_its_own_options(weights, tmp_path):
         load_model(path, head="reste")
     with pytest.raises(SetupError, match="tensors are given, not a path"):
         load_model(weights)
-    for nothing in ("", None, 3):
-        with pytest.raises(SetupError, match="is neither a path nor a name"):
+    for nothing in ("", None, 3, tiny_model()):
+        with pytest.raises(SetupError, match="is neither a path nor a name") as error:
             load_model(nothing)
+        assert "\n" not in str(error.value)
+
+
+def made_or_message(name, value):
+    try:
+        return getattr(Reading(**{name: value}), name), None
+    except SetupError as error:
+        return None, str(error)
+
+
+def test_odd_arguments_are_one_line_or_kept():
+    """`Reading` is made by each door before anything is read."""
+    counts = collections.Counter()
+    for name in OPTIONS:
+        takes = _VALUES.get(name, Values())  # That of image_size is no description.
+        for value in objects_for(takes):
+            kept, message = made_or_message(name, value)
+            counts["refused" if message else "kept"] += 1
+            if message:
+                assert "\n" not in message
+                assert message.startswith(f"{name}=")
+                assert len(message) < 400
+            elif name != "image_size":
+                assert kept == (None if value is None else takes.convert(value))
+    assert min(counts.values()) > 100
+
+
+def test_odd_arguments_are_one_line_at_each_door(weights, tmp_path):
+    model = tiny_model()
+    for given, message in (
+        (dict(seed="a"), "seed='a' is not a whole number from 0 to 4,294,967,295"),
+        (dict(seed=2**32), "seed=4294967296 is not .*; the nearest is 4294967295"),
+        (dict(ignore=3), "ignore=3 is not a tuple of patterns"),
+        (dict(ignore=None), "ignore=None is not a tuple of patterns"),
+        (dict(prefix=""), "prefix='' is empty: leave it out to take all names"),
+        (dict(allow_nan="x"), "allow_nan='x' is not True or False"),
+    ):
+        with pytest.raises(SetupError, match=message):
+            load_model("a.safetensors", **given)
+        with pytest.raises(SetupError, match=message):
+            from_torch(weights, model, **given)
+    with pytest.raises(SetupError, match="name=3 is not a text"):
+        load_model("a.safetensors", name=3)
+    with pytest.raises(SetupError, match="wrapper=3 is not a name"):
+        infer_model(weights, wrapper=3)
+    with pytest.raises(SetupError, match=r"no dialect is named \['timm'\]"):
+        from_torch(weights, model, dialect=["timm"])
+    with pytest.raises(SetupError, match="'focalnet_tiny_srf' is no model: give what cr"):
+        from_torch(weights, "focalnet_tiny_srf")
+    write_weights(tmp_path / "a.safetensors", weights)
+    assert "head" not in load_model(tmp_path / "a.safetensors", ignore="head.*").params
+
+
+def test_odd_seeds_are_one_line_at_the_tools(capsys):
+    for tool, needed in ((convert, ["a", "b"]), (parity, ["--torch=a"])):
+        for seed in ("99999999999999999999", "-1", "a", "9" * 5000):
+            with pytest.raises(SystemExit):
+                tool.parse([*needed, f"--seed={seed}"])
+            last = capsys.readouterr().err.splitlines()[-1]
+            assert "is not a whole number from 0 to 4,294,967,295" in last
+            assert len(last) < 300

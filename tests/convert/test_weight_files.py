@@ -114,6 +114,22 @@ def test_wrapped_files_open_as_the_official_loader_does(directory, torch):
         ("keras.h5", b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
         ("net.onnx", b"\x08\x07\x12\x07pytorch", "is an ONNX file"),
         ("flax.msgpack", b"\x81\xa6params\x80", "is a msgpack file, as Flax writes it"),
+        ("a.lz4", b"\x04\x22\x4d\x18\x64", "is an lz4 archive: unpack it"),
+        ("a.Z", b"\x1f\x9d\x90", "is a compress (.Z) archive: unpack it"),
+        ("a.lz", b"LZIP\x01", "is an lzip archive: unpack it"),
+        ("a.lzma", b"\x5d\x00\x00\x80\x00", "is an lzma archive: unpack it"),
+        ("none.zip", b"PK\x05\x06" + bytes(18), "is an empty zip archive"),
+        ("a.png", b"\x89PNG\r\n\x1a\n", "is a PNG image"),
+        ("a.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF", "is a JPEG image"),
+        ("a.gif", b"GIF89a", "is a GIF image"),
+        ("a.webp", b"RIFF\x0a\x00\x00\x00WEBPVP8 ", "is a WebP image"),
+        ("paper.pth", b"%PDF-1.5\n", "is a PDF document"),
+        ("rows.bin", b"PAR1\x15\x04", "is a Parquet table"),
+        ("manifest.ocdbt", b"\x0c\xdb:*q\x00", "a part of parameters that Orbax wrote"),
+        ("a.pth", b"/annex/objects/SHA256E-s1--a.pth\n", "`git annex get`"),
+        ("b.pth", b"../../.git/annex/objects/aa/b.pth", "`git annex get`"),
+        ("c.pth", b"..\\.git\\annex\\objects\\aa\\c.pth", "`git annex get`"),
+        ("rows.csv", b"class\nfocal\nnet\n", "is a text, which begins with 'class'"),
         ("config.json", b'{"a": 1}', "is a text, which begins with '{\"a\": 1}'"),
     ],
 )
@@ -155,6 +171,8 @@ def test_archives_of_arrays_and_of_programs_are_named(directory, torch):
     check_one_line(directory / "a.zip", "is a zip archive: unpack it")
     (directory / "link.pth").symlink_to("nowhere.pth")
     check_one_line(directory / "link.pth", "is a link to nowhere.pth, which is not there")
+    (directory / "annexed.pth").symlink_to("../.git/annex/objects/aa/a.pth")
+    check_one_line(directory / "annexed.pth", "fetch it by `git annex get`")
 
 
 def test_truncated_safetensors(directory):

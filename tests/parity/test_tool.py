@@ -142,6 +142,7 @@ def test_images_of_a_directory(weights, peers, tmp_path, capsys):
     [
         (["--torch=none.pth"], "no file, directory or release is named 'none.pth'"),
         (["--torch=timm.safetensors", "--images=none"], "there is no directory .*none"),
+        (["--torch=timm.safetensors", "--images=timm.safetensors"], "is a file: give"),
         (["--torch=timm.safetensors", "--set=dtype=float16"], "here --precision says"),
         (
             ["--torch=timm.safetensors", "--head=reset", "--set=out_stages=(0,1)"],

@@ -235,7 +235,7 @@ def test_overrides_of_all_spellings():
         ("--noconfig.seed", "seed needs a value: a whole number"),
         ("--noconfig.data.flip=1", "--noconfig.data.flip takes no value, given '1'"),
         ("--config.data=1", "has no field data"),
-        ("--config.=1", "has no field"),
+        ("--config.=1", "the field has no name: it is --config.FIELD=VALUE"),
         ("--config.seed.x=1", "has no field seed.x; did you mean 'seed'"),
         ("--config.task=other", "the recipe sets task"),
     ],

@@ -1,5 +1,6 @@
 """Parameters on disk, and what is said if they do not fit."""
 
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,13 @@ import pytest
 from etils import epath
 
 from focalnet_jax.errors import SetupError
-from focalnet_jax.weights.params import load_params, read_arrays, save_params
+from focalnet_jax.weights import releases
+from focalnet_jax.weights.params import (
+    find_params,
+    load_params,
+    read_arrays,
+    save_params,
+)
 
 
 @pytest.fixture
@@ -107,6 +114,43 @@ def test_misfits_are_listed_with_a_hint_if_they_may_be_new(
     assert ("reset_head=True" in str(error.value)) is is_hinted
     spelt = error.value.spelt(lambda name: f"--config.{name}")
     assert ("--config.reset_head=True" in spelt) is is_hinted
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("hf:a/b", "names published weights: convert them first, .*convert hf:a/b DIREC"),
+        ("focalnet_tiny_srf", "focalnet_jax.convert focalnet_tiny_srf DIRECTORY"),
+        ("https://huggingface.co/a/b", "focalnet_jax.convert hf:a/b DIRECTORY"),
+        (f"{releases._GITHUB}/focalnet_tiny_srf.pth", r"convert https:.*srf.pth DIREC"),
+        ("https://x/focalnet_tiny_srf.pth", "convert focalnet_tiny_srf DIRECTORY"),
+        ("https://x/y.pth", "is an address, of which .*: download the file, and convert"),
+        ("hub", "holds no checkpoint, but 'model.safetensors'.*convert .*/hub DIRECTORY"),
+        ("mine", "holds no checkpoint, but 'a b.pth'.*convert '.*/mine/a b.pth' DIRECT"),
+        ("mine/a b.pth", "is a file: .*convert '.*/mine/a b.pth' DIRECTORY"),
+        ("empty", "there is no checkpoint in .*/empty"),
+        ("nothing", "there is no .*/nothing"),
+    ],
+)
+def test_where_there_are_none_the_conversion_is_named(
+    source, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("hub", "mine", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "hub" / "model.safetensors").touch()
+    (tmp_path / "mine" / "a b.pth").touch()
+    with pytest.raises(SetupError, match=message) as error:
+        find_params(source)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_there_is_no_name(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hf:a").mkdir()
+    (tmp_path / "hf:a" / "b").symlink_to(tmp_path)
+    assert os.path.samefile(find_params("hf:a/b"), path)
+    assert find_params(f"file://{tmp_path}") == path
 
 
 def test_rgb_weights_for_other_channels_are_hinted_at(tmp_path):

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from sharded import write_shards
 
+from focalnet_jax import load_model
 from focalnet_jax.convert.weight_files import read_weights
 from focalnet_jax.errors import SetupError
+from focalnet_jax.weights.params import find_params
 
 TENSORS = {f"layers.{i}.weight": np.full(3, i, np.float32) for i in range(4)}
 
@@ -39,6 +41,23 @@ def test_one_file_alone_is_refused(tmp_path):
         read_weights(part)
 
 
+def test_a_directory_of_parts_asks_for_the_index(tmp_path):
+    index = write_shards(tmp_path, TENSORS)
+    content = index.read_bytes()
+    index.unlink()
+    asked = "is one of 2 parts of a checkpoint: get model.safetensors.index.json, which"
+    for door in (load_model, find_params):
+        with pytest.raises(SetupError, match=asked):
+            door(tmp_path)
+    (tmp_path / "other.pth").touch()
+    with pytest.raises(SetupError, match="give the path of the file that you mean"):
+        load_model(tmp_path)
+    (tmp_path / "other.pth").unlink()
+    index.write_bytes(content)
+    with pytest.raises(SetupError, match=f"convert {tmp_path} DIRECTORY"):
+        find_params(tmp_path)
+
+
 def test_index_and_files_must_say_the_same(tmp_path):
     index = write_shards(tmp_path, TENSORS)
     content = json.loads(index.read_text())
@@ -60,6 +79,8 @@ def test_index_and_files_must_say_the_same(tmp_path):
         ('{"weight_map": {}}', "weight_map is {}"),
         ('{"weight_map": ["a"]}', r"weight_map is \['a'\]"),
         ('{"weight_map": {"a": 3}}', r"weight_map\['a'\] is 3, and should be the name"),
+        (f'{{"weight_map": {{"a": "{"x" * 300}"}}}}', r"weight_map\['a'\] is 'xxxxx"),
+        (f'{{"weight_map": {{"a": "{"é" * 130}"}}}}', r"weight_map\['a'\] is 'ééééé"),
         ('{"weight_map": {"a": "../b"}}', r"weight_map\['a'\] is '../b'"),
         ('{"weight_map": {"a": "/etc/passwd"}}', r"weight_map\['a'\] is '/etc/passwd'"),
     ],
