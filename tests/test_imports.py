@@ -22,8 +22,8 @@ ALLOWED = {
     "command_line": {"output"},
     "chips": set(),
     "placement": set(),
-    "image_size": set(),
-    "preprocessing": {"image_size"},
+    "image_size": {"values"},
+    "preprocessing": {"image_size", "values"},
     "ops": set(),
     "models": {"ops", "placement", "values"},
     "data": {"command_line", "image_size", "paths"},
@@ -36,6 +36,7 @@ ALLOWED = {
         "paths",
         "preprocessing",
         "trees",
+        "values",
         "weights",
     },
     "pretrained": {
