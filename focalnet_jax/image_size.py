@@ -5,10 +5,12 @@ import operator
 import re
 from typing import Any
 
+from focalnet_jax.values import NotAllowed, Values
+
 ImageSize = int | tuple[int, int]
 
 # Larger ones are most likely a mistake. No accelerator holds the maps of such an image.
-_LARGEST = 16_384
+LARGEST_SIDE = 16_384
 
 
 def parse_image_size(given: Any) -> ImageSize:
@@ -39,10 +41,26 @@ def parse_image_size(given: Any) -> ImageSize:
             "is no size in pixels: it is a whole number, such as 224, or (height, "
             "width), such as (360, 880)"
         )
-    if max(sides) > _LARGEST:
-        raise ValueError(f"is too large: an image has at most {_LARGEST:,} pixels a side")
+    if max(sides) > LARGEST_SIDE:
+        raise ValueError(
+            f"is too large: an image has at most {LARGEST_SIDE:,} pixels a side"
+        )
     height, width = sides
     return height if height == width else (height, width)
+
+
+class ImageSizes(Values):
+    """Sizes of images: a number for squares, or height and width."""
+
+    def words(self) -> str:
+        return f"a whole number or (height, width), from 1 to {LARGEST_SIDE:,}"
+
+    def _convert(self, value: Any) -> ImageSize:
+        value = value.tolist() if hasattr(value, "tolist") else value
+        try:
+            return parse_image_size(value)
+        except ValueError as error:
+            raise NotAllowed(str(error)) from error
 
 
 def height_and_width(size: ImageSize) -> tuple[int, int]:

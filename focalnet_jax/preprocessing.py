@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from focalnet_jax.errors import SetupError
-from focalnet_jax.image_size import ImageSize, parse_image_size
+from focalnet_jax.errors import SetupError, shown
+from focalnet_jax.image_size import ImageSize, ImageSizes
+from focalnet_jax.values import Flag, NotAllowed, Number, Several, Text
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -21,6 +22,23 @@ if TYPE_CHECKING:
 # Mean and standard deviation of ImageNet's red, green and blue, for pixels in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
+
+# A smaller crop would have images resized to more pixels than memory holds.
+CROP = Number(0.1, 1)
+# Others' pixels may be in [0, 65,535]. These leave float32 numbers far from infinity.
+MEAN, STD = Number(-1e6, 1e6), Number(1e-6, 1e6)
+# What each number may be, wherever it comes from: a file, a trainer or a caller.
+VALUES = {
+    "image_size": ImageSizes(),
+    "mean": Several(MEAN, least=1, most=2**16, noun="list"),
+    "std": Several(STD, least=1, most=2**16, noun="list"),
+    "interpolation": Text(INTERPOLATIONS),
+    "crop": CROP,
+    "squash": Flag(),
+    "floor_offsets": Flag(),
+}
 
 # Older files lack these, and so do files in which they are False.
 NEWER = frozenset({"squash", "floor_offsets"})
@@ -42,7 +60,7 @@ class Preprocessing:
       floor_offsets: rounds the place of the crop down, as transformers does.
 
     Raises:
-      ValueError: `image_size` is no size.
+      ValueError: a value is not allowed; the message names it.
     """
 
     image_size: ImageSize = 224
@@ -54,11 +72,17 @@ class Preprocessing:
     floor_offsets: bool = False
 
     def __post_init__(self):
-        try:
-            size = parse_image_size(self.image_size)
-        except ValueError as error:
-            raise ValueError(f"image_size={self.image_size!r} {error}") from error
-        object.__setattr__(self, "image_size", size)
+        for name, values in VALUES.items():
+            given = getattr(self, name)
+            try:
+                object.__setattr__(self, name, values.convert(given))
+            except NotAllowed as problem:
+                raise ValueError(f"{name}={shown(given)} {problem}") from problem
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean={shown(self.mean)} and std={shown(self.std)} differ in their "
+                "number of channels"
+            )
 
     def __call__(
         self, image: "str | os.PathLike | bytes | PIL.Image.Image | np.ndarray"
@@ -139,7 +163,7 @@ class Preprocessing:
         Raises:
           KeyError: an entry is missing.
           TypeError: `content` is no mapping, or mean or std is no list.
-          ValueError: the size is no size.
+          ValueError: a value is not allowed.
         """
         values = {
             field.name: content[field.name]

@@ -239,12 +239,14 @@ class Several(Values):
       of: each of them.
       least, most: how many there may be.
       or_none: whether there may also be none.
+      noun: what a reader calls them: JSON has lists.
     """
 
     of: Values
     least: int = 0
     most: int = 1000
     or_none: bool = False
+    noun: str = "tuple"
 
     kind = tuple
 
@@ -253,10 +255,10 @@ class Several(Values):
         if not few and (self.least > 1 or self.most < 1000):
             few = f"{self.least} to {self.most}"
         empty = ", or an empty one" if self.or_none else ""
-        return f"a tuple of {few} {self.of.plural()}{empty}".replace("  ", " ")
+        return f"a {self.noun} of {few} {self.of.plural()}{empty}".replace("  ", " ")
 
     def plural(self) -> str:
-        return f"tuples of {self.of.plural()}"
+        return f"{self.noun}s of {self.of.plural()}"
 
     def read(self, text: str) -> tuple[Any, ...]:
         try:

@@ -12,6 +12,13 @@ from focalnet_jax.tasks.classification import Classification
 
 TINY = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 3))
 
+# What somebody may find in a JSON file where something else should be.
+ODD_VALUES = (
+    *(None, True, False, "", "x", "3", "a\nb", -1, 0, 0.5, 3, 1e-320, 1e308, 10**400),
+    *(float("nan"), float("inf"), [], [[1]], [4], ["x"], [3, 10**9, 10**9], [1e-320]),
+    *({}, {"a": [1]}, {"a": float("inf")}, {"0": "a"}, {"shortest_edge": 10**400}),
+)
+
 
 def tiny_model(name="focalnet_tiny_srf", **options):
     """A classifier with two stages and three blocks; options replace what TINY says."""

@@ -13,15 +13,18 @@ from typing import Any
 
 from etils import epath
 
+from focalnet_jax.convert.entries import LIST_OR_OBJECT, OBJECT, read_entry
 from focalnet_jax.convert.image_processors import (
     TIMM_ENTRIES,
     read_timm,
     read_transformers,
 )
-from focalnet_jax.errors import SetupError, first_few, first_line
+from focalnet_jax.errors import SetupError, first_few, first_line, shown
 from focalnet_jax.image_size import ImageSize, parse_image_size
+from focalnet_jax.models.options import NUM_CLASSES, OPTION_VALUES
 from focalnet_jax.models.variants import VARIANTS
 from focalnet_jax.preprocessing import Preprocessing
+from focalnet_jax.values import Number, Several, Text, Values
 
 CONFIG = "config.json"
 _PREPROCESSOR = "preprocessor_config.json"
@@ -67,12 +70,6 @@ _TIMM_WITHOUT_EFFECT = {
     *("global_pool", "drop_rate", "head_init_scale"),
     *("img_size", "pretrained", "scriptable", "exportable", "no_jit", "device", "dtype"),
 }
-_SWITCHES = {
-    *("use_conv_embed", "use_layerscale", "normalize_modulator"),
-    *("use_postln", "use_postln_in_modulation"),
-}
-_NUMBERS = {"drop_rate", "drop_path_rate", "layerscale_value", "mlp_ratio"}
-_REAL = (int, float)
 _EXACT_GELUS = ("gelu", "gelu_python")
 
 
@@ -119,6 +116,7 @@ def read_beside(path: epath.Path) -> Beside:
         beside = _read_timm(config)
     else:
         kind = config.get("model_type") or config.get("architecture") or "no model"
+        kind = kind if isinstance(kind, str) and kind.isprintable() else shown(kind)
         note = f"{CONFIG} beside the weights is of {kind}, so nothing there is heeded"
         return Beside(notes=(note,))
     return _with_image_processor(beside, path)
@@ -127,12 +125,13 @@ def read_beside(path: epath.Path) -> Beside:
 def _with_image_processor(beside: Beside, path: epath.Path) -> Beside:
     """Adds what the files of transformers' image processors say."""
     origin, content = _PROCESSOR, _read_json(path.parent / _PROCESSOR) or {}
-    content = content.get("image_processor")
-    if not isinstance(content, Mapping):
+    content = read_entry(content, "image_processor", OBJECT, origin=origin)
+    if content is None:
         origin, content = _PREPROCESSOR, _read_json(path.parent / _PREPROCESSOR)
     if content is None:
         return beside
-    preprocessing, notes = read_transformers(content, origin=origin)
+    channels = beside.stated.get("in_channels")
+    preprocessing, notes = read_transformers(content, origin=origin, channels=channels)
     if beside.image_size not in (None, preprocessing.image_size):
         notes += (
             f"{CONFIG} has image_size={beside.image_size}, and {origin} makes images of "
@@ -164,11 +163,12 @@ def _read_json(path: epath.Path) -> dict[str, Any] | None:
 
 def _read_transformers(config: Mapping[str, Any]) -> Beside:
     """Reads a `FocalNetConfig`. Its `hidden_sizes` are often wrong, and not needed."""
-    activation = config.get("hidden_act") or "gelu"
+    activation = _entry(config, "hidden_act", Text(), "gelu")
     if activation not in _EXACT_GELUS:
         raise SetupError(
-            f"{CONFIG} beside the weights has hidden_act={activation!r}, and the MLPs of "
-            "this package have the exact GELU alone: these weights can't be used here"
+            f"{CONFIG} beside the weights has hidden_act={shown(activation)}, and the "
+            "MLPs of this package have the exact GELU alone: these weights can't be used "
+            "here"
         )
     stated = _renamed(config, _TRANSFORMERS_OPTIONS)
     notes = []
@@ -176,19 +176,19 @@ def _read_transformers(config: Mapping[str, Any]) -> Beside:
         sides = stated["patch_size"]
         if len(set(sides)) != 1:
             raise SetupError(
-                f"{CONFIG} beside the weights has patch_size={[*sides]}: patches are "
-                "squares here"
+                f"{CONFIG} beside the weights has patch_size={[*sides]}: patches of "
+                "weights that are read are squares here"
             )
         stated["patch_size"] = sides[0]
     if stated.get("use_conv_embed"):
         stated.pop("patch_size", None)  # The overlapping stem has its own size.
-    epsilon = config.get("layer_norm_eps", 1e-5)
+    epsilon = _entry(config, "layer_norm_eps", Number(0, 1), 1e-5)
     if epsilon != 1e-5:
         notes.append(
             f"{CONFIG} has layer_norm_eps={epsilon}, and LayerNorms here have 1e-5, so "
             "results differ a little"
         )
-    if "FocalNetBackbone" in (config.get("architectures") or ()):
+    if "FocalNetBackbone" in _entry(config, "architectures", Several(Text()), ()):
         notes.append(
             f"{CONFIG} is of a FocalNetBackbone, which returns maps after the "
             "downsampling; here they are of before it"
@@ -197,7 +197,7 @@ def _read_transformers(config: Mapping[str, Any]) -> Beside:
         try:
             size = parse_image_size(size)
         except ValueError as error:
-            notes.append(f"{CONFIG} has image_size={size!r:.60}, which {error}")
+            notes.append(f"{CONFIG} has image_size={shown(size)}, which {error}")
             size = None
     classes, class_notes = _transformers_classes(config)
     return Beside(
@@ -218,18 +218,14 @@ def _read_transformers(config: Mapping[str, Any]) -> Beside:
 def _read_timm(config: Mapping[str, Any]) -> Beside:
     """Reads timm's `config.json`, of which older ones have all entries on one level."""
     name = config["architecture"].partition(".")[0]
-    for entry in ("pretrained_cfg", "model_args"):
-        if not isinstance(config.get(entry) or {}, Mapping):
-            raise SetupError(
-                f"{CONFIG} beside the weights has {entry}={config[entry]!r:.60}, which "
-                "is not an object"
-            )
-    inner, given = config.get("pretrained_cfg") or config, config.get("model_args") or {}
-    pool = given.get("global_pool", config.get("global_pool")) or "avg"
-    if pool != "avg":
+    # Without an entry of its own, the preprocessing is on the first level.
+    inner = _entry(config, "pretrained_cfg", OBJECT) or config
+    given = _entry(config, "model_args", OBJECT, {})
+    pool = _entry(given, "global_pool", Text(), _entry(config, "global_pool", Text()))
+    if pool not in (None, "avg"):
         raise SetupError(
-            f"{CONFIG} beside the weights has global_pool={pool!r}, and classifiers of "
-            "this package take the mean: these weights can't be used here"
+            f"{CONFIG} beside the weights has global_pool={shown(pool)}, and "
+            "classifiers of this package take the mean: these weights can't be used here"
         )
     unknown = [
         argument
@@ -244,7 +240,9 @@ def _read_timm(config: Mapping[str, Any]) -> Beside:
     if "layerscale_value" in given:  # Without layer scale it is null.
         stated["use_layerscale"] = given["layerscale_value"] is not None
     variant = dict(VARIANTS.get(name, {}))
-    num_classes = config.get("num_classes", inner.get("num_classes"))
+    num_classes = _entry(
+        config, "num_classes", NUM_CLASSES, _entry(inner, "num_classes", NUM_CLASSES)
+    )
     implied = dict(
         normalize_modulator=False, use_postln=False, use_conv_embed=False, stem_padding=2
     )
@@ -261,18 +259,16 @@ def _read_timm(config: Mapping[str, Any]) -> Beside:
         stated.setdefault("num_classes", num_classes)
     preprocessing = None
     if any(entry in inner for entry in TIMM_ENTRIES):
-        preprocessing, size_notes = read_timm(inner, origin=CONFIG)
+        preprocessing, size_notes = read_timm(
+            inner, origin=CONFIG, channels=stated.get("in_channels")
+        )
         notes += size_notes
-    names = next(
-        (
-            c[key]
-            for key in ("label_names", "labels")
-            for c in (config, inner)
-            if c.get(key)
-        ),
-        None,
-    )
-    classes, class_notes = _listed(names, "label_names")
+    names = [
+        (_entry(content, entry, LIST_OR_OBJECT), entry)
+        for entry in ("label_names", "labels")
+        for content in (config, inner)
+    ]
+    classes, class_notes = _listed(*next((n for n in names if n[0]), names[0]))
     return Beside(
         origin=CONFIG,
         stated=variant | stated,
@@ -283,39 +279,36 @@ def _read_timm(config: Mapping[str, Any]) -> Beside:
     )
 
 
+def _entry(
+    config: Mapping[str, Any], entry: str, values: Values, default: Any = None
+) -> Any:
+    return read_entry(config, entry, values, origin=CONFIG, default=default)
+
+
 def _renamed(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """The options that a config states, by our names; null states nothing."""
-    renamed = {}
-    for theirs, ours in names.items():
-        if (value := config.get(theirs)) is None:
-            continue
-        if ours in _SWITCHES and not isinstance(value, bool):
-            raise SetupError(
-                f"{CONFIG} beside the weights has {theirs}={value!r}, which is neither "
-                "true nor false"
-            )
-        if ours in _NUMBERS and (isinstance(value, bool) or not isinstance(value, _REAL)):
-            raise SetupError(
-                f"{CONFIG} beside the weights has {theirs}={value!r}, which is not a "
-                "number"
-            )
-        renamed[ours] = tuple(value) if isinstance(value, list) else value
-    return renamed
+    allowed = OPTION_VALUES | {"num_classes": NUM_CLASSES}
+    stated = {
+        ours: _entry(config, theirs, allowed[ours]) for theirs, ours in names.items()
+    }
+    return {option: value for option, value in stated.items() if value is not None}
 
 
 def _transformers_classes(
     config: Mapping[str, Any],
 ) -> tuple[list[str] | None, tuple[str, ...]]:
     """The names of the classes; None for the numbers that transformers makes up."""
-    by_id, by_name = config.get("id2label"), config.get("label2id")
-    if not by_id and isinstance(by_name, Mapping):
-        by_id = {index: name for name, index in by_name.items()}
+    by_id, by_name = (
+        _entry(config, "id2label", LIST_OR_OBJECT),
+        _entry(config, "label2id", OBJECT),
+    )
     classes, notes = _listed(by_id, "id2label")
+    if not by_id and by_name:
+        numbered = [(number, name) for name, number in by_name.items()]
+        classes, notes = _listed(numbered, "label2id")
     if classes and classes == [f"LABEL_{index}" for index in range(len(classes))]:
         return None, ()
-    is_unique = (
-        classes and isinstance(by_name, Mapping) and len({*classes}) == len(classes)
-    )
+    is_unique = by_id and by_name and classes and len({*classes}) == len(classes)
     if is_unique and [by_name.get(name) for name in classes] != [*range(len(classes))]:
         notes += (
             f"{CONFIG} has an id2label and a label2id that contradict each other: "
@@ -325,17 +318,15 @@ def _transformers_classes(
 
 
 def _listed(names: Any, entry: str) -> tuple[list[str] | None, tuple[str, ...]]:
-    """Names of classes in a list, of a list or a mapping from their numbers."""
+    """Names of classes in a list, of a list, or of pairs or an object of numbers."""
     if not names:
         return None, ()
-    if isinstance(names, Mapping):
-        try:
-            by_number = {int(number): name for number, name in names.items()}
-        except (TypeError, ValueError):
-            by_number = {}
-        names = [by_number.get(number) for number in range(len(names))]
-    if isinstance(names, list | tuple) and all(isinstance(n, str) for n in names):
-        return [*names], ()
+    pairs = [*names.items()] if isinstance(names, Mapping) else names
+    if all(isinstance(pair, tuple) for pair in pairs):
+        by_number = {str(number): name for number, name in pairs}
+        pairs = [by_number.get(str(number)) for number in range(len(pairs))]
+    if all(isinstance(name, str) for name in pairs):
+        return [*pairs], ()
     return None, (
         f"{CONFIG} has {entry} that do not name the classes from 0 on, one after the "
         "other, so they are not heeded",

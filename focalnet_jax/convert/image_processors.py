@@ -6,14 +6,21 @@ timm has it in `config.json`, in the entry `pretrained_cfg`, and transformers in
 """
 
 import math
-import numbers
-from collections.abc import Mapping
 from typing import Any
 
-from focalnet_jax.errors import SetupError
-from focalnet_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from focalnet_jax.convert.entries import OBJECT, Content, read_entry, wrong
+from focalnet_jax.errors import SetupError, shown
+from focalnet_jax.image_size import LARGEST_SIDE
+from focalnet_jax.preprocessing import (
+    CROP,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MEAN,
+    STD,
+    Preprocessing,
+)
+from focalnet_jax.values import Either, Flag, Number, Several, Text, Values, Whole
 
-Content = Mapping[str, Any]
 Found = tuple[Preprocessing, tuple[str, ...]]
 
 # PIL's numbers of its filters, which transformers writes.
@@ -50,102 +57,158 @@ _KNOWN_STEPS = {*_COMMON, "do_center_crop", "do_convert_rgb", "do_reduce_labels"
 
 TIMM_ENTRIES = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 
+_SIDE = Whole(1, LARGEST_SIDE)
+_INPUT_SIZE = Several(
+    _SIDE, least=3, most=3, noun="list", note="which are channels, height and width"
+)
+_SIZE = Either(
+    (
+        _SIDE,
+        Several(_SIDE, least=2, most=2, noun="list"),
+        OBJECT,
+    )
+)
+_FILTER = Whole(0, len(_FILTERS) - 1, note="which are PIL's filters")
+_FACTOR = Number(1e-6, 1e3)
 
-def read_timm(config: Content, *, origin: str) -> Found:
+
+def read_timm(config: Content, *, origin: str, channels: int | None = None) -> Found:
     """Reads the preprocessing from timm's `pretrained_cfg`.
+
+    Args:
+      config: the content.
+      origin: the file, for messages.
+      channels: those that the model is said to take; None if nothing says it.
 
     Returns:
       The preprocessing, and a sentence for each entry that cannot be heeded.
 
     Raises:
-      SetupError: an entry is of the wrong type; the message names `origin`.
+      SetupError: an entry is of the wrong type or out of range; the message names
+        `origin`.
     """
+
+    def entry(name, values, default):
+        return read_entry(config, name, values, origin=origin, default=default)
+
     notes = []
-    size = config.get("input_size") or (3, 224, 224)
-    if not isinstance(size, list | tuple) or len(size) != 3:
-        raise _wrong(origin, "input_size", size, "channels, height and width")
-    channels, height, width = (_whole(origin, "input_size", side) for side in size)
-    crop = _positive(origin, "crop_pct", config.get("crop_pct") or 0.875)
-    for entry, value in (("test_input_size", [*size]), ("test_crop_pct", crop)):
-        other = config.get(entry)
-        if other and other != value:
+    size = entry("input_size", _INPUT_SIZE, (channels or 3, 224, 224))
+    crop = entry("crop_pct", CROP, 0.875)
+    for name, values, value in (
+        ("test_input_size", _INPUT_SIZE, size),
+        ("test_crop_pct", CROP, crop),
+    ):
+        if (other := entry(name, values, value)) != value:
             notes.append(
-                f"{origin} has {entry}={other} too, for tests at another size; "
-                f"{entry.removeprefix('test_')}={value} is taken, as by timm"
+                f"{origin} has {name}={_as_json(other)} too, for tests at another size; "
+                f"{name.removeprefix('test_')}={_as_json(value)} is taken, as by timm"
             )
-    mode = config.get("crop_mode") or "center"
+    mode = entry("crop_mode", Text(), "center")
     if mode not in ("center", "squash"):
         notes.append(
-            f"{origin} has crop_mode={mode!r}, which preprocessing does not know: it "
-            "cuts out the middle"
+            f"{origin} has crop_mode={shown(mode)}, which preprocessing does not know: "
+            "it cuts out the middle"
         )
-    interpolation = config.get("interpolation") or "bicubic"
+    interpolation = entry("interpolation", Text(), "bicubic")
     if interpolation not in _FILTERS:
         notes.append(
-            f"{origin} has interpolation={interpolation!r}, which preprocessing does not "
-            "know: it is bicubic"
+            f"{origin} has interpolation={shown(interpolation)}, which preprocessing "
+            "does not know: it is bicubic"
         )
         interpolation = "bicubic"
-    preprocessing = Preprocessing(
-        image_size=(height, width),
-        mean=_statistics(origin, "mean", config.get("mean") or IMAGENET_MEAN, channels),
-        std=_statistics(origin, "std", config.get("std") or IMAGENET_STD, channels),
+    lengths = (channels or size[0], size[0], 3)
+    preprocessing = _made(
+        origin,
+        image_size=size[1:],
         interpolation=interpolation,
         crop=crop,
         squash=mode == "squash",
+        **_by_channel(
+            entry("mean", _each(MEAN, lengths), IMAGENET_MEAN),
+            entry("std", _each(STD, lengths), IMAGENET_STD),
+            lengths[0],
+        ),
     )
     return preprocessing, tuple(notes)
 
 
-def read_transformers(content: Content, *, origin: str) -> Found:
+def read_transformers(
+    content: Content, *, origin: str, channels: int | None = None
+) -> Found:
     """Reads the preprocessing from transformers' `preprocessor_config.json`.
 
-    Returns, raises: as `read_timm`.
+    Args, returns, raises: as `read_timm`.
     """
-    if isinstance(content.get("pretrained_cfg"), Mapping):  # TimmWrapperImageProcessor
-        return read_timm(content["pretrained_cfg"], origin=origin)
+    # It is there for a TimmWrapperImageProcessor.
+    timms = read_entry(content, "pretrained_cfg", OBJECT, origin=origin)
+    if timms is not None:
+        return read_timm(timms, origin=origin, channels=channels)
     kind, notes = _kind(content, origin)
     given = _PROCESSORS[kind] | {k: v for k, v in content.items() if v is not None}
-    image_size, edge, squash, size_notes = _sizes(given, kind, origin)
+
+    def entry(name, values, default=None):
+        return read_entry(given, name, values, origin=origin, default=default)
+
+    does = {step: entry(step, Flag()) for step in given if step.startswith("do_")}
+    for step, value in does.items():
+        if value and step not in _KNOWN_STEPS:
+            notes.append(f"{origin} has {step}, which preprocessing does not do")
+    sizes, size_notes = _sizes(given, kind, does["do_center_crop"], origin)
     notes += size_notes
-    if not given["do_resize"]:
+    if not does["do_resize"]:
+        height, width = sizes["image_size"]
         notes.append(
             f"{origin} has do_resize=false, and preprocessing always resizes: it makes "
-            f"{image_size} x {image_size} pixels"
+            f"{height} x {width} pixels"
         )
-    resample = given["resample"]
-    if resample not in range(len(_FILTERS)):
-        raise _wrong(origin, "resample", resample, "one of PIL's filters, 0 to 5")
-    for step, value in content.items():
-        if step.startswith("do_") and value and step not in _KNOWN_STEPS:
-            notes.append(f"{origin} has {step}, which preprocessing does not do")
 
     # There pixels in [0, 255] are multiplied by the factor, and here by 1 / 255.
-    factor = given.get("rescale_factor") or 1 / 255
-    factor = _positive(origin, "rescale_factor", factor) if given["do_rescale"] else 1.0
+    factor = entry("rescale_factor", _FACTOR, 1 / 255) if does["do_rescale"] else 1.0
     scale = 1.0 if math.isclose(255 * factor, 1, rel_tol=1e-6) else 255 * factor
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if given["do_normalize"]:
-        mean = _statistics(origin, "image_mean", given["image_mean"])
-        std = _statistics(origin, "image_std", given["image_std"])
-    preprocessing = Preprocessing(
-        image_size=image_size,
-        mean=tuple(value / scale for value in mean),
-        std=tuple(value / scale for value in std),
-        interpolation=_FILTERS[resample],
-        crop=_share(image_size, edge),
-        squash=squash,
+    lengths = (channels, 3) if channels else None
+    mean, std = (
+        entry("image_mean", _each(MEAN, lengths)),
+        entry("image_std", _each(STD, lengths)),
+    )
+    if not does["do_normalize"]:
+        mean, std = 0.0, 1.0
+    statistics = _by_channel(mean, std, channels or 3)
+    preprocessing = _made(
+        origin,
+        mean=tuple(value / scale for value in statistics["mean"]),
+        std=tuple(value / scale for value in statistics["std"]),
+        interpolation=_FILTERS[entry("resample", _FILTER)],
         floor_offsets=True,
+        **sizes,
     )
     return preprocessing, tuple(notes)
+
+
+def _made(origin: str, **values: Any) -> Preprocessing:
+    """The preprocessing of values that follow from the entries of a file."""
+    try:
+        return Preprocessing(**values)
+    except ValueError as error:
+        raise SetupError(
+            f"{origin} asks for a preprocessing that is not possible here: {error}; mend "
+            "its entries, or move the file away from the weights"
+        ) from error
+
+
+def _as_json(value: Any) -> Any:
+    return [*value] if isinstance(value, tuple) else value
 
 
 def _kind(content: Content, origin: str) -> tuple[str, list[str]]:
     """The image processor in `_PROCESSORS` that a file is of, or is read as."""
-    name = content.get("image_processor_type") or content.get("feature_extractor_type")
+    names = [
+        read_entry(content, entry, Text(), origin=origin)
+        for entry in ("image_processor_type", "feature_extractor_type")
+    ]
+    name = names[0] or names[1]
     if name is None:
         return "Bit", []  # transformers takes it for FocalNets.
-    kind = str(name).removesuffix("FeatureExtractor")
+    kind = name.removesuffix("FeatureExtractor")
     for suffix in _SUFFIXES:
         kind = kind.removesuffix(suffix)
     if kind in _PROCESSORS:
@@ -156,90 +219,132 @@ def _kind(content: Content, origin: str) -> tuple[str, list[str]]:
     ]
 
 
-def _sizes(given: Content, kind: str, origin: str) -> tuple[int, int, bool, list[str]]:
-    """Side of the result, side that is resized to, whether images are squashed; notes."""
-    edge, squash, notes = _edge(given["size"], kind, origin)
-    if kind == "ConvNext" and not squash:
-        if edge >= 384:
-            return edge, edge, True, notes
-        share = _positive(origin, "crop_pct", given["crop_pct"])
-        return edge, int(edge / share), False, notes
-    if given["do_center_crop"]:
-        side, _, crop_notes = _edge(given["crop_size"], "ViT", origin, "crop_size")
-        return side, edge, squash, notes + crop_notes
-    if not squash:
+def _sizes(
+    given: Content, kind: str, crops: bool, origin: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The size, the crop and whether images are squashed, as of `Preprocessing`; notes.
+
+    Args:
+      given: the entries of the file, or what they are by default.
+      kind: the image processor.
+      crops: whether it cuts out the middle after resizing.
+      origin: the file, for messages.
+    """
+    resized, squash, notes = _size(given, "size", kind in ("ViT", "DeiT"), origin)
+    if kind == "ConvNext":
+        if crops:
+            notes.append(
+                f"{origin} has do_center_crop, which preprocessing does not do after the "
+                "resizing of ConvNext"
+            )
+        share = read_entry(given, "crop_pct", CROP, origin=origin)
+        crop = share
+        if squash or resized[0] >= 384:
+            squash, crop = True, 1.0
+        else:
+            edge = int(resized[0] / share)
+            crop = _share(resized, (edge, edge))
+        return dict(image_size=resized, crop=crop, squash=squash), notes
+    height, width = resized
+    if not crops:
+        if not squash:
+            notes.append(
+                f"{origin} has no crop, so that images keep their aspect ratio there; "
+                "preprocessing makes all images of one size: it cuts out the middle "
+                f"{height} x {width}"
+            )
+        return dict(image_size=resized, crop=1.0, squash=squash), notes
+    image_size, _, crop_notes = _size(given, "crop_size", True, origin)
+    crop = _share(image_size, resized)
+    covered = tuple(int(side / crop) for side in image_size)
+    if covered != resized:
+        theirs = f"{height} x {width}" if squash else f"a shorter side of {height}"
+        ours = "" if squash else "what covers "
         notes.append(
-            f"{origin} has no crop, so that images keep their aspect ratio there; "
-            "preprocessing cuts out the middle square"
+            f"{origin} resizes to {theirs} and cuts out {image_size[0]} x "
+            f"{image_size[1]}, which preprocessing can't do alike for all images: it "
+            f"resizes to {ours}{covered[0]} x {covered[1]} and cuts out the middle"
         )
-    return edge, edge, squash, notes
+    return dict(image_size=image_size, crop=crop, squash=squash), notes + crop_notes
 
 
-def _edge(
-    size: Any, kind: str, origin: str, entry: str = "size"
-) -> tuple[int, bool, list[str]]:
-    """One side of a size, whether it is of both sides, and notes."""
+def _size(
+    given: Content, entry: str, is_both: bool, origin: str
+) -> tuple[tuple[int, int], bool, list[str]]:
+    """Height and width, which are equal for a shorter side; whether both are; notes.
+
+    Args:
+      given: the entries of the file, or what they are by default.
+      entry: the name of the size.
+      is_both: whether a single number is of both sides.
+      origin: the file, for messages.
+    """
+    size = read_entry(given, entry, _SIZE, origin=origin)
     if isinstance(size, int):
-        return _whole(origin, entry, size), kind in ("ViT", "DeiT"), []
-    if isinstance(size, list | tuple) and len(size) == 2:
-        size = dict(height=size[0], width=size[1])
-    if not isinstance(size, Mapping):
-        raise _wrong(origin, entry, size, "a size")
-    if size.get("shortest_edge"):
-        notes = []
-        if size.get("longest_edge"):
-            notes = [
-                f"{origin} has a longest_edge, which preprocessing does not know: it "
-                "resizes the shorter side"
-            ]
-        return _whole(origin, entry, size["shortest_edge"]), False, notes
-    if not {"height", "width"} <= size.keys():
-        raise _wrong(origin, entry, size, "a shortest_edge, or height and width")
-    height, width = (_whole(origin, entry, size[side]) for side in ("height", "width"))
+        return (size, size), is_both, []
+    if isinstance(size, tuple):
+        return size, True, []
+    sides = {
+        name: read_entry(size, name, _SIDE, origin=f"{origin}, in {entry},")
+        for name in ("shortest_edge", "height", "width")
+    }
+    shortest, height, width = sides.values()
+    if shortest is None and None in (height, width):
+        raise wrong(origin, entry, size, "is not a shortest_edge, or height and width")
+    heeded = ("shortest_edge",) if shortest else ("height", "width")
+    others = [k for k, v in size.items() if v is not None and k not in heeded]
     notes = []
-    if height != width:
-        notes.append(
-            f"{origin} has a {entry} of {height} x {width}, and preprocessing makes "
-            f"squares: it takes {height} x {height}"
-        )
-    return height, True, notes
+    if others:
+        notes = [
+            f"{origin} has {entry}={shown(dict(size))}, of which preprocessing heeds "
+            f"{' and '.join(heeded)} alone"
+        ]
+    if shortest:
+        return (shortest, shortest), False, notes
+    return (height, width), True, notes
 
 
-def _share(image_size: int, edge: int) -> float:
-    """The share `crop` such that `int(image_size / crop)` is the edge."""
-    crop = image_size / edge
-    return crop if int(image_size / crop) == edge else math.nextafter(crop, 0)
+def _share(image_size: tuple[int, int], resized: tuple[int, int]) -> float:
+    """The share `crop` such that `int(side / crop)` is a side of the resized image.
+
+    There may be none for both sides. Then they become so large that they cover `resized`,
+    and the image at least. Nothing is made black, so 1 is the largest share.
+    """
+    crop = min(1.0, *(side / whole for side, whole in zip(image_size, resized)))
+    smaller = math.nextafter(crop, 0)
+    is_short = any(
+        int(side / crop) < whole <= int(side / smaller)
+        for side, whole in zip(image_size, resized)
+    )
+    return smaller if is_short else crop
 
 
-def _whole(origin: str, entry: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _wrong(origin, entry, value, "a whole number of pixels from 1")
-    return value
+def _each(values: Values, lengths: tuple[int, ...] | None) -> Values:
+    """A number for all channels, or one for each.
+
+    Args:
+      values: what a number may be.
+      lengths: how many there may be, the likeliest first; None if nothing says it.
+    """
+
+    def check(numbers):
+        if lengths is None or len(numbers) in (1, *lengths):
+            return None
+        return "has another number of channels"
+
+    note = f"one for each of {lengths[0]} channels" if lengths else "one for each channel"
+    several = Several(values, least=1, most=2**16, noun="list", check=check, note=note)
+    return Either((values, several))
 
 
-def _positive(origin: str, entry: str, value: Any) -> float:
-    if not _is_number(value) or value <= 0:
-        raise _wrong(origin, entry, value, "a number above 0")
-    return float(value)
-
-
-def _statistics(
-    origin: str, entry: str, value: Any, channels: int = 3
-) -> tuple[float, ...]:
-    """A number for each channel; a single number is for all of them."""
-    values = value if isinstance(value, list | tuple) else [value]
-    is_right = all(map(_is_number, values)) and len(values) in (1, channels, 3)
-    if entry.endswith("std"):
-        is_right = is_right and min(values) > 0
-    if not is_right:
-        raise _wrong(origin, entry, value, f"{channels} numbers, one for each channel")
-    return tuple(map(float, values)) * (channels if len(values) == 1 else 1)
-
-
-def _is_number(value: Any) -> bool:
-    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return is_real and math.isfinite(value)
-
-
-def _wrong(origin: str, entry: str, value: Any, wanted: str) -> SetupError:
-    return SetupError(f"{origin} has {entry}={value!r}, which is not {wanted}")
+def _by_channel(
+    mean: float | tuple[float, ...], std: float | tuple[float, ...], channels: int
+) -> dict[str, tuple[float, ...]]:
+    """Mean and std with a number for each channel, where one may be for all."""
+    given = {
+        name: value if isinstance(value, tuple) else (value,)
+        for name, value in (("mean", mean), ("std", std))
+    }
+    most = max(map(len, given.values()))
+    repeats = channels if most == 1 else most
+    return {name: n * repeats if len(n) == 1 else n for name, n in given.items()}

@@ -16,7 +16,7 @@ from focalnet_jax.data import (
 )
 from focalnet_jax.errors import OptionError, SetupError, arguments_spelt
 from focalnet_jax.fields import Field, Fields
-from focalnet_jax.image_size import height_and_width, parse_image_size
+from focalnet_jax.image_size import ImageSizes, height_and_width
 from focalnet_jax.models import (
     FocalNet,
     FocalNetEncoder,
@@ -25,10 +25,9 @@ from focalnet_jax.models import (
 from focalnet_jax.models.modulation import MODULATIONS
 from focalnet_jax.models.options import FLOAT_TYPES, NUM_CLASSES, OPTION_VALUES
 from focalnet_jax.models.variants import ENCODER_OPTIONS, VARIANTS
-from focalnet_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from focalnet_jax.preprocessing import CROP, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from focalnet_jax.values import (
     SHARE,
-    NotAllowed,
     Number,
     Several,
     Text,
@@ -70,20 +69,6 @@ def _values_of(option: str) -> Values:
 def _is_another_data_set(old: str, new: str) -> bool:
     """An image folder may have been moved."""
     return not (old.startswith("folder:") and new.startswith("folder:"))
-
-
-class ImageSizes(Values):
-    """Sizes of images: a number for squares, or height and width."""
-
-    def words(self) -> str:
-        return "a whole number or (height, width), from 1 to 16,384"
-
-    def _convert(self, value: Any) -> int | tuple[int, int]:
-        value = value.tolist() if hasattr(value, "tolist") else value
-        try:
-            return parse_image_size(value)
-        except ValueError as error:
-            raise NotAllowed(str(error)) from error
 
 
 MODEL_FIELDS: Fields = {
@@ -169,7 +154,7 @@ IMAGE_FIELDS: Fields = {
         Preprocessing.crop,
         "The share of the resized image that evaluation sees: of its shorter side, if "
         "images are squares.",
-        Number(0.1, 1),
+        CROP,
     ),
     "data.eval_interpolation": Field(
         "bicubic", "How images are resized for evaluation.", Text(INTERPOLATIONS)

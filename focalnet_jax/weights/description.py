@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,15 +9,13 @@ import jax.numpy as jnp
 from etils import epath
 
 from focalnet_jax.errors import SetupError
-from focalnet_jax.image_size import parse_image_size
 from focalnet_jax.models import create_backbone, create_model
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
 from focalnet_jax.paths import write_json
-from focalnet_jax.preprocessing import NEWER, Preprocessing
+from focalnet_jax.preprocessing import NEWER, VALUES, Preprocessing
 
 _FILE = "model.json"
-_INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
 BACKBONE_OPTIONS = frozenset({"out_stages", "out_norm"})
 HEAD_OPTIONS = BACKBONE_OPTIONS | {"num_classes"}
 
@@ -171,39 +168,16 @@ def _is_list_of(values: Any, is_right: Callable[[Any], bool]) -> bool:
     return isinstance(values, list) and all(map(is_right, values))
 
 
-def _is_number(value: Any, above: float = -math.inf) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and above < value < math.inf  # NaN is neither above nor below.
-
-
-def _is_size(size: Any) -> bool:
-    try:
-        parse_image_size(size)
-    except ValueError:
-        return False
-    return not isinstance(size, str)
-
-
 # What the entries of a `model.json` may be, for those that are there.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    name: (values.allows, str(values)) for name, values in VALUES.items()
+} | {
+    "image_size": (
+        lambda size: not isinstance(size, str) and VALUES["image_size"].allows(size),
+        str(VALUES["image_size"]),
+    ),
     "name": (lambda name: isinstance(name, str), "the name of a variant"),
     "overrides": (lambda options: isinstance(options, dict), "options of the model"),
-    "image_size": (_is_size, "a whole number from 1, or a height and a width"),
-    "mean": (lambda mean: _is_list_of(mean, _is_number), "a list of numbers"),
-    "std": (
-        lambda std: _is_list_of(std, lambda value: _is_number(value, above=0)),
-        "a list of numbers above 0",
-    ),
-    "interpolation": (
-        lambda name: name in _INTERPOLATIONS,
-        f"one of {', '.join(_INTERPOLATIONS)}",
-    ),
-    "crop": (
-        lambda crop: _is_number(crop, above=0),
-        "a number above 0",
-    ),
-    "squash": (lambda value: isinstance(value, bool), "true or false"),
-    "floor_offsets": (lambda value: isinstance(value, bool), "true or false"),
     "classes": (
         lambda names: names is None or _is_list_of(names, lambda n: isinstance(n, str)),
         "a list of names",

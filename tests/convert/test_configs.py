@@ -1,15 +1,23 @@
 """What JSON files beside weights say: heeded, or said why not."""
 
+import itertools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY, random_images, random_params, tiny_backbone, tiny_model
+from etils import epath
+from tiny import ODD_VALUES, TINY, random_images, random_params, tiny_backbone, tiny_model
 
 from focalnet_jax import create_model, load_model
-from focalnet_jax.convert import from_torch, infer_model, to_torch
+from focalnet_jax.convert import (
+    configs,
+    from_torch,
+    image_processors,
+    infer_model,
+    to_torch,
+)
 from focalnet_jax.convert.__main__ import main
 from focalnet_jax.convert.fit import Reading
 from focalnet_jax.convert.weight_files import write_weights
@@ -148,6 +156,7 @@ def test_what_was_assumed_is_said_once(place):
     ("config", "note"),
     [
         (dict(layer_norm_eps=1e-6), "layer_norm_eps=1e-06"),
+        (dict(label2id={"a": [1]}), "label2id that do not name the classes"),
         (dict(depths=[2, 2, 6, 2]), "says depths=(2, 2, 6, 2); the weights have depths"),
         (dict(num_channels=4), "says in_channels=4; the weights have in_channels=3"),
         (dict(mlp_ratio=3.0), "says mlp_ratio=3.0; the weights have mlp_ratio=4.0"),
@@ -208,12 +217,22 @@ def test_what_timms_config_says_in_vain_is_said(config, note, place):
         (
             "transformers",
             {"config.json": {"model_type": "focalnet", "normalize_modulator": "yes"}},
-            "normalize_modulator='yes', which is neither true nor false",
+            "normalize_modulator='yes', which is not True or False",
         ),
         (
             "transformers",
             {"config.json": {"model_type": "focalnet", "drop_path_rate": "x"}},
             "drop_path_rate='x', which is not a number",
+        ),
+        (
+            "transformers",
+            {"config.json": {"model_type": "focalnet", "layer_norm_eps": "1e-5"}},
+            "config.json has layer_norm_eps='1e-5', which is not a number in [0, 1]",
+        ),
+        (
+            "transformers",
+            {"processor_config.json": {"image_processor": [1]}},
+            "processor_config.json has image_processor=[1], which is not an object",
         ),
         ("timm", {"config.json": TIMM | {"global_pool": "max"}}, "global_pool='max'"),
         ("timm", {"config.json": TIMM | {"model_args": [1]}}, "model_args=[1], which is"),
@@ -225,6 +244,78 @@ def test_what_makes_other_logits_is_refused_in_one_line(dialect, files, message,
         load_model(place(dialect, files))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# Each file's entries by their place, and what stands beside them there.
+_SIZE_ENTRIES = ("shortest_edge", "longest_edge", "height", "width")
+_ENTRIES = {
+    ("config.json",): (
+        {"model_type": "focalnet"},
+        {*configs._TRANSFORMERS_OPTIONS, "hidden_act", "layer_norm_eps", "architectures"}
+        | {"image_size", "id2label", "label2id", "model_type", "backbone_config"},
+    ),
+    ("config.json", "model_args"): (
+        TIMM,
+        {*configs._TIMM_OPTIONS, "global_pool", "norm_layer"},
+    ),
+    ("config.json", "pretrained_cfg"): (
+        TIMM,
+        {*image_processors.TIMM_ENTRIES, "test_input_size", "test_crop_pct"}
+        | {"num_classes", "label_names", "labels"},
+    ),
+    ("config.json", ""): (
+        TIMM,
+        {"architecture", "model_args", "pretrained_cfg", "global_pool", "num_classes"}
+        | {"label_names", "labels"},
+    ),
+    ("preprocessor_config.json",): (
+        {"do_normalize": True},
+        {*image_processors._PROCESSORS["Bit"], *image_processors._KNOWN_STEPS}
+        | {"do_pad", "rescale_factor", "pretrained_cfg"}
+        | {"image_processor_type", "feature_extractor_type"},
+    ),
+    ("preprocessor_config.json", ""): (
+        {"image_processor_type": "ConvNextImageProcessor"},
+        ("size", "crop_pct", "do_center_crop"),
+    ),
+    ("preprocessor_config.json", "size"): ({}, _SIZE_ENTRIES),
+    ("preprocessor_config.json", "crop_size"): ({}, _SIZE_ENTRIES),
+    ("processor_config.json",): ({}, ("image_processor",)),
+}
+
+
+@pytest.mark.parametrize("place", _ENTRIES, ids="/".join)
+def test_odd_values_of_entries_are_read_or_refused_in_one_line(place, tmp_path):
+    (name, *within), (content, entries) = place, _ENTRIES[place]
+    for entry, value in itertools.product(sorted(entries), ODD_VALUES):
+        given = {entry: value}
+        if within and within[0]:
+            given = {within[0]: {"height": 224, "width": 224} | given}
+        (tmp_path / name).write_text(json.dumps(content | given))
+        try:
+            beside = configs.read_beside(epath.Path(tmp_path / "model.safetensors"))
+        except SetupError as error:
+            lines = [str(error)]
+            assert name in lines[0], given
+        else:
+            lines = beside.notes
+            if beside.preprocessing is not None:
+                channels = len(beside.preprocessing.mean)
+                pixels = np.full(channels, 255, np.uint8)
+                assert np.isfinite(beside.preprocessing.normalize(pixels)).all(), given
+        assert all("\n" not in line and len(line) < 1000 for line in lines), given
+
+
+def test_a_processor_for_the_channels_of_its_model(place):
+    files = {
+        "config.json": {"model_type": "focalnet", "num_channels": 4},
+        "preprocessor_config.json": preprocessor(
+            image_mean=[0.1, 0.2, 0.3, 0.4], image_std=[0.5] * 4
+        ),
+    }
+    found = read(place("transformers", files, tiny_model(in_channels=4)))
+    assert found.description.preprocessing.mean == (0.1, 0.2, 0.3, 0.4)
+    assert not found.notes
 
 
 def test_files_of_other_models_are_not_heeded(place):

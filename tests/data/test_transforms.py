@@ -170,6 +170,23 @@ def test_images_are_prepared_in_the_size_that_is_asked_for():
         Preprocessing(image_size=[24])
 
 
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (dict(crop=1e-300), r"crop=1e-300 is not a number in \[0.1, 1\]"),
+        (dict(crop=5), "crop=5 is not a number"),
+        (dict(std=(1e-320,) * 3), "std=.* is not a list of numbers in"),
+        (dict(mean=()), "mean=.* is not a list of numbers"),
+        (dict(mean=(0.5,)), "differ in their number of channels"),
+        (dict(interpolation="cubic"), "interpolation='cubic' is unknown"),
+    ],
+    ids=str,
+)
+def test_numbers_that_no_image_can_be_prepared_with_are_refused(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocessing(**numbers)
+
+
 def test_normalisation_equals_torchvisions(torch):
     from torchvision import transforms
 

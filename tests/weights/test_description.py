@@ -3,7 +3,9 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
+from tiny import ODD_VALUES
 
 from focalnet_jax.errors import SetupError
 from focalnet_jax.preprocessing import Preprocessing
@@ -66,9 +68,15 @@ def test_older_files_lack_the_newer_numbers():
         (dict(mean=0.5), "mean is '0.5', not a list of numbers"),
         (dict(mean=[float("nan")]), "mean is '[nan]'"),
         (dict(mean=[0.5, 0.5]), "mean and std differ in their number"),
-        (dict(std=[0]), "std is '[0]', not a list of numbers above 0"),
-        (dict(crop=float("inf")), "crop is 'inf', not a number above 0"),
-        (dict(interpolation="cubic"), "interpolation is 'cubic', not one of bicubic, bi"),
+        (dict(std=[0]), "std is '[0]', not a list of numbers in [1e-06, 1,000,000]"),
+        (dict(std=[1e-320]), "std is '[1e-320]', not"),
+        (dict(mean=[1e300]), "mean is '[1e+300]', not a list of numbers in [-1,0"),
+        (dict(mean=[], std=[]), "mean is '[]', not a list of"),
+        (dict(image_size="32"), "image_size is '32', not a whole number"),
+        (dict(crop=float("inf")), "crop is 'inf', not a number in [0.1, 1]"),
+        (dict(crop=1e-4), "crop is '0.0001', not a number in [0.1, 1]"),
+        (dict(crop=5), "crop is '5', not a number in [0.1, 1]"),
+        (dict(interpolation="cubic"), "interpolation is 'cubic', not"),
         (dict(classes="abcde"), "classes is 'abcde', not a list of names"),
         (dict(classes=[1]), "classes is '[1]'"),
         (dict(classes=list("abcdef")), "classes has 6 names, and the model has 5"),
@@ -86,6 +94,20 @@ def test_each_entry_is_checked(changes, message):
     assert message in str(error.value)
     assert str(error.value).startswith("run/model.json")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("entry", DESCRIPTION.to_json() | {"squash": 0, "source": 0})
+def test_odd_values_are_read_or_refused_in_one_line(entry):
+    for value in ODD_VALUES:
+        text = json.dumps(DESCRIPTION.to_json() | {entry: value})
+        message = ""
+        try:
+            preprocessing = parse_description(text, origin="model.json").preprocessing
+        except SetupError as error:
+            message = str(error)
+        else:
+            assert np.isfinite(preprocessing.normalize(np.uint8([255]))).all(), value
+        assert "\n" not in message, value
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", b"\xff\xfe{", "[" * 10**5])
