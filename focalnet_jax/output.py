@@ -7,6 +7,7 @@ these is an error of the work that is done.
 import contextlib
 import errno
 import io
+import logging
 import os
 import select
 import sys
@@ -68,6 +69,9 @@ def make_lasting() -> None:
                 line_buffering=True,  # Both may go to one file, and stay in order there.
             )
             setattr(sys, name, lasting)
+            for handler in logging.root.handlers:
+                if getattr(handler, "stream", None) is stream:
+                    handler.setStream(lasting)
 
 
 def is_lost() -> bool:
