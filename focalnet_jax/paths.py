@@ -189,7 +189,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
       ValueError: it holds something else.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes().decode("utf-8"))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except ValueError as error:

@@ -20,7 +20,7 @@ from etils import epath
 from focalnet_jax.data.bad_records import BadRecordError
 from focalnet_jax.data.labels import Labels
 from focalnet_jax.data.sources import digits  # registers the embedded data set
-from focalnet_jax.data.sources.builders import open_builder
+from focalnet_jax.data.sources.builders import default_data_dir, open_builder
 from focalnet_jax.data.sources.fingerprint import contents_digest, digest
 from focalnet_jax.data.sources.folder import ImageFolder
 from focalnet_jax.data.sources.imagenet import SUBSETS, classes_of_folder, wordnet_ids
@@ -274,13 +274,14 @@ def _open_embedded(
       SetupError: the place that somebody has named can't be written.
     """
     try:
-        return _prepared(name, data_dir), ()
-    except OSError as error:
-        reason = f"{error.filename or 'it'}: {error.strerror or first_line(error)}"
+        place = data_dir or default_data_dir()
     except SetupError:
-        reason = "there is no home directory"
-        if data_dir or os.environ.get("TFDS_DATA_DIR"):
-            raise  # That is no place.
+        place, reason = None, "there is none"
+    if place:
+        try:
+            return _prepared(name, place), ()
+        except OSError as error:
+            reason = f"{error.filename or place}: {error.strerror or first_line(error)}"
     if given := data_dir or os.environ.get("TFDS_DATA_DIR"):
         raise SetupError(
             f"{name} can't be prepared in {given} ({reason}): name a directory that can "
@@ -309,7 +310,7 @@ def _spare_directory() -> str:
     return directory
 
 
-def _prepared(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+def _prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     builder = open_builder(name, data_dir=data_dir)
     if not builder.is_prepared():
         # TFDS would begin to speak before it finds out that it can't write there.

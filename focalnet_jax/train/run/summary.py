@@ -94,7 +94,7 @@ def read_lines(path: epath.Path) -> Lines:
 
 def _is_record(line: bytes) -> bool:
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return False
     if not isinstance(record, dict) or type(record.get("step")) is not int:
