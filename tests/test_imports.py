@@ -62,6 +62,7 @@ ALLOWED = {
         "fields",
         "image_size",
         "models",
+        "paths",
         "preprocessing",
         "values",
         "weights",
