@@ -56,8 +56,7 @@ def make_lasting() -> None:
     for name, descriptor in {"stdout": 1, "stderr": 2}.items():
         stream = getattr(sys, name)
         if stream is None:
-            sink = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-            setattr(sys, name, sink)
+            lasting = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         elif stream is getattr(sys, f"__{name}__"):
             stream.flush()
             raw = _Lasting(descriptor, "w", closefd=False)
@@ -68,10 +67,12 @@ def make_lasting() -> None:
                 errors="backslashreplace",
                 line_buffering=True,  # Both may go to one file, and stay in order there.
             )
-            setattr(sys, name, lasting)
-            for handler in logging.root.handlers:
-                if getattr(handler, "stream", None) is stream:
-                    handler.setStream(lasting)
+        else:
+            continue
+        setattr(sys, name, lasting)
+        for handler in logging.root.handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+                handler.setStream(lasting)
 
 
 def is_lost() -> bool:
