@@ -53,7 +53,7 @@ def make_lasting() -> None:
         except OSError:
             # The next file that is opened would get its number, and all messages.
             os.open(os.devnull, os.O_RDWR)  # The least number that is free.
-    for name, descriptor in {"stdout": 1, "stderr": 2}.items():
+    for name, descriptor in {"stderr": 2, "stdout": 1}.items():
         stream = getattr(sys, name)
         if stream is None:
             lasting = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
