@@ -74,12 +74,13 @@ def run(
     """Calls `main` and ends the program with its exit status.
 
     Output that goes away is no error of a program that writes files. Where the output is
-    a verdict, and a part of it is lost, the program fails.
+    what the program is for, and a part of it is lost, the program fails.
 
     A `SetupError` or an `OSError` ends the program with one message and no trace.
 
     Args:
-      main: returns None when it has written its files, and True or False as a verdict.
+      main: returns None when it has written its files. Where the output is what the
+        program is for, it returns True, or False as a verdict.
       interrupted: the message after Ctrl-C.
       spell: says how the program calls the arguments that an error names.
     """

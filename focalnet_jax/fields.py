@@ -27,12 +27,15 @@ class Field:
       decides_examples: whether a run that goes on must have the value of its beginning,
         since another one would have it see other examples; or a function of both values
         that says whether they lead to other examples.
+      absolute: of a field that may name a place: its value such that it doesn't depend on
+        where one stands.
     """
 
     default: Any
     meaning: str
     values: Values | None = None
     decides_examples: bool | Callable[[Any, Any], bool] = False
+    absolute: Callable[[Any], Any] | None = None
 
     @property
     def takes(self) -> Values:

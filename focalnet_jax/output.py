@@ -7,6 +7,7 @@ these is an error of the work that is done.
 import contextlib
 import errno
 import io
+import logging
 import os
 import select
 import sys
@@ -52,11 +53,10 @@ def make_lasting() -> None:
         except OSError:
             # The next file that is opened would get its number, and all messages.
             os.open(os.devnull, os.O_RDWR)  # The least number that is free.
-    for name, descriptor in {"stdout": 1, "stderr": 2}.items():
+    for name, descriptor in {"stderr": 2, "stdout": 1}.items():
         stream = getattr(sys, name)
         if stream is None:
-            sink = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-            setattr(sys, name, sink)
+            lasting = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         elif stream is getattr(sys, f"__{name}__"):
             stream.flush()
             raw = _Lasting(descriptor, "w", closefd=False)
@@ -67,7 +67,12 @@ def make_lasting() -> None:
                 errors="backslashreplace",
                 line_buffering=True,  # Both may go to one file, and stay in order there.
             )
-            setattr(sys, name, lasting)
+        else:
+            continue
+        setattr(sys, name, lasting)
+        for handler in logging.root.handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+                handler.setStream(lasting)
 
 
 def is_lost() -> bool:

@@ -2,8 +2,12 @@
 
 import html
 import io
+import logging
 
-import matplotlib.figure
+# Where there is no home directory that it could write to, it does without, and says so.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+from matplotlib.figure import Figure  # noqa: E402
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto;
@@ -28,7 +32,7 @@ def page(title: str, body: str) -> str:
 """
 
 
-def svg(figure: matplotlib.figure.Figure) -> str:
+def svg(figure: Figure) -> str:
     """Draws a figure as an SVG element for an HTML page."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})

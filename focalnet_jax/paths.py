@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import urllib.parse
 import uuid
@@ -12,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from focalnet_jax.errors import SetupError, first_line
+from focalnet_jax.errors import SetupError, first_line, shown
 
 # The addresses that etils knows, if the library for them is there.
 BUCKETS = ("gs://", "s3://", "az://")
@@ -24,10 +25,44 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def without_file_scheme(path: str) -> str:
-    """The path that an address `file:///PATH` means; any other text as it is."""
-    if not path.startswith("file://"):
-        return path
-    return "/" + urllib.parse.unquote(urllib.parse.urlparse(path).path).lstrip("/")
+    """The path that an address `file:///PATH` means; any other text as it is.
+
+    Raises:
+      SetupError: the address names a host, or no path.
+    """
+    address = re.fullmatch(r"file:(?://([^/]*))?(/.*)?", path, re.IGNORECASE | re.DOTALL)
+    if not address or (address[1] is None and not address[2]):
+        return path  # A file may be called so.
+    host, place = address[1] or "", address[2] or ""
+    if host.lower() not in ("", "localhost"):
+        # This is what `file://` before a relative path looks like.
+        raise SetupError(
+            f"{path} names the host {host!r}, and files are read and written on this one "
+            f"alone: give {host}{place} for a path from here, or file:///{host}{place} "
+            "for one from the root"
+        )
+    if not place:
+        raise SetupError(f"{path} names no path: give file:///PATH")
+    return "/" + os.fsdecode(urllib.parse.unquote_to_bytes(place)).lstrip("/")
+
+
+def with_home(path: str | os.PathLike) -> str:
+    """A path whose `~` or `~USER` is replaced by that home directory.
+
+    Raises:
+      SetupError: there is no such home directory.
+    """
+    text = os.fspath(path)
+    try:
+        expanded = os.path.expanduser(text)
+    except ValueError:  # There is a character in it that no path has.
+        expanded = text
+    if text.startswith("~") and expanded == text:
+        raise SetupError(
+            f"{text!r} is no path: that user has no home directory here (a name that "
+            f"begins with ~ is given as ./{text})"
+        )
+    return expanded
 
 
 def absolute_path(path: epath.PathLike) -> epath.Path:
@@ -37,15 +72,10 @@ def absolute_path(path: epath.PathLike) -> epath.Path:
       SetupError: it is an address that is neither a file's nor a bucket's, or there is
         no current directory that it could start from.
     """
-    text = without_file_scheme(os.fspath(path))
-    if text.startswith("~") and os.path.expanduser(text) == text:
-        raise SetupError(
-            f"{text!r} is no path: that user has no home directory here (a name that "
-            f"begins with ~ is given as ./{text})"
-        )
+    text = with_home(without_file_scheme(os.fspath(path)))
     try:
         path = epath.Path(text)
-        return path if is_remote(text) else path.expanduser().resolve()
+        return path if is_remote(text) else path.resolve()
     except FileNotFoundError as error:
         raise SetupError(
             f"{path} is relative to the current directory, which has been deleted"
@@ -56,6 +86,11 @@ def absolute_path(path: epath.PathLike) -> epath.Path:
         ) from error
     except (RuntimeError, OSError, ValueError) as error:  # Loops of links, odd letters.
         raise SetupError(f"{text!r} is no path: {error}") from error
+
+
+def absolute_text(path: str) -> str:
+    """The text of `absolute_path`; raises as that does."""
+    return os.fspath(absolute_path(path))
 
 
 def local_path(path: epath.PathLike) -> pathlib.Path:
@@ -145,6 +180,23 @@ def errors_named(path: epath.PathLike) -> Iterator[None]:
         if error.filename is None:
             error.filename = os.fspath(path)
         raise
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """Reads a file that holds one object of JSON.
+
+    Raises:
+      ValueError: it holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"it is no JSON: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds {shown(content)}, and no object")
+    return content
 
 
 def write_json(path: epath.Path, content: Any) -> None:

@@ -63,6 +63,7 @@ ALLOWED = {
         "fields",
         "image_size",
         "models",
+        "paths",
         "preprocessing",
         "values",
         "weights",

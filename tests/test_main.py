@@ -41,6 +41,8 @@ def get_config():
         (["--config", "configs/base.py:tiny"], "did you mean 'tiny_"),
         (["--config=configs/digits.py:x"], "has no variants"),
         (["--config.model.name=focalnet_tny_srf"], "did you mean 'focalnet_tiny_srf'"),
+        (["--workdir=file://runs/x"], "file://runs/x names the host 'runs'"),
+        (["--config.data.name=folder:~nobody-of-that-name"], "has no home directory"),
         (["--config.mesh.fsdp=2"], "don't make up the 1 devices"),
         (
             ["--num_processes=2"],

@@ -8,7 +8,8 @@ import pytest
 from running import ROOT
 
 PROGRAM = """
-import importlib.util, sys
+import importlib.util, logging, sys
+logging.basicConfig()
 spec = importlib.util.spec_from_file_location("output", sys.argv[1])  # without JAX
 output = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(output)
@@ -16,6 +17,7 @@ output.make_lasting()
 for i in range(3000):
     print("line", i, "\\u00fc" * 20, flush=True)
     print("error", i, file=sys.stderr)
+assert logging.root.handlers[0].stream is sys.stderr
 open("done", "w").write(str(output.is_lost()))
 """
 

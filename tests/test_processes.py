@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import os
 import random
 import re
 import signal
@@ -11,6 +12,7 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
+from etils import epath
 from running import (
     ROOT,
     TIMEOUT,
@@ -26,6 +28,7 @@ from running import (
 
 from focalnet_jax.data import TrainTransform, open_source, train_batches
 from focalnet_jax.tasks.examples import TrainExample
+from focalnet_jax.train.run.lock import WorkdirLock
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.extended)])
@@ -156,6 +159,17 @@ def test_a_kill_repeats_and_skips_no_example(count, environment, data_dir, tmp_p
     batches = train_batches(source, example, batch_size=16, seed=0)
     for ids, batch in zip(steps, batches):
         np.testing.assert_array_equal(ids, batch["id"])
+
+
+def test_processes_are_all_told_that_the_workdir_is_held(environment, tmp_path):
+    with WorkdirLock(epath.Path(tmp_path / "runs" / "digits")):
+        processes = start_together(2, *TINY, directory=tmp_path, environment=environment)
+        results = finish(processes)
+    assert [process.returncode for process in processes] == [1, 1]
+    for index, (_, errors) in enumerate(results):
+        [line] = errors.splitlines()
+        prefix = "process 0 of the run has failed: " if index else ""
+        assert line.startswith(f"error: {prefix}process {os.getpid()} on host "), line
 
 
 def test_processes_need_the_same_workdir(environment, tmp_path):

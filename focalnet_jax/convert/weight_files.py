@@ -28,7 +28,7 @@ from focalnet_jax.errors import (
     first_line,
     shown,
 )
-from focalnet_jax.paths import without_file_scheme, written_aside
+from focalnet_jax.paths import with_home, without_file_scheme, written_aside
 from focalnet_jax.weights.releases import check_is_no_name
 from focalnet_jax.weights.shards import check_is_no_shard, read_index
 
@@ -87,7 +87,7 @@ def read_weights(
     else:
         source = without_file_scheme(os.fspath(source))
         check_is_no_name(source)
-        path = pathlib.Path(os.path.expanduser(source))
+        path = pathlib.Path(with_home(source))
         origin = path.name
         kind = file_kinds.kind_of(path)
         if kind == file_kinds.INDEX:

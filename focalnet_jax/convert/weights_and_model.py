@@ -25,6 +25,7 @@ from focalnet_jax.paths import (
     absolute_path,
     is_remote,
     path_exists,
+    with_home,
     without_file_scheme,
 )
 from focalnet_jax.weights.description import (
@@ -171,7 +172,7 @@ def _find_path(source: str | os.PathLike) -> tuple[epath.Path, tuple[str, ...]]:
         raise SetupError(f"{path} is a file in a bucket: copy it to a disk first")
     # The Hub's cache is full of links, and what belongs to a file is beside its link.
     if not is_published(source):
-        path = epath.Path(os.path.abspath(os.path.expanduser(source)))
+        path = epath.Path(os.path.abspath(with_home(source)))
     return path, notes
 
 

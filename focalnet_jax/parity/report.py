@@ -3,10 +3,9 @@
 import html
 import pathlib
 
-import matplotlib.figure
 import numpy as np
 
-from focalnet_jax.pages import page, svg
+from focalnet_jax.pages import Figure, page, svg
 from focalnet_jax.parity.compare import Verdict
 from focalnet_jax.paths import write_whole
 
@@ -47,7 +46,7 @@ def picture(verdict: Verdict) -> str:
     errors = [d.relative_error for d in verdict.differences]
     drawn = [e for e in [*errors, verdict.tolerance] if 0 < e < np.inf] or [1e-7]
     lowest = min(drawn) / 3
-    figure = matplotlib.figure.Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     axes.semilogy([max(error, lowest) for error in errors], marker=".", color="#1f5fa8")
     above = [(i, e) for i, e in enumerate(errors) if not e <= verdict.tolerance]

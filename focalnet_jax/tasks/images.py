@@ -14,6 +14,7 @@ from focalnet_jax.data import (
     RandAugment,
     TrainTransform,
 )
+from focalnet_jax.data.sources.layout import FOLDER
 from focalnet_jax.errors import OptionError, SetupError, arguments_spelt
 from focalnet_jax.fields import Field, Fields
 from focalnet_jax.image_size import ImageSizes, height_and_width
@@ -25,6 +26,7 @@ from focalnet_jax.models import (
 from focalnet_jax.models.modulation import MODULATIONS
 from focalnet_jax.models.options import FLOAT_TYPES, NUM_CLASSES, OPTION_VALUES
 from focalnet_jax.models.variants import ENCODER_OPTIONS, VARIANTS
+from focalnet_jax.paths import absolute_text
 from focalnet_jax.preprocessing import CROP, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from focalnet_jax.values import (
     SHARE,
@@ -68,7 +70,17 @@ def _values_of(option: str) -> Values:
 
 def _is_another_data_set(old: str, new: str) -> bool:
     """An image folder may have been moved."""
-    return not (old.startswith("folder:") and new.startswith("folder:"))
+    return not (old.startswith(FOLDER) and new.startswith(FOLDER))
+
+
+def _absolute_folder(name: str) -> str:
+    if not name.startswith(FOLDER):
+        return name
+    return FOLDER + absolute_text(name.removeprefix(FOLDER))
+
+
+def _absolute_classes(classes: str) -> str:
+    return classes if classes == "imagenet2012" else absolute_text(classes)
 
 
 MODEL_FIELDS: Fields = {
@@ -88,9 +100,13 @@ IMAGE_FIELDS: Fields = {
         "imagenet2012",
         "The data set, as TFDS spells it, or `folder:DIR`.",
         decides_examples=_is_another_data_set,
+        absolute=_absolute_folder,
     ),
     "data.data_dir": Field(
-        None, "Where data sets of TFDS lie; by default TFDS's own place.", Text()
+        None,
+        "Where data sets of TFDS lie; by default TFDS's own place.",
+        Text(),
+        absolute=absolute_text,
     ),
     "data.classes": Field(
         None,
@@ -98,6 +114,7 @@ IMAGE_FIELDS: Fields = {
         'default it is the list of directories. Others are "imagenet2012", and a file '
         "with the name of a class in each line.",
         Text(),
+        absolute=_absolute_classes,
     ),
     "data.train_split": Field("train", "The split to train on.", decides_examples=True),
     "data.test_split": Field("validation", "The split to evaluate on."),

@@ -175,6 +175,7 @@ def run() -> None:
     """Runs the program, and ends it with one line where a person can mend what failed."""
     use_utf8()
     make_lasting()
+    logging.get_absl_handler().python_handler.setStream(sys.stderr)
     for flag in flags.FLAGS.get_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --help
     try:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from focalnet_jax.errors import SetupError, did_you_mean, shown
 from focalnet_jax.fields import Field, Fields, check_fields, full_name, make_config
+from focalnet_jax.paths import absolute_text
 from focalnet_jax.tasks.base import Task
 from focalnet_jax.tasks.registry import CLASSIFICATION, TASKS
 from focalnet_jax.values import (
@@ -137,6 +138,7 @@ RUN_FIELDS: Fields = {
         "Parameters to start from: a workdir, a checkpoint in it, or a converted "
         "directory.",
         Text(),
+        absolute=absolute_text,
     ),
     "reset_head": Field(
         False, "True starts the head anew, and takes the rest from `init_from`."

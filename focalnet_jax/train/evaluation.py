@@ -19,6 +19,7 @@ from focalnet_jax.train.batches import (
 )
 from focalnet_jax.train.config import field_of
 from focalnet_jax.train.memory import check_memory
+from focalnet_jax.train.processes import failing_together
 from focalnet_jax.train.program import mesh_of
 from focalnet_jax.train.run.data_record import other_evaluation_set, record_data
 from focalnet_jax.train.run.progress import Progress
@@ -45,10 +46,11 @@ def evaluate(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, f
       SetupError: anything that whoever started it can mend.
     """
     with arguments_spelt(field_of(config)):
-        splits = task.open(train=False)
+        with failing_together():
+            splits = task.open(train=False)
+            path = _params_path(config, workdir)
         split = splits.test
         mesh = mesh_of(config)
-        path = _params_path(config, workdir)
         if lines := task.differences(path.parent, split.source):
             listed = "\n  ".join(lines)
             raise SetupError(f"{path.parent} is of another model:\n  {listed}")

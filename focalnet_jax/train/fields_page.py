@@ -6,6 +6,7 @@ python -m focalnet_jax.train.fields_page > docs/configuration.md
 from collections.abc import Iterator
 from typing import Any
 
+from focalnet_jax import command_line
 from focalnet_jax.fields import Field, Fields
 from focalnet_jax.tasks.registry import TASKS
 from focalnet_jax.train.config import RUN_FIELDS
@@ -85,5 +86,10 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-if __name__ == "__main__":
+def main() -> bool:
     print(page(RUN_FIELDS, {name: task.fields for name, task in TASKS.items()}), end="")
+    return True
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -22,6 +22,7 @@ from focalnet_jax.train.efficiency import Efficiency
 from focalnet_jax.train.evaluation import StateEvaluator
 from focalnet_jax.train.feed import DeviceFeed
 from focalnet_jax.train.memory import check_memory
+from focalnet_jax.train.processes import failing_together
 from focalnet_jax.train.program import Program, make_program, mesh_of
 from focalnet_jax.train.run.checkpoints import Checkpoints
 from focalnet_jax.train.run.data_record import (
@@ -87,14 +88,20 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
     """
     with arguments_spelt(field_of(config)), contextlib.ExitStack() as stack:
         # Before anything that takes time: this also tries to write there.
-        lock = stack.enter_context(WorkdirLock(workdir, say=Progress.quiet().say))
-        setup = _set_up(config, task, workdir)
+        with failing_together():
+            lock = WorkdirLock(workdir, say=Progress.quiet().say)
+            stack.enter_context(lock)
+        check_shared(workdir)
+        with failing_together():
+            setup = _set_up(config, task, workdir)
         checkpoints = stack.enter_context(_checkpoints(config, task, workdir))
         changes = []
         if checkpoints.newest_step is not None:
-            changes = data_changes(workdir, setup.data, unit=task.unit)
+            with failing_together():
+                changes = data_changes(workdir, setup.data, unit=task.unit)
         if (checkpoints.newest_step or 0) < setup.total_steps:
-            checkpoints.check_room(setup.program.abstract_state)
+            with failing_together():
+                checkpoints.check_room(setup.program.abstract_state)
         state, origin = start(
             config,
             task,
@@ -130,7 +137,6 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
 def _set_up(config: ConfigDict, task: Task, workdir: epath.Path) -> _Setup:
     """Looks for all that can be wrong with data, devices and what a run starts from."""
     splits = _open(config, task)
-    check_shared(workdir)
     mesh = mesh_of(config)
     profile = Profile(workdir, config.profile_steps)
     init_from = find_start(config, workdir)
@@ -167,15 +173,18 @@ def _open_run(
       stack: closes what is opened here.
     """
     config, task, train_split = setup.config, setup.task, setup.splits.train
-    describe_run(setup.workdir, config, task.description(train_split.source))
-    write_data(setup.workdir, setup.data)
-    writer = MetricsWriter(
-        setup.workdir,
-        first_step=first_step,
-        wandb_project=config.wandb_project,
-        config=config.to_dict(),
-    )
-    stack.enter_context(writer)
+    with failing_together():
+        describe_run(setup.workdir, config, task.description(train_split.source))
+        write_data(setup.workdir, setup.data)
+        writer = MetricsWriter(
+            setup.workdir,
+            first_step=first_step,
+            wandb_project=config.wandb_project,
+            config=config.to_dict(),
+        )
+        stack.enter_context(writer)
+    for remark in writer.remarks:
+        progress.say(remark)
     stack.enter_context(setup.profile)
     bad_records = bad_records_of(config, train_split.source)
     feed = train_feed(

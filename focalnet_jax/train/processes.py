@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather, sync_global_devices
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, first_line
 
 # After so long a person wants to know what is waited for.
 _QUIET_SECONDS = 5
@@ -27,6 +29,8 @@ _QUIET_SECONDS = 5
 _RETRY_SECONDS = 0.5
 # The first process takes so long, at most, to tell the others why it ends.
 _GOODBYE_SECONDS = 2
+# So many bytes of a message reach the other processes.
+_LONGEST_TEXT = 4096
 _FLAGS = ("coordinator_address", "num_processes", "process_id")
 _ADVICE = (
     "give each process of the run --coordinator_address=HOST:PORT --num_processes=N "
@@ -91,6 +95,56 @@ def _check(
             f"--process_id={process_id} is too large for --num_processes={num_processes}"
             f": they are numbered from 0 to {num_processes - 1}"
         )
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """What fails on one process of a run in this block fails on all, with its message.
+
+    Otherwise the others would wait for the one that has ended, and JAX would end them
+    with a stack of C++. All processes have to come here, and none may wait for another
+    one inside.
+
+    Raises:
+      SetupError: another process has failed.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    # They are connected now, and may then wait for long: the transport between CPUs takes
+    # no more than 30 seconds to connect.
+    sync_global_devices("all begin what fails together")
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    failures = _shared("" if failure is None else _told(failure))
+    if failure or any(failures):
+        # Each leaves only when all know, so that no one misses another one.
+        jax.distributed.shutdown()
+        if failure:
+            raise failure
+        index = next(i for i, text in enumerate(failures) if text)
+        raise SetupError(f"process {index} of the run has failed: {failures[index]}")
+
+
+def _told(error: Exception) -> str:
+    is_ours = isinstance(error, SetupError) and error.args
+    return error.args[0] if is_ours else f"{type(error).__name__}: {first_line(error)}"
+
+
+def _shared(text: str) -> list[str]:
+    """The texts of all processes, cut off if they are very long."""
+    mine = np.zeros(_LONGEST_TEXT, np.uint8)
+    encoded = text.encode("utf-8", "backslashreplace")[:_LONGEST_TEXT]
+    mine[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    lengths = np.reshape(process_allgather(np.int32(len(encoded))), -1)
+    rows = np.reshape(process_allgather(mine), (-1, _LONGEST_TEXT))
+    return [
+        bytes(row[:length]).decode("utf-8", "ignore")
+        for row, length in zip(rows, lengths)
+    ]
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ml_collections import ConfigDict
 
 from focalnet_jax.errors import SetupError, did_you_mean, first_line, place_in_own_code
+from focalnet_jax.paths import with_home
 from focalnet_jax.tasks.registry import TASKS
 from focalnet_jax.train.config import all_fields
 
@@ -41,7 +42,7 @@ def find_recipe(recipe: str) -> str:
       SetupError: there is no such recipe.
     """
     given, colon, variant = recipe.partition(":")
-    path = pathlib.Path(os.path.normpath(given)).expanduser()
+    path = pathlib.Path(os.path.normpath(with_home(given)))
     places = [pathlib.Path(), _CHECKOUT] if _CHECKOUT else [pathlib.Path()]
     for place in places:
         if path.suffix == ".py" and (place / path).is_file():
@@ -51,11 +52,18 @@ def find_recipe(recipe: str) -> str:
     if name in own:
         return f"{own[name]}{colon}{variant}"
     choice = [f"configs/{name}.py" for name in own] if path.suffix else own
-    looked = " and ".join(str(place.resolve()) for place in places)
+    looked = " and ".join(map(_spelt, places))
     raise SetupError(
         f"there is no recipe {given!r}{did_you_mean(given, choice)} (paths are looked "
         f"for in {looked})"
     )
+
+
+def _spelt(place: pathlib.Path) -> str:
+    try:
+        return str(place.resolve())
+    except FileNotFoundError:
+        return "the current directory (which has been deleted)"
 
 
 def load_recipe(recipe: str) -> ConfigDict:

@@ -11,6 +11,7 @@ from focalnet_jax.data import Records
 from focalnet_jax.errors import SetupError
 from focalnet_jax.tasks.base import Task
 from focalnet_jax.train.config import all_fields
+from focalnet_jax.train.processes import failing_together
 from focalnet_jax.train.program import Program
 from focalnet_jax.train.run.checkpoints import Checkpoints
 from focalnet_jax.train.run.workdir import changed_fields
@@ -85,10 +86,11 @@ def _resume(
     checkpoints: Checkpoints,
     source: Records,
 ) -> Start:
-    if lines := task.differences(workdir, source):
-        listed = "\n  ".join(lines)
-        raise SetupError(f"{workdir} is of another model:\n  {listed}")
-    changes = changed_fields(workdir, config, all_fields(config.task))
+    with failing_together():
+        if lines := task.differences(workdir, source):
+            listed = "\n  ".join(lines)
+            raise SetupError(f"{workdir} is of another model:\n  {listed}")
+        changes = changed_fields(workdir, config, all_fields(config.task))
     state = checkpoints.restore(program.abstract_state)
     origin = f"resuming after step {int(state.step):,}"
     return Start(state, origin + _listed("with", changes))

@@ -19,7 +19,13 @@ import numpy as np
 from etils import epath
 
 from focalnet_jax.errors import SetupError, argument, first_few, first_line
-from focalnet_jax.paths import BUCKETS, absolute_path, is_remote
+from focalnet_jax.paths import (
+    BUCKETS,
+    absolute_path,
+    is_remote,
+    with_home,
+    without_file_scheme,
+)
 from focalnet_jax.trees import PyTree, named_leaves, nested
 from focalnet_jax.weights.releases import (
     HUB_FILES,
@@ -70,9 +76,9 @@ def find_params(source: str | os.PathLike) -> epath.Path:
       SetupError: there are none. Where the path is one of published weights, or of a file
         of PyTorch, the message has the command that makes parameters of it.
     """
-    source = os.fspath(source)
-    is_address = is_remote(source) and not source.startswith((*BUCKETS, "file://"))
-    if is_address or (source and not os.path.exists(os.path.expanduser(source))):
+    source = without_file_scheme(os.fspath(source))
+    is_address = is_remote(source) and not source.startswith(BUCKETS)
+    if is_address or (source and not os.path.exists(with_home(source))):
         name = source if is_published(published_name(source)) else name_at(source)
         if name:
             raise SetupError(

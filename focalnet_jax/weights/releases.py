@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from focalnet_jax.errors import SetupError, did_you_mean
-from focalnet_jax.paths import written_aside
+from focalnet_jax.paths import with_home, written_aside
 from focalnet_jax.weights.shards import parse_index
 
 _GITHUB = "https://github.com/microsoft/FocalNet/releases/download/v1.0.0"
@@ -232,9 +232,21 @@ def _download_shards(url: str, index: pathlib.Path) -> None:
 
 
 def cache_directory() -> pathlib.Path:
-    """The directory in which downloads are kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(home) / "focalnet_jax"
+    """The directory in which downloads are kept.
+
+    Raises:
+      SetupError: there is no home directory, nor another place for them.
+    """
+    place = os.environ.get("XDG_CACHE_HOME")
+    if not place:
+        try:
+            place = with_home("~/.cache")
+        except SetupError as error:
+            raise SetupError(
+                "there is no home directory to keep downloads in: set XDG_CACHE_HOME to "
+                "a directory for them, or download the file and give its path"
+            ) from error
+    return pathlib.Path(place) / "focalnet_jax"
 
 
 class _NotThereError(SetupError):

@@ -1,7 +1,9 @@
 """Opening data sets by name, and what is said when that fails."""
 
 import io
+import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -35,6 +37,32 @@ def test_digits_are_scikit_learns_images(data_dir):
         pixels = np.asarray(PIL.Image.open(io.BytesIO(record["image"])))
         np.testing.assert_array_equal(pixels, np.round(digits.images[index] * 255 / 16))
         assert record["label"] == digits.target[index]
+
+
+def test_digits_where_the_home_cannot_be_used(data_dir, monkeypatch):
+    """They are prepared elsewhere, the same ones, and it is said where."""
+    if not pathlib.Path("/proc/self").exists():
+        pytest.skip("/proc is where nothing can be written")
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    expected = open_source("digits", split="test", data_dir=data_dir).fingerprint()
+    for home, reason in {
+        "/proc": r"\(/proc/tensorflow_datasets: No such file or directory\)",
+        "": r"\(there is none\)",
+    }.items():
+        monkeypatch.setenv("HOME", home)
+        if not home:  # Nor does the system know one.
+            monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+        source = open_source("digits", split="test")
+        [remark] = source.remarks
+        assert re.search(f"{reason}; TFDS_DATA_DIR=DIR names a place that stays", remark)
+        assert source.fingerprint() == expected
+        assert source.read(0)["label"] in range(10)
+    with pytest.raises(SetupError, match="there is no home directory, in which data"):
+        open_source("mnist", split="test")
+    for place in ("/proc/data", "~/data"):
+        message = r"digits can't be prepared in /proc/data \(|no home directory here"
+        with pytest.raises(SetupError, match=message):
+            open_source("digits", split="test", data_dir=place)
 
 
 def test_digits_split_is_stratified():

@@ -10,6 +10,7 @@ from focalnet_jax.errors import SetupError, nearest
 from focalnet_jax.train import check_config, default_config, evaluate, train
 from focalnet_jax.train.config import all_fields, check_field_name, total_steps
 from focalnet_jax.train.recipes import find_recipe, load_recipe, own_recipes
+from focalnet_jax.train.run.workdir import changed_fields, describe_run
 
 
 @pytest.mark.parametrize("name", own_recipes())
@@ -35,6 +36,64 @@ def test_recipes_are_found_by_name_or_path(tmp_path, monkeypatch):
     assert find_recipe(path) == str(pathlib.Path(__file__).parents[2] / path)
     with pytest.raises(SetupError, match=f"paths are looked for in {tmp_path} and "):
         find_recipe("mine.py")
+
+
+def test_recipes_where_there_is_no_home_or_directory(tmp_path, monkeypatch):
+    with pytest.raises(SetupError, match="that user has no home directory here"):
+        find_recipe("~nobody-of-that-name/a.py")
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("~nobody-of-that-name").mkdir()
+    pathlib.Path("~nobody-of-that-name/a.py").write_text("")
+    assert find_recipe("./~nobody-of-that-name/a.py") == "~nobody-of-that-name/a.py"
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SetupError, match="looked for in the current directory .which"):
+        find_recipe("mine.py")
+
+
+def run_config(**fields):
+    config = load_recipe("digits")
+    with config.unlocked():
+        config.update_from_flattened_dict(fields)
+    return check_config(config)[0]
+
+
+def test_places_do_not_depend_on_where_one_stands(tmp_path, monkeypatch):
+    """Those that a run was given are compared as they were meant."""
+    workdir, fields = epath.Path(tmp_path / "run"), all_fields("classification")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    places = {"init_from": "start", "data.name": "folder:data", "data.classes": "c.txt"}
+    describe_run(workdir, run_config(**places), {})
+    monkeypatch.chdir(tmp_path / "b")
+    same = {name: value.replace("folder:", "") for name, value in places.items()}
+    same = {name: f"../a/{value}" for name, value in same.items()}
+    same["data.name"] = f"folder:{same['data.name']}"
+    assert changed_fields(workdir, run_config(**same), fields) == []
+    changes = changed_fields(workdir, run_config(**places), fields)
+    assert changes[-1] == f"init_from: {tmp_path}/a/start -> {tmp_path}/b/start"
+    assert len(changes) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "it is no JSON: "),
+        ("[]", r"it holds \[\], and no object"),
+        ("{}", "it has no field of a configuration"),
+        ("\udcff", "it is no JSON: "),
+        ("[" * 100_000, "it is nested too deeply"),
+        ('{"seed": "abc"}', "seed='abc' is not a whole number"),
+        ('{"seed": 0, "data": 5}', "'data' is 5, and no object"),
+        ('{"data": {"name": 5}}', "data.name=5 is not a text"),
+    ],
+)
+def test_a_damaged_record_of_a_configuration_is_told(text, message, tmp_path):
+    (tmp_path / "config.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(SetupError, match=f"config.json is damaged: {message}.*move it"):
+        changed_fields(epath.Path(tmp_path), run_config(), all_fields("classification"))
 
 
 def test_hints_differ_from_what_was_given():

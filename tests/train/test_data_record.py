@@ -92,11 +92,23 @@ def test_records_of_ones_own_are_counted(tmp_path):
     assert "1,000 scenes -> 1,001 scenes" in train
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"train": 3}', '{"test": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{", '{"train": 3}', '{"test": {}}', "\udcff", "[" * 100_000),
+        '{"train": {"examples": "12", "name": "x"}}',
+        '{"train": {"examples": 1.5, "name": "x"}}',
+        '{"train": {"examples": -1, "name": "x"}}',
+        '{"train": {"examples": 12, "name": [1]}}',
+        '{"train": {"examples": 12, "name": "x", "names": 3}}',
+    ],
+    ids=lambda text: text[:60].encode("ascii", "backslashreplace").decode(),
+)
 def test_a_damaged_record_is_named(text, folder, tmp_path):
-    (tmp_path / "data.json").write_text(text)
-    with pytest.raises(SetupError, match="data.json is damaged.* move it away to go on"):
+    (tmp_path / "data.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(SetupError, match="data.json is damaged.* move it away") as raised:
         data_changes(epath.Path(tmp_path), record_of(folder), unit="images")
+    assert "Error(" not in str(raised.value)
 
 
 @pytest.fixture

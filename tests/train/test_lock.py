@@ -37,7 +37,7 @@ def hurried(monkeypatch):
         monkeypatch.setattr(lock, name, seconds)
 
 
-def changed(workdir, **fields):
+def changed(workdir, /, **fields):
     """Writes a lock as another process would have left it."""
     path = workdir / "run.lock"
     with WorkdirLock(workdir):
@@ -150,6 +150,57 @@ def test_places_that_cannot_be_written_are_told(tmp_path):
 
 
 def test_nothing_is_left_of_a_run_that_wrote_nothing(tmp_path):
+    (tmp_path / "there").mkdir()
+    for place in ("run", "new/newer/run", "there/run"):
+        with WorkdirLock(epath.Path(tmp_path / place)):
+            pass
+    assert [*tmp_path.rglob("*")] == [tmp_path / "there"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"process": process} for process in ("abc", 1.5, -1, 0, True, 2**70, None)),
+        {"workdir": 5},
+        {"started": [1]},
+        {"host": None},
+        {"since": "a\nb"},
+        "[" * 100_000,
+        "[1]",
+    ],
+    ids=lambda fields: str(fields)[:40],
+)
+def test_a_damaged_lock_is_waited_for(fields, tmp_path, hurried):
+    workdir = epath.Path(tmp_path / "run")
+    if isinstance(fields, str):
+        workdir.mkdir()
+        (workdir / "run.lock").write_text(fields)
+    else:
+        changed(workdir, **fields)
+    said = []
+    with WorkdirLock(workdir, say=said.append):
+        assert said[0].startswith("a run that is not known, since its lock is damaged,")
+
+
+def test_a_lock_of_no_path_is_none_of_this_workdir(tmp_path, hurried):
+    changed(epath.Path(tmp_path / "run"), workdir="\0")
     with WorkdirLock(epath.Path(tmp_path / "run")):
         pass
-    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.symlink_to("/nonexistent/x"), "a link to what is not there"),
+        (os.mkfifo, "no file"),
+        (os.mkdir, "no file"),
+    ],
+)
+def test_what_is_no_lock_is_told(make, message, tmp_path):
+    make(tmp_path / "run.lock")
+    with (
+        pytest.raises(SetupError, match=f"run.lock .* it is {message}: remove it"),
+        WorkdirLock(epath.Path(tmp_path)),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]

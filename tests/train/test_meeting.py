@@ -1,9 +1,11 @@
 """Processes that meet before JAX joins them, and those that don't come."""
 
 import concurrent.futures
+import contextlib
 import socket
 
 import jax
+import numpy as np
 import pytest
 
 from focalnet_jax.errors import SetupError
@@ -55,6 +57,33 @@ def test_one_that_does_not_come(monkeypatch, capfd):
     assert "1 of 3 processes are missing, those with --process_id 1" in said
     [message] = met((1, 2), seconds=1)
     assert "process 0 can't be reached there: Connection refused" in message
+
+
+@pytest.mark.parametrize("mine", [None, "here\N{BLACK STAR}", ZeroDivisionError("here")])
+@pytest.mark.parametrize("theirs", ["", "there \x00name\x00\N{BLACK STAR}"])
+def test_what_fails_on_one_fails_on_all(mine, theirs, monkeypatch):
+    """This is the first of two processes, and the other one is made up."""
+    texts = iter([len(theirs.encode()), np.frombuffer(theirs.encode(), np.uint8)])
+
+    def gathered(value):
+        other = np.zeros_like(value)
+        other[...] = np.resize(next(texts), value.shape) if theirs else 0
+        return np.stack([value, other])
+
+    left = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: left.append(1))
+    monkeypatch.setattr(processes, "sync_global_devices", lambda name: None)
+    monkeypatch.setattr(processes, "process_allgather", gathered)
+    message = str(mine or f"process 1 of the run has failed: {theirs}")
+    kind = ZeroDivisionError if isinstance(mine, ZeroDivisionError) else SetupError
+    fails = pytest.raises(kind) if mine or theirs else contextlib.nullcontext()
+    with fails as raised, processes.failing_together():
+        if mine:
+            raise mine if kind is ZeroDivisionError else SetupError(mine)
+    assert bool(left) == bool(mine or theirs)
+    if raised:
+        assert raised.value.args[0] == message
 
 
 @pytest.mark.parametrize(

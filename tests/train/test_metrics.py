@@ -35,6 +35,28 @@ def test_metrics_are_cut_back_to_the_restored_step(tmp_path):
     assert [(event.step, event.value) for event in events] == expected
 
 
+def test_damaged_lines_are_left_out_and_told(tmp_path):
+    workdir = epath.Path(tmp_path)
+    good = ['{"step": 1, "train/loss": 1.0}', '{"step": 2, "train/loss": 0.5}']
+    bad = ["[1]", '{"x": 1}', "{", "", "\udcff\udcfe", "[" * 100_000]
+    bad += ['{"step": "1"}', '{"step": 1.5}', '{"step": 1, "train/loss": "0.5"}']
+    bad += ['{"step": 1, "train/loss": NaN}', f'{{"step": 1, "a": 1{"0" * 400}}}']
+    text = "\n".join([good[0], *bad, good[1], '{"step": 2, "tra'])
+    (tmp_path / "metrics.jsonl").write_text(text, errors="surrogateescape")
+    with MetricsWriter(workdir, first_step=2) as writer:
+        [remark] = writer.remarks
+        assert f"{len(bad)} of its lines are no metrics, the first is line 2;" in remark
+        writer.summarize(title="title", pictures=pictures_of(METRICS, unit="images"))
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == good
+    assert "train/loss" in (tmp_path / "summary.html").read_text()
+
+
+def test_a_run_that_ends_before_its_first_line_has_no_page(tmp_path):
+    with MetricsWriter(epath.Path(tmp_path), first_step=0) as writer:
+        writer.summarize(title="title", pictures=pictures_of(METRICS, unit="images"))
+    assert not (tmp_path / "summary.html").exists()
+
+
 def test_what_is_not_finite_is_left_out(tmp_path):
     with MetricsWriter(epath.Path(tmp_path), first_step=0) as writer:
         writer.write(1, {"test/loss": math.nan, "test/top1": 0.5})
@@ -138,6 +160,10 @@ def test_weights_and_biases(tmp_path, monkeypatch):
     ):
         raise ZeroDivisionError
     assert logged[-1] == 1  # W&B shows that the run has failed
+
+    (tmp_path / "wandb_run_id").write_text("../x")
+    with pytest.raises(SetupError, match="wandb_run_id is damaged: it holds '../x', and"):
+        MetricsWriter(workdir, first_step=2, wandb_project="focal")
 
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(SetupError, match="pip install wandb"):

@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from focalnet_jax.errors import SetupError, argument, first_line, nearest
-from focalnet_jax.paths import absolute_path, is_remote
+from focalnet_jax.paths import absolute_path, is_remote, with_home
 
 
 def open_builder(name: str, *, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -18,12 +18,13 @@ def open_builder(name: str, *, data_dir: str | None) -> tfds.core.DatasetBuilder
       data_dir: the directory of all data sets; None for TFDS's own place.
 
     Raises:
-      SetupError: there is no such data set, or its preparation was cut short.
+      SetupError: there is no such data set, its preparation was cut short, or there is
+        no such directory.
     """
+    place = absolute_path(data_dir or default_data_dir())
     try:
-        return tfds.builder(name, data_dir=data_dir)
+        return tfds.builder(name, data_dir=data_dir and os.fspath(place))
     except tfds.core.DatasetNotFoundError as error:
-        place = absolute_path(data_dir or default_data_dir())
         begun = [path.name for path in place.glob(f"{name.split(':')[0]}/*.begun-*")]
         if begun:
             raise SetupError(
@@ -78,8 +79,20 @@ def _folder_hint(name: str) -> str:
 
 
 def default_data_dir() -> str:
-    """The directory of data sets that TFDS uses by default."""
-    return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    """The directory of data sets that TFDS uses by default.
+
+    Raises:
+      SetupError: it would be in a home directory, and there is none.
+    """
+    if place := os.environ.get("TFDS_DATA_DIR"):
+        return place
+    try:
+        return with_home("~/tensorflow_datasets")
+    except SetupError as error:
+        raise SetupError(
+            "there is no home directory, in which data sets lie by default: name another "
+            f"place, {argument('data_dir')}=DIR, or TFDS_DATA_DIR in the environment"
+        ) from error
 
 
 def path_on_disk(path: str | os.PathLike) -> pathlib.Path:
@@ -88,9 +101,10 @@ def path_on_disk(path: str | os.PathLike) -> pathlib.Path:
     Raises:
       SetupError: the path is the address of a bucket.
     """
-    if is_remote(path):
+    found = absolute_path(path)
+    if is_remote(found):
         raise SetupError(
             f"{path} is in a bucket, and this works on disks: copy what it needs from "
             "there, and the result back, with gcloud storage cp -r"
         )
-    return pathlib.Path(os.path.abspath(os.path.expanduser(path)))
+    return pathlib.Path(found)

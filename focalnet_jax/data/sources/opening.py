@@ -4,8 +4,13 @@
 encoded: decoding belongs to the transform, once, beside the crop.
 """
 
+import atexit
 import dataclasses
+import functools
+import os
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +20,7 @@ from etils import epath
 from focalnet_jax.data.bad_records import BadRecordError
 from focalnet_jax.data.labels import Labels
 from focalnet_jax.data.sources import digits  # registers the embedded data set
-from focalnet_jax.data.sources.builders import open_builder
+from focalnet_jax.data.sources.builders import default_data_dir, open_builder
 from focalnet_jax.data.sources.fingerprint import contents_digest, digest
 from focalnet_jax.data.sources.folder import ImageFolder
 from focalnet_jax.data.sources.imagenet import SUBSETS, classes_of_folder, wordnet_ids
@@ -25,8 +30,8 @@ from focalnet_jax.data.sources.layout import (
     split_directory,
 )
 from focalnet_jax.data.sources.shards import check_shards, read_checksums
-from focalnet_jax.errors import SetupError, argument, did_you_mean
-from focalnet_jax.paths import is_remote
+from focalnet_jax.errors import SetupError, argument, did_you_mean, first_line
+from focalnet_jax.paths import is_remote, with_home, without_file_scheme
 
 # Prepared on first use, for they need no download.
 EMBEDDED = {"digits": digits.Digits}
@@ -49,7 +54,7 @@ class Source:
       label_feature: what a record calls its label.
       has_label_sets: whether a label is a sequence of ints, any of which is right.
       files: names, and numbers of records, of the files that hold one after the other.
-      remarks: what is left out of the data set, as lines for people.
+      remarks: what is left out of the data set, or where it lies, as lines for people.
     """
 
     name: str
@@ -169,9 +174,10 @@ def open_source(
             f"{argument('name')}={name!r} has "
             "labels of its own"
         )
-    builder = open_builder(name, data_dir=data_dir)
-    if name in EMBEDDED and not builder.is_prepared():
-        _prepare(builder)
+    if name in EMBEDDED:
+        builder, remarks = _open_embedded(name, data_dir)
+    else:
+        builder, remarks = open_builder(name, data_dir=data_dir), ()
     _check_prepared(builder, name, data_dir)
     features = builder.info.features
     label_feature = _LABEL_SETS if _LABEL_SETS in features else "label"
@@ -197,17 +203,19 @@ def open_source(
             (shard.filename, shard.take)
             for shard in builder.info.splits[split].file_instructions
         ),
+        remarks=remarks,
     )
 
 
 def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
-    root = pathlib.Path(name.removeprefix(FOLDER)).expanduser()
-    if is_remote(name.removeprefix(FOLDER)):
+    given = without_file_scheme(name.removeprefix(FOLDER))
+    if is_remote(given):
         raise SetupError(
             f"{argument('name')}={name!r}: an image folder has to be on a disk. In a "
             "bucket data sets lie as ArrayRecord files: see "
             "python -m focalnet_jax.data.prepare"
         )
+    root = pathlib.Path(with_home(given))
     directory = split_directory(name, root, split=split, classes=_known_classes(classes))
     class_names = None
     if classes == "imagenet2012":
@@ -240,9 +248,10 @@ def _known_classes(classes: str | None) -> set[str] | None:
 
 
 def _classes_of_file(classes: str) -> list[str]:
+    path = pathlib.Path(with_home(without_file_scheme(classes)))
     try:
-        lines = pathlib.Path(classes).expanduser().read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:  # The latter for what is no text, or no path.
         raise SetupError(
             f"{argument('classes')}={classes!r} is neither 'imagenet2012' nor a "
             f"file of classes: {error}"
@@ -250,13 +259,69 @@ def _classes_of_file(classes: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _prepare(builder: tfds.core.DatasetBuilder) -> None:
+def _open_embedded(
+    name: str, data_dir: str | None
+) -> tuple[tfds.core.DatasetBuilder, tuple[str, ...]]:
+    """Opens an embedded data set, which is prepared on its first use.
+
+    Where the home directory can't be written, and nobody has named another place, it is
+    prepared in a temporary directory.
+
+    Returns:
+      the data set, and what to say of where it lies.
+
+    Raises:
+      SetupError: the place that somebody has named can't be written.
+    """
     try:
-        builder.download_and_prepare(file_format="array_record")
-    except OSError:
-        # TFDS prepares aside and renames: another process may have been first.
-        if not builder.is_prepared():
-            raise
+        place = data_dir or default_data_dir()
+    except SetupError:
+        place, reason = None, "there is none"
+    if place:
+        try:
+            return _prepared(name, place), ()
+        except OSError as error:
+            reason = f"{error.filename or place}: {error.strerror or first_line(error)}"
+    if given := data_dir or os.environ.get("TFDS_DATA_DIR"):
+        raise SetupError(
+            f"{name} can't be prepared in {given} ({reason}): name a directory that can "
+            f"be written, {argument('data_dir')}=DIR or TFDS_DATA_DIR in the environment"
+        )
+    try:
+        directory = _spare_directory()
+        builder = _prepared(name, directory)
+    except OSError as error:
+        raise SetupError(
+            f"{name} can't be prepared in the home directory ({reason}), nor in a "
+            f"temporary one ({error}): name a directory that can be written, "
+            f"{argument('data_dir')}=DIR or TFDS_DATA_DIR in the environment"
+        ) from error
+    remark = (
+        f"{name} is prepared in {directory}, until the program ends, since the home "
+        f"directory can't be used ({reason}); TFDS_DATA_DIR=DIR names a place that stays"
+    )
+    return builder, (remark,)
+
+
+@functools.cache
+def _spare_directory() -> str:
+    directory = tempfile.mkdtemp(prefix="focalnet_jax_data_")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def _prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    builder = open_builder(name, data_dir=data_dir)
+    if not builder.is_prepared():
+        # TFDS would begin to speak before it finds out that it can't write there.
+        builder.data_path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            builder.download_and_prepare(file_format="array_record")
+        except OSError:
+            # TFDS prepares aside and renames: another process may have been first.
+            if not builder.is_prepared():
+                raise
+    return builder
 
 
 def _check_prepared(builder, name: str, data_dir: str | None) -> None:

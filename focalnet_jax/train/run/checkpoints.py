@@ -8,7 +8,6 @@ whole; in a bucket, where nothing can be renamed, a marker says that it is.
 """
 
 import contextlib
-import json
 import math
 import re
 import shutil
@@ -22,8 +21,8 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from focalnet_jax.errors import SetupError, first_line
-from focalnet_jax.paths import is_remote
+from focalnet_jax.errors import SetupError, first_line, shown
+from focalnet_jax.paths import is_remote, read_json
 from focalnet_jax.train.state import TrainState
 from focalnet_jax.trees import named_leaves
 from focalnet_jax.weights.params import CHECKPOINTS, stored_shapes
@@ -256,7 +255,9 @@ def _check_metrics(directory: epath.Path) -> None:
     """Raises SetupError for damaged metrics; Orbax wouldn't say of which checkpoint."""
     for path in directory.glob("*/metrics/metrics"):
         try:
-            json.loads(path.read_text("utf-8"))
+            for name, value in read_json(path).items():
+                if type(value) not in (int, float):
+                    raise ValueError(f"{name!r} is {shown(value)}, and no number")
         except ValueError as error:
             raise SetupError(
                 f"the metrics of a checkpoint are damaged: {path.parent.parent}: {error}"

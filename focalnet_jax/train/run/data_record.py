@@ -4,15 +4,14 @@ It has an entry for the split to train on and one for the split to evaluate on. 
 the name, the number of examples and the digests of `fingerprint`, if the records have it.
 """
 
-import json
 from typing import Any
 
 import jax
 from etils import epath
 
 from focalnet_jax.data import Records
-from focalnet_jax.errors import SetupError
-from focalnet_jax.paths import write_json
+from focalnet_jax.errors import SetupError, shown
+from focalnet_jax.paths import read_json, write_json
 from focalnet_jax.tasks.base import Splits
 
 _FILE = "data.json"
@@ -107,12 +106,24 @@ def _read(workdir: epath.Path) -> DataRecord:
     if not path.exists():
         return {}
     try:
-        record = json.loads(path.read_text("utf-8"))
-        for entry in record.values():
-            int(entry["examples"]), str(entry["name"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        record = read_json(path)
+        for role in record.keys() & _ROLES:
+            _check_entry(role, record[role])
+    except ValueError as error:
         raise SetupError(
-            f"{path} is damaged ({error!r}). It says what data the run began with; move "
-            "it away to go on without a comparison"
+            f"{path} is damaged: {error}. It says what data the run began with; move it "
+            "away to go on without a comparison"
         ) from error
     return record
+
+
+def _check_entry(role: str, entry: Any) -> None:
+    """Raises ValueError for what `_describe` doesn't make."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{role!r} is {shown(entry)}, and no object")
+    count = entry.get("examples")
+    if type(count) is not int or not 0 <= count < 2**63:
+        raise ValueError(f"'examples' of {role!r} is {shown(count)}, and no whole number")
+    for name in ("name", *(entry.keys() & _DIGESTS)):
+        if not isinstance(entry.get(name), str):
+            raise ValueError(f"{name!r} of {role!r} is {shown(entry.get(name))}, no text")

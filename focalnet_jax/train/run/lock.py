@@ -20,6 +20,7 @@ import os
 import pathlib
 import secrets
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -69,11 +70,16 @@ class WorkdirLock:
             return self
         remote = is_remote(self._workdir)
         with _write_errors_told(self._workdir):
-            self._is_new = not remote and not self._workdir.exists()
-            self._workdir.mkdir(parents=True, exist_ok=True)
-            self._file = (_Object if remote else _File)(self._workdir / _NAME)
-            self._mine = json.dumps(_this_process(self._workdir), indent=2) + "\n"
-            self._acquire()
+            places = [] if remote else [self._workdir, *self._workdir.parents]
+            self._new = [place for place in places if not place.exists()]
+            try:
+                self._workdir.mkdir(parents=True, exist_ok=True)
+                self._file = (_Object if remote else _File)(self._workdir / _NAME)
+                self._mine = json.dumps(_this_process(self._workdir), indent=2) + "\n"
+                self._acquire()
+            except BaseException:
+                self._remove_new()
+                raise
         self._beaten = time.monotonic()
         threading.Thread(target=self._beat_on, daemon=True).start()
         return self
@@ -82,11 +88,16 @@ class WorkdirLock:
         if not self._active:
             return
         self._ending.set()
-        with self._beating, contextlib.suppress(OSError, ValueError):
+        with self._beating, contextlib.suppress(OSError, ValueError, SetupError):
             if self._file.is_mine(self._mine):
                 self._file.remove()
-            if self._is_new:
-                os.rmdir(self._workdir)  # This fails if there is something in it.
+        self._remove_new()
+
+    def _remove_new(self) -> None:
+        """Removes directories that were made for nothing."""
+        with contextlib.suppress(OSError):
+            for place in self._new:
+                os.rmdir(place)  # This fails if there is something in it.
 
     def check(self) -> None:
         """Makes sure that the run may still write.
@@ -112,6 +123,7 @@ class WorkdirLock:
             if seen.content is None:
                 if self._file.write_if(seen, self._mine):
                     return
+                time.sleep(_LOOK_SECONDS)  # Somebody else has been faster.
                 continue
             holder = _Holder.read(seen.content)
             is_alive = holder.is_alive(self._file)
@@ -143,7 +155,7 @@ class WorkdirLock:
 
     def _beat(self) -> None:
         # A store that can't be reached for a while is no reason to end.
-        with self._beating, contextlib.suppress(OSError, ValueError):
+        with self._beating, contextlib.suppress(OSError, ValueError, SetupError):
             if self._ending.is_set():
                 return
             if not self._file.touch(self._mine):
@@ -171,9 +183,20 @@ class _Holder(NamedTuple):
     def read(cls, content: str) -> "_Holder":
         try:
             fields = json.loads(content)
-            return cls(**{name: fields.get(name) for name in cls._fields})
-        except (ValueError, AttributeError, TypeError):
+            holder = cls(**{name: fields.get(name) for name in cls._fields})
+        except (ValueError, AttributeError, RecursionError):
             return cls()
+        return holder if holder._is_possible() else cls()
+
+    def _is_possible(self) -> bool:
+        shown = (self.host, self.since)
+        compared = (self.machine, self.started, self.workdir)
+        return (
+            type(self.process) is int
+            and 0 < self.process < 2**31
+            and all(isinstance(text, str) and text.isprintable() for text in shown)
+            and all(isinstance(text, str | None) for text in compared)
+        )
 
     def __str__(self) -> str:
         if self.process is None:
@@ -227,7 +250,7 @@ def _start_of(process: int) -> str | None:
     It is None if the process belongs to somebody else and is hidden.
     """
     try:
-        stat = pathlib.Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
+        status = pathlib.Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
     except OSError:
         try:
             os.kill(process, 0)
@@ -237,7 +260,7 @@ def _start_of(process: int) -> str | None:
             pass
         return None
     # The name of the program stands in parentheses, and may hold any character.
-    fields = stat.rpartition(")")[2].split()
+    fields = status.rpartition(")")[2].split()
     return "" if fields[0] in "ZX" else fields[19]
 
 
@@ -256,12 +279,25 @@ class _File:
 
     def read(self) -> _Seen:
         try:
-            # Opening it has a network file system ask its server.
-            with self._path.open(encoding="utf-8", errors="replace") as file:
-                stat = os.fstat(file.fileno())
-                return _Seen(file.read(), (stat.st_ino, stat.st_mtime_ns))
-        except FileNotFoundError:
+            # Opening it has a network file system ask its server. A pipe would have this
+            # wait for somebody who writes to it.
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            if self._path.is_symlink():
+                raise self._no_lock("a link to what is not there") from error
             return _Seen(None, None)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise self._no_lock("no file")
+        with open(descriptor, encoding="utf-8", errors="replace") as file:
+            return _Seen(file.read(), (status.st_ino, status.st_mtime_ns))
+
+    def _no_lock(self, what: str) -> SetupError:
+        return SetupError(
+            f"{self._path} says which run writes there, and it is {what}: remove it, or "
+            "give another --workdir"
+        )
 
     def write_if(self, seen: _Seen, content: str) -> bool:
         """Writes if what is there is still what was seen; returns whether it was."""
@@ -296,7 +332,7 @@ class _File:
         """Whether it is the lock of that directory, and no copy."""
         try:
             return self._path.samefile(pathlib.Path(workdir or "") / _NAME)
-        except OSError:
+        except (OSError, ValueError):  # The latter for what is no path.
             return False
 
     def _create(self, aside: pathlib.Path, content: str) -> bool:

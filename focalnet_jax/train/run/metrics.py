@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import pathlib
+import re
 import shutil
 import tempfile
 import time
@@ -17,11 +18,10 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, shown
 from focalnet_jax.paths import errors_named, is_remote, write_whole
-from focalnet_jax.train.run.summary import Picture, write_summary
+from focalnet_jax.train.run.summary import METRICS, Picture, read_lines, write_summary
 
-_METRICS = "metrics.jsonl"
 _UPLOAD_SECONDS = 30
 
 
@@ -38,6 +38,9 @@ class MetricsWriter:
       wandb_project: of Weights & Biases, which then gets the metrics, too.
       config: shown by W&B.
 
+    Attributes:
+      remarks: on what stood there, as lines for people.
+
     Raises:
       SetupError: W&B is asked for and not installed.
     """
@@ -50,6 +53,7 @@ class MetricsWriter:
         wandb_project: str | None = None,
         config: dict[str, Any] | None = None,
     ):
+        self.remarks = ()
         self._active = jax.process_index() == 0
         if not self._active:
             return
@@ -59,9 +63,8 @@ class MetricsWriter:
             self._spool = pathlib.Path(tempfile.mkdtemp(prefix="focalnet_jax_metrics_"))
             self._uploaded = time.monotonic()
         self._directory = self._spool or workdir
-        lines = _lines_until(workdir / _METRICS, first_step)
-        if lines is not None:
-            write_whole(self._directory / _METRICS, "".join(lines))
+        if (workdir / METRICS).exists():
+            self._cut_back(first_step)
         is_restart = any(workdir.glob("events.out.tfevents*"))
         self._events = EventFileWriter(str(self._directory))
         if is_restart:
@@ -71,6 +74,18 @@ class MetricsWriter:
         self._wandb = None
         if wandb_project:
             self._wandb = _wandb_run(workdir, wandb_project, config)
+
+    def _cut_back(self, step: int) -> None:
+        """Leaves out lines of later steps, and those that are none."""
+        lines = read_lines(self._workdir / METRICS)
+        if lines.bad:
+            self.remarks += (
+                f"{self._workdir / METRICS} was damaged: {len(lines.bad):,} of its lines "
+                f"are no metrics, the first is line {lines.bad[0]:,}; they are left out",
+            )
+        kept = [line for line in lines.good if json.loads(line)["step"] <= step]
+        text = "".join(f"{line}\n" for line in kept)
+        write_whole(self._directory / METRICS, text)
 
     def __enter__(self):
         return self
@@ -92,7 +107,7 @@ class MetricsWriter:
             return
         metrics = {name: v for name, v in metrics.items() if math.isfinite(v)}
         values = [Summary.Value(tag=name, simple_value=v) for name, v in metrics.items()]
-        path = self._directory / _METRICS
+        path = self._directory / METRICS
         with errors_named(path):
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
@@ -123,20 +138,6 @@ class MetricsWriter:
         self._events.add_event(Event(step=step, wall_time=time.time(), **content))
 
 
-def _lines_until(path: epath.Path, step: int) -> list[str] | None:
-    """Lines up to a step, without a last one that a crash left incomplete."""
-    if not path.exists():
-        return None
-    kept = []
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except json.JSONDecodeError:
-            break
-    return kept
-
-
 def _wandb_run(workdir: epath.Path, project: str, config: dict[str, Any] | None) -> Any:
     """The run of W&B that belongs to a workdir; a resumed one goes on."""
     try:
@@ -149,9 +150,15 @@ def _wandb_run(workdir: epath.Path, project: str, config: dict[str, Any] | None)
     path = workdir / "wandb_run_id"
     if not path.exists():
         write_whole(path, uuid.uuid4().hex[:8])
+    run_id = path.read_bytes().decode("utf-8", "replace").strip()
+    if not re.fullmatch(r"[\w-]{1,64}", run_id, re.ASCII):
+        raise SetupError(
+            f"{path} is damaged: it holds {shown(run_id)}, and no id of a run. Move it "
+            "away to go on under a new one"
+        )
     return wandb.init(
         project=project,
-        id=path.read_text("utf-8"),
+        id=run_id,
         name=workdir.name,
         config=config,
         resume="allow",

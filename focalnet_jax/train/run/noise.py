@@ -17,11 +17,17 @@ def leave_out_noise() -> None:
     asyncio.log.logger.setLevel("CRITICAL")
     asyncio.set_event_loop_policy(_Policy())
     logging.get_absl_logger().addFilter(_is_no_stack_of_orbax)
+    logging.get_absl_logger().addFilter(_is_no_search_of_tfds)
     threading.excepthook = _show
 
 
 def _is_no_stack_of_orbax(record) -> bool:
     return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
+
+
+def _is_no_search_of_tfds(record) -> bool:
+    # It warns of each data set that is not prepared yet.
+    return not str(record.msg).startswith("Variant folder %s")
 
 
 def _show(failed) -> None:

@@ -2,15 +2,17 @@
 
 import html
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import matplotlib.figure
 from etils import epath
 
-from focalnet_jax.pages import page, svg
+from focalnet_jax.pages import Figure, page, svg
 from focalnet_jax.paths import write_whole
 from focalnet_jax.tasks.base import Metric
+
+METRICS = "metrics.jsonl"
 
 # The colour of a curve, by what the metric's name begins with.
 _COLORS = {"train": "#1f5fa8", "test": "#c2571a", "test_ema": "#2e7d4f"}
@@ -63,13 +65,53 @@ def pictures_of(metrics: Mapping[str, Metric], *, unit: str) -> tuple[Picture, .
     )
 
 
+class Lines(NamedTuple):
+    """The lines of `metrics.jsonl`.
+
+    Attributes:
+      good: those that hold a step and metrics.
+      bad: the numbers, from 1 on, of those that don't. The last one is none of them if it
+        has no end: that is how a crash leaves it.
+    """
+
+    good: list[str]
+    bad: list[int]
+
+
+def read_lines(path: epath.Path) -> Lines:
+    """Reads `metrics.jsonl`, which may be missing or damaged."""
+    lines = Lines([], [])
+    if not path.exists():
+        return lines
+    *whole, last = path.read_bytes().split(b"\n")
+    for number, line in enumerate([*whole, last], start=1):
+        if _is_record(line):
+            lines.good.append(line.decode("utf-8"))
+        elif number <= len(whole):
+            lines.bad.append(number)
+    return lines
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return False
+    # NaN is neither above nor below anything.
+    return all(
+        type(value) in (int, float) and abs(value) <= sys.float_info.max
+        for value in record.values()
+    )
+
+
 def write_summary(
     workdir: epath.Path, *, title: str, pictures: Sequence[Picture]
 ) -> None:
     """Makes a page of `metrics.jsonl` and the descriptions beside it."""
-    lines = (workdir / "metrics.jsonl").read_text("utf-8").splitlines()
-    metrics = [json.loads(line) for line in lines]
-    if not metrics:
+    metrics = [json.loads(line) for line in read_lines(workdir / METRICS).good]
+    if not metrics:  # The run was told to end before its first line.
         return
     last = {name: value for line in metrics for name, value in line.items()}
     rows = "\n".join(
@@ -78,7 +120,8 @@ def write_summary(
     )
     details = "\n".join(
         f"<details><summary>{name}</summary>"
-        f"<pre>{html.escape(path.read_text('utf-8'))}</pre></details>"
+        f"<pre>{html.escape(path.read_bytes().decode('utf-8', 'replace'))}</pre>"
+        "</details>"
         for name in ("config.json", "versions.json", "model.json")
         if (path := workdir / name).exists()
     )
@@ -89,9 +132,7 @@ def write_summary(
     write_whole(workdir / "summary.html", page(title, body))
 
 
-def curves(
-    metrics: Sequence[Mapping[str, float]], pictures: Sequence[Picture]
-) -> matplotlib.figure.Figure:
+def curves(metrics: Sequence[Mapping[str, float]], pictures: Sequence[Picture]) -> Figure:
     """A figure with a curve of each metric over the steps.
 
     Args:
@@ -101,7 +142,7 @@ def curves(
     known = {name for line in metrics for name in line}
     shown = [p for p in pictures if known & {name for g in p.metrics for name in g}]
     rows = -(-len(shown) // 2)
-    figure = matplotlib.figure.Figure(figsize=(10, 2.8 * rows), layout="constrained")
+    figure = Figure(figsize=(10, 2.8 * rows), layout="constrained")
     for axes, picture in zip(figure.subplots(rows, 2, squeeze=False).flat, shown):
         _draw(axes, picture, metrics)
     for axes in figure.axes[len(shown) :]:

@@ -11,6 +11,7 @@ summary.html    curves and last values
 checkpoints/    Orbax
 """
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -24,9 +25,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from focalnet_jax.errors import SetupError
-from focalnet_jax.fields import Field, Fields, flatten
-from focalnet_jax.paths import write_json
+from focalnet_jax.errors import SetupError, shown
+from focalnet_jax.fields import Field, Fields, converted, flatten, unflatten
+from focalnet_jax.paths import read_json, write_json
+from focalnet_jax.train.config import all_fields
+from focalnet_jax.train.processes import failing_together
 
 _PACKAGES = (
     "focalnet_jax",
@@ -49,8 +52,14 @@ def check_shared(workdir: epath.Path) -> None:
 
     Otherwise each would write its part of a checkpoint to a place of its own, or to none.
     """
-    if jax.process_count() == 1:
-        return
+    problem = _not_shared(workdir) if jax.process_count() > 1 else None
+    with failing_together():
+        if problem:
+            raise SetupError(problem)
+
+
+def _not_shared(workdir: epath.Path) -> str | None:
+    """What is wrong, on all processes."""
     token = multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))
     sign = workdir / f"seen_by_all_{token:08x}"
     if jax.process_index() == 0:
@@ -61,7 +70,7 @@ def check_shared(workdir: epath.Path) -> None:
         sign.unlink()
     if not sees_it.all():
         others = ", ".join(map(str, np.flatnonzero(~sees_it)))
-        raise SetupError(
+        return (
             f"the processes of a run need the same workdir, and {others} of "
             f"{jax.process_count()} don't see {workdir} of process 0: name one on a "
             "shared file system or in a bucket, --workdir=gs://BUCKET/RUN"
@@ -69,10 +78,11 @@ def check_shared(workdir: epath.Path) -> None:
     may_write = multihost_utils.process_allgather(np.bool_(_may_write(workdir, token)))
     if not may_write.all():
         others = ", ".join(map(str, np.flatnonzero(~may_write)))
-        raise SetupError(
+        return (
             f"process {others} of {jax.process_count()} can't write to {workdir}, and "
             "each has to write its part of a checkpoint there"
         )
+    return None
 
 
 def _may_write(workdir: epath.Path, token: int) -> bool:
@@ -96,7 +106,8 @@ def describe_run(
       description: of the model, see `Task.description`.
     """
     if jax.process_index() == 0:
-        write_json(workdir / "config.json", config.to_dict())
+        values = _absolute(flatten(config.to_dict()), all_fields(config.task))
+        write_json(workdir / "config.json", unflatten(values))
         write_json(workdir / "versions.json", versions())
         write_json(workdir / "model.json", description)
 
@@ -125,14 +136,22 @@ def changed_fields(workdir: epath.Path, config: ConfigDict, fields: Fields) -> l
     Fields that an older program didn't know had the value that is their default now.
 
     Raises:
-      SetupError: one of them decides what examples a step is done on.
+      SetupError: one of them decides what examples a step is done on, or the record of
+        them is damaged.
     """
     path = workdir / "config.json"
     if not path.exists():
         return []
+    try:
+        before = _read_config(path, fields)
+    except (ValueError, SetupError) as error:
+        raise SetupError(
+            f"{path} is damaged: {error}. It says how the run was configured; move it "
+            "away to go on without a comparison"
+        ) from error
     defaults = {name: field.default for name, field in fields.items()}
-    before = _as_stored(defaults) | flatten(json.loads(path.read_text("utf-8")))
-    now = _as_stored(flatten(config.to_dict()))
+    before = _as_stored(defaults) | _absolute(before, fields)
+    now = _as_stored(_absolute(flatten(config.to_dict()), fields))
     changed = {
         field: f"{field}: {before.get(field)} -> {now.get(field)}"
         for field in sorted(before.keys() | now.keys())
@@ -151,6 +170,35 @@ def changed_fields(workdir: epath.Path, config: ConfigDict, fields: Fields) -> l
             f"--config.init_from={workdir} and another --workdir"
         )
     return [*changed.values()]
+
+
+def _read_config(path: epath.Path, fields: Fields) -> dict[str, Any]:
+    """What `describe_run` has written, by dotted names.
+
+    Raises:
+      ValueError, SetupError: it is something else. Only fields that decide about examples
+        are looked at, since others may have had other values in an older program.
+    """
+    values = flatten(read_json(path))
+    if not values.keys() & fields.keys():
+        raise ValueError("it has no field of a configuration")
+    for name in values:
+        if any(field.startswith(f"{name}.") for field in fields):
+            raise ValueError(f"{name!r} is {shown(values[name])}, and no object")
+    for name, field in fields.items():
+        if name in values and field.decides_examples:
+            converted(name, field, values[name])
+    return values
+
+
+def _absolute(values: dict[str, Any], fields: Fields) -> dict[str, Any]:
+    """The same values; those that name places don't depend on where one stands."""
+    values = dict(values)
+    for name, field in fields.items():
+        if field.absolute and isinstance(values.get(name), str):
+            with contextlib.suppress(SetupError):  # There may be no such place here.
+                values[name] = field.absolute(values[name])
+    return values
 
 
 def _leads_to_other_examples(field: Field, old: Any, new: Any) -> bool:
