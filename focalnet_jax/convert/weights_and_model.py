@@ -139,7 +139,7 @@ def _with_head(reading: Reading, options: dict[str, Any]) -> dict[str, Any]:
     if reading.head == "reset" and not HEAD_OPTIONS & options.keys():
         raise SetupError(
             f"{argument('head', 'reset')} needs {argument('num_classes')}, or for a "
-            f"backbone {argument('out_stages', (0, 1, 2, 3))}"
+            f"backbone {argument('out_stages')}, such as (0, 1, 2, 3)"
         )
     return options
 

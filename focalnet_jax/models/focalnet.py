@@ -97,9 +97,12 @@ class FocalNetEncoder(nn.Module):
       causal: lets nothing in a map depend on what comes later on its first spatial axis,
         which is time: kernels reach backward, and `causal_window` limits the global
         level, as in FocalCodec-Stream. Patches stay as they are.
-      causal_window: with `causal`, how many positions of a map the global level gathers.
+      causal_window: only with `causal`: how many positions of a map the global level
+        gathers.
       global_axes: the spatial axes, counted from 0, that the global level takes the mean
-        over; () for all of them. (1, 2) leaves the frames of a video apart.
+        over; () for all of them. (1, 2) gives each frame of a video a global level of
+        its own. Frames stay apart altogether if all windows are 1 along the first axis,
+        such as focal_windows=((1, 3, 3), (1, 3, 3)) with focal_factor=(0, 2, 2).
       drop_rate: dropout after the stem, in the modulation and in the MLPs.
       drop_path_rate: stochastic depth of the last block; the rates of the blocks grow
         linearly from 0.

@@ -282,7 +282,7 @@ def _check_axes(encoder: FocalNetEncoder) -> None:
     if not set(encoder.global_axes) <= set(range(rank)):
         raise OptionError(
             "global_axes",
-            f"={encoder.global_axes} are not all of the {rank} spatial axes "
+            f"={encoder.global_axes} has an axis that is not there: the spatial axes are "
             f"{tuple(range(rank))}",
         )
     if len(set(encoder.global_axes)) < len(encoder.global_axes):
@@ -297,6 +297,11 @@ def _check_axes(encoder: FocalNetEncoder) -> None:
                 "has no field of that name",
             )
     if not encoder.causal:
+        if encoder.causal_window != FocalNetEncoder.causal_window:
+            raise OptionError(
+                "causal_window",
+                f"={encoder.causal_window} has no effect without causal=True",
+            )
         return
     if encoder.global_axes:
         raise OptionError(

@@ -87,7 +87,7 @@ def aggregate_context(
         code).
       causal: lets each position see the past alone.
       global_axes: the spatial axes, counted from 0, that the mean is taken over; () for
-        all of them. `(1, 2)` of a video leaves its frames apart.
+        all of them. `(1, 2)` of a video takes one for each frame.
       implementation: a name in `IMPLEMENTATIONS`.
 
     Returns:

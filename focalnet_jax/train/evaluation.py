@@ -1,7 +1,9 @@
 """Evaluation of a model's variables, and of their average beside them."""
 
 import functools
+import json
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -25,12 +27,16 @@ from focalnet_jax.train.run.data_record import other_evaluation_set, record_data
 from focalnet_jax.train.run.progress import Progress
 from focalnet_jax.train.state import TrainState, initial_state
 from focalnet_jax.train.step import make_predict
+from focalnet_jax.weights.description import description_file
 from focalnet_jax.weights.params import (
     CHECKPOINTS,
     find_params,
     load_params,
     newest_params_path,
 )
+
+# What `model.json` says of these is compared by `Task.differences`.
+_OF_THE_MODEL = {"name", "overrides", "classes"}
 
 
 def evaluate(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, float]:
@@ -67,7 +73,12 @@ def evaluate(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, f
         state = _load(path, abstract_state)
         with Progress.quiet() as progress:
             progress.say(f"evaluating {path.parent}")
-            for remark in (*_other_data(path, splits, task), *splits.remarks):
+            described = task.description(split.source)
+            for remark in (
+                *_other_data(path, splits, task),
+                *_other_description(path.parent, described),
+                *splits.remarks,
+            ):
                 progress.say(remark)
             return evaluator.run(state, progress)
 
@@ -91,6 +102,23 @@ def _other_data(path: epath.Path, splits: Splits, task: Task) -> list[str]:
     workdir = path.parent.parent.parent
     line = other_evaluation_set(workdir, record_data(splits), unit=task.unit)
     return [line] if line else []
+
+
+def _other_description(directory: epath.Path, now: dict[str, Any]) -> list[str]:
+    """Says what the parameters' `model.json` has otherwise, as the size of images.
+
+    That the model fits has been checked.
+    """
+    file = description_file(directory)
+    if file is None:
+        return []
+    before = json.loads(file.read_text())
+    differences = [
+        f"{name}={before[name]}, here {now[name]}"
+        for name in sorted(before.keys() & now.keys() - _OF_THE_MODEL)
+        if before[name] != json.loads(json.dumps(now[name]))
+    ]
+    return [f"{file} has {', '.join(differences)}"] if differences else []
 
 
 def _load(path: epath.Path, abstract: TrainState) -> TrainState:

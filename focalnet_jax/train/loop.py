@@ -121,14 +121,14 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
         )
         _introduce(setup, state, progress)
         changes = [f"  with {change}" for change in changes]
+        for remark in (origin, *changes, *setup.splits.remarks):
+            progress.say(remark)
         if state.step >= setup.total_steps:
             progress.say(
                 f"the run is finished: step {state.step:,} of {setup.total_steps:,}"
             )
-            for remark in (*changes, *setup.splits.remarks):
-                progress.say(remark)
             return setup.evaluator.run(state, progress)
-        for remark in (origin, *changes, *setup.splits.remarks, *_remarks(setup)):
+        for remark in _remarks(setup):
             progress.say(remark)
         run = _open_run(setup, lock, checkpoints, progress, int(state.step), stack)
         return _train_steps(run, state)
@@ -222,6 +222,7 @@ def _train_steps(run: _Run, state: TrainState) -> dict[str, float]:
     first, last = int(state.step) + 1, run.setup.total_steps
     cadence = Cadence(run.setup.config, total_steps=last)
     measured = metrics = {}
+    run.progress.say("compiling the step")
     for step in range(first, last + 1):
         state, measured = _train_step(run, step, state, busy_with=measured)
         ends_early = run.preemption.reached()

@@ -101,11 +101,16 @@ def find_description(path: epath.Path) -> ModelDescription | None:
     Raises:
       SetupError: the file describes no model.
     """
-    for directory in (path, path.parent, path.parent.parent):
-        file = directory / _FILE
-        if file.exists():
-            return parse_description(file.read_bytes(), origin=str(file))
-    return None
+    file = description_file(path)
+    if file is None:
+        return None
+    return parse_description(file.read_bytes(), origin=str(file))
+
+
+def description_file(path: epath.Path) -> epath.Path | None:
+    """The file that belongs to parameters at a path as `find_description` takes it."""
+    files = (parent / _FILE for parent in (path, path.parent, path.parent.parent))
+    return next((file for file in files if file.exists()), None)
 
 
 def parse_description(text: str | bytes, *, origin: str) -> ModelDescription:

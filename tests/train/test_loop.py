@@ -206,6 +206,14 @@ def test_changed_fields_are_said_on_resumption(tiny_config, tmp_path, capsys):
     assert "with num_steps: 3 -> 4" in output
     assert "resuming after step 3" in output
 
+    tiny_config.data.image_size = 24
+    train(*check_config(tiny_config), workdir)  # It is finished, and evaluates once more.
+    assert "with data.image_size: 16 -> 24" in capsys.readouterr().out
+    evaluate(*check_config(tiny_config), workdir)
+    output = capsys.readouterr().out
+    assert f"{workdir / 'model.json'} has image_size=16, here 24\n" in output
+    tiny_config.data.image_size = 16
+
     tiny_config.seed = 1
     tiny_config.batch_size = 8
     message = r"on other examples:\n  seed: 0 -> 1\n  batch_size: 16 -> 8\nSet these"

@@ -141,8 +141,7 @@ class WorkdirLock:
             if is_alive:
                 raise SetupError(
                     f"{holder} is writing to {self._workdir}. End that run first"
-                    f"{holder.how_to_end()}, or give this one another --workdir. If it "
-                    f"is gone, the workdir is free {_GONE_AFTER_SECONDS} seconds later"
+                    f"{holder.how_to_end()}, or give this one another --workdir"
                 )
             if is_alive is None:
                 time.sleep(_LOOK_SECONDS)
