@@ -166,12 +166,13 @@ def place_in_own_code(error: BaseException) -> str | None:
         text = (error.text or "").strip()
         return f"{error.filename}, line {error.lineno}: {text}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if pathlib.Path(frame.filename).is_file() and not _is_library(frame.filename):
+        if pathlib.Path(frame.filename).is_file() and not is_library(frame.filename):
             return f"{frame.filename}, line {frame.lineno}: {frame.line}"
     return None
 
 
-def _is_library(filename: str) -> bool:
+def is_library(filename: str) -> bool:
+    """Whether a file of code belongs to this package, to Python or to a library."""
     path = pathlib.Path(filename).resolve()
     package = pathlib.Path(__file__).resolve().parent
     libraries = {package, pathlib.Path(sysconfig.get_path("stdlib")).resolve()}

@@ -177,6 +177,11 @@ def create_backbone(
       ValueError: an unknown name.
       TypeError: an unknown option.
     """
+    if "num_classes" in overrides:
+        raise TypeError(
+            "a backbone has no head, and so no num_classes: leave it out, or make a "
+            "classifier with create_model"
+        )
     encoder = _create_encoder(name, overrides)
     _check_size(encoder)
     out_norm = convert_option("out_norm", out_norm, Flag())

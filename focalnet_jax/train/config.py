@@ -269,8 +269,10 @@ def check_config(config: ConfigDict) -> tuple[FrozenConfigDict, Task]:
     if best := config.checkpoint.best_metric:
         allowed = [f"{split}/{name}" for split in SPLITS for name in task.metrics]
         if best not in allowed:
-            hint = did_you_mean(best, allowed)
-            raise SetupError(f"checkpoint.best_metric={shown(best)} is unknown{hint}")
+            raise SetupError(
+                f"checkpoint.best_metric={shown(best)} is unknown; there are "
+                f"{', '.join(allowed)}"
+            )
         if best.startswith("test_ema/") and not config.ema_decay:
             raise SetupError(f"checkpoint.best_metric={best!r} needs ema_decay above 0")
     return config, task
@@ -281,6 +283,9 @@ def check_field_name(name: str, task: str = CLASSIFICATION) -> None:
     fields = all_fields(task)
     if not name:
         raise SetupError("the field has no name: it is --config.FIELD=VALUE")
+    if inner := [field for field in fields if field.startswith(f"{name}.")]:
+        few = ", ".join([*inner[:3], *(["..."] if len(inner) > 3 else [])])
+        raise SetupError(f"{name} is a group of fields, which are set one by one: {few}")
     if name not in fields:
         raise SetupError(f"the config has no field {name}{did_you_mean(name, fields)}")
 

@@ -9,11 +9,18 @@ import inspect
 import os
 import pathlib
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 
 from ml_collections import ConfigDict
 
-from focalnet_jax.errors import SetupError, did_you_mean, first_line, place_in_own_code
+from focalnet_jax.errors import (
+    SetupError,
+    did_you_mean,
+    first_line,
+    is_library,
+    place_in_own_code,
+)
 from focalnet_jax.paths import with_home
 from focalnet_jax.tasks.registry import TASKS
 from focalnet_jax.train.config import all_fields
@@ -51,12 +58,22 @@ def find_recipe(recipe: str) -> str:
     name = path.as_posix().removeprefix("configs/").removesuffix(".py")
     if name in own:
         return f"{own[name]}{colon}{variant}"
-    choice = [f"configs/{name}.py" for name in own] if path.suffix else own
-    looked = " and ".join(map(_spelt, places))
+    choice = [*own]
+    if path.suffix:
+        choice = [f"configs/{name}.py" for name in own] + _recipes_beside(path)
+    looked = " and ".join(dict.fromkeys(map(_spelt, places)))
     raise SetupError(
         f"there is no recipe {given!r}{did_you_mean(given, choice)} (paths are looked "
         f"for in {looked})"
     )
+
+
+def _recipes_beside(path: pathlib.Path) -> list[str]:
+    """The Python files that lie where a recipe was looked for in vain."""
+    try:
+        return [str(beside) for beside in path.parent.glob("*.py")]
+    except OSError:
+        return []
 
 
 def _spelt(place: pathlib.Path) -> str:
@@ -112,16 +129,27 @@ def _load_function(path: str) -> Callable[..., ConfigDict]:
     return module.get_config
 
 
+class _PlacedError(SetupError):
+    """An error of a recipe that names the line."""
+
+
 @contextlib.contextmanager
 def _errors_placed(path: str) -> Iterator[None]:
     """Raises SetupError, with the line of the recipe, for all that goes wrong in it."""
     try:
         yield
-    except SetupError:
+    except _PlacedError:
         raise
+    except SetupError as error:
+        # Recipes that raise one themselves say what they need to.
+        is_own = not is_library(traceback.extract_tb(error.__traceback__)[-1].filename)
+        place = None if is_own else place_in_own_code(error)
+        if place is None:
+            raise
+        raise _PlacedError(f"{error.marked}\n  {place}") from error
     except (Exception, SystemExit) as error:
         place = place_in_own_code(error) or path
-        raise SetupError(f"{_problem(error)}\n  {place}") from error
+        raise _PlacedError(f"{_problem(error)}\n  {place}") from error
 
 
 def _problem(error: BaseException) -> str:

@@ -205,6 +205,11 @@ def test_products_in_a_scan_count_once_an_iteration():
     assert size._matrix_multiply_adds(program.jaxpr) == 5 * 4**3
 
 
+def test_a_backbone_has_no_head():
+    with pytest.raises(TypeError, match="no head, and so no num_classes"):
+        create_backbone("focalnet_tiny_srf", num_classes=3)
+
+
 @pytest.mark.parametrize("out_stages", [(), (4,), (1, 0), (1, 1)])
 def test_stages_that_a_backbone_lacks_are_errors(out_stages):
     with pytest.raises(OptionError, match="out_stages=.* does not fit"):

@@ -99,7 +99,7 @@ def _classes_beside(directory: pathlib.Path) -> list[str]:
 def class_name(directory: str) -> str:
     """The name of the class of a directory: in one form, however a letter is composed.
 
-    Some copies, such as those of macOS, write one letter with an accent as two characters.
+    Copies that macOS has made may spell a letter with an accent as two characters.
     """
     return unicodedata.normalize("NFC", directory)
 
