@@ -146,9 +146,9 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 tensor`, and `1,200 tensors`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 tensor`, and `1,200 tensors`; a plural that takes more than an s is given."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def first_few(names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from focalnet_jax.errors import OptionError, check_choice, did_you_mean, shown
+from focalnet_jax.errors import OptionError, check_choice, counted, did_you_mean, shown
 from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone, FocalNetEncoder
 from focalnet_jax.models.modulation import (
     MODULATIONS,
@@ -269,8 +269,9 @@ def _check_axes(encoder: FocalNetEncoder) -> None:
         if len(per_axis(value, rank)) != rank:
             raise OptionError(
                 option,
-                f" has {value}, but patch_size={encoder.patch_size} is for {rank} "
-                "spatial axes: give one number for all, or one for each",
+                f" has {value}, but patch_size={encoder.patch_size} is for "
+                f"{counted(rank, 'spatial axis', 'spatial axes')}: give one number "
+                "for all, or one for each",
             )
 
     check_count("focal_factor", encoder.focal_factor)
@@ -287,7 +288,7 @@ def _check_axes(encoder: FocalNetEncoder) -> None:
     if not set(encoder.global_axes) <= set(range(rank)):
         raise OptionError(
             "global_axes",
-            f"={encoder.global_axes} are not all of the {rank} spatial axes "
+            f"={encoder.global_axes} names an axis that is none of the spatial axes "
             f"{tuple(range(rank))}",
         )
     if len(set(encoder.global_axes)) < len(encoder.global_axes):

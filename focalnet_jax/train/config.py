@@ -13,7 +13,14 @@ from collections.abc import Callable
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from focalnet_jax.errors import SetupError, did_you_mean, shown
-from focalnet_jax.fields import Field, Fields, check_fields, full_name, make_config
+from focalnet_jax.fields import (
+    Field,
+    Fields,
+    check_fields,
+    check_is_no_group,
+    full_name,
+    make_config,
+)
 from focalnet_jax.paths import absolute_text
 from focalnet_jax.tasks.base import Task
 from focalnet_jax.tasks.registry import CLASSIFICATION, TASKS
@@ -283,9 +290,7 @@ def check_field_name(name: str, task: str = CLASSIFICATION) -> None:
     fields = all_fields(task)
     if not name:
         raise SetupError("the field has no name: it is --config.FIELD=VALUE")
-    if inner := [field for field in fields if field.startswith(f"{name}.")]:
-        few = ", ".join([*inner[:3], *(["..."] if len(inner) > 3 else [])])
-        raise SetupError(f"{name} is a group of fields, which are set one by one: {few}")
+    check_is_no_group(name, fields)
     if name not in fields:
         raise SetupError(f"the config has no field {name}{did_you_mean(name, fields)}")
 

@@ -20,6 +20,7 @@ from focalnet_jax.errors import (
     first_line,
     is_library,
     place_in_own_code,
+    shown,
 )
 from focalnet_jax.paths import with_home
 from focalnet_jax.tasks.registry import TASKS
@@ -107,16 +108,31 @@ def load_recipe(recipe: str) -> ConfigDict:
     return config
 
 
-def _takes(text: str) -> str:
-    """What the field takes that an error of ml_collections is about."""
-    last = re.search(r"override field '(\w+)'", text)
+def _misfit(error: BaseException) -> str | None:
+    """What an error of ml_collections means that is about a value of another type."""
+    found = re.search(
+        r"override field '(?P<field>\w+)' .*?\. (?P<value>.*) is of original type "
+        r"<class '(?P<given>.*)'> and cannot be casted to type <class '(?P<kind>.*)'>",
+        str(error),
+        re.DOTALL,
+    )
+    if not found:
+        return None
+    if found["kind"].endswith("ConfigDict"):
+        return f"{found['field']} is a group of fields, which are set one by one"
     takes = {
-        f"; {name} takes {field.takes}"
+        f"{name} takes {field.takes}"
         for task in TASKS
         for name, field in all_fields(task).items()
-        if last and name.rpartition(".")[2] == last[1]
+        if name.rpartition(".")[2] == found["field"]
     }
-    return takes.pop() if len(takes) == 1 else ""
+    problem = f"{found['field']} takes a value of the type {found['kind']}"
+    if len(takes) == 1:
+        problem = takes.pop()
+    value = shown(found["value"])
+    if found["given"] != "str":  # Its text is that of Python without quotes.
+        value = value[1:-1]
+    return f"{problem}, given {value} of the type {found['given']}"
 
 
 def _load_function(path: str) -> Callable[..., ConfigDict]:
@@ -158,8 +174,8 @@ def _problem(error: BaseException) -> str:
     if misspelt := re.search(r'Key "(\w+)" does not exist', str(error)):
         names = {part for task in TASKS for part in _parts(all_fields(task))}
         return f"there is no field {misspelt[1]}{did_you_mean(misspelt[1], names)}"
-    if "override field" in str(error):
-        return f"{first_line(error)}{_takes(str(error))}"
+    if misfit := _misfit(error):
+        return misfit
     if isinstance(error, SyntaxError):
         return f"the recipe can't be read: {error.msg}"
     if isinstance(error, SystemExit):

@@ -117,7 +117,17 @@ def test_hints_differ_from_what_was_given():
         ("def get_config(variant): pass", "get_config has to return a configuration"),
         ("config.batchsize = 3", "no field batchsize; did you mean 'batch_size'"),
         ("config.update(batchsize=3)", "no field batchsize; did you mean 'batch_size'"),
-        ("config.batch_size = 'x'", "(?s)'batch_size'.*mine.py, line 4: config.batch"),
+        (
+            "config.batch_size = 'x'",
+            "(?s)^batch_size takes a whole number from .* given 'x' of the type str\n"
+            "  .*mine.py, line 4: config.batch",
+        ),
+        (
+            "config.model.drop_path_rate = '0.2'",
+            r"^model.drop_path_rate takes a number in \[0, 1\), given '0.2' of the type",
+        ),
+        ("config.model.depths = 3", "takes a tuple of .*, given 3 of the type int"),
+        ("config.data = 3", "data is a group of fields, which are set one by one"),
         ("x = 1 / 0", "(?s)ZeroDivisionError.*mine.py, line 1: x = 1 / 0"),
         ("import no_such", "(?s)No module named 'no_such'.*mine.py, line 1: import no"),
         ("config.seed = a_name", "(?s)'a_name' is not defined.*mine.py, line 4: config"),
@@ -304,6 +314,10 @@ def test_groups_of_fields_are_no_fields():
     ):
         with pytest.raises(SetupError, match=message):
             check_field_name(name)
+        config = default_config()
+        config[name] = None
+        with pytest.raises(SetupError, match=message):
+            check_config(config)
 
 
 def test_every_option_of_the_model_is_a_field(tiny_config):
