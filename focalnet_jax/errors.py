@@ -146,9 +146,9 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 tensor`, and `1,200 tensors`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 tensor`, and `1,200 tensors`; a plural that takes more than an s is given."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def first_few(names: Sequence[str]) -> str:
@@ -166,12 +166,13 @@ def place_in_own_code(error: BaseException) -> str | None:
         text = (error.text or "").strip()
         return f"{error.filename}, line {error.lineno}: {text}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if pathlib.Path(frame.filename).is_file() and not _is_library(frame.filename):
+        if pathlib.Path(frame.filename).is_file() and not is_library(frame.filename):
             return f"{frame.filename}, line {frame.lineno}: {frame.line}"
     return None
 
 
-def _is_library(filename: str) -> bool:
+def is_library(filename: str) -> bool:
+    """Whether a file of code belongs to this package, to Python or to a library."""
     path = pathlib.Path(filename).resolve()
     package = pathlib.Path(__file__).resolve().parent
     libraries = {package, pathlib.Path(sysconfig.get_path("stdlib")).resolve()}

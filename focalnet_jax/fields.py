@@ -107,6 +107,7 @@ def check_fields(config: ConfigDict, fields: Fields) -> FrozenConfigDict:
     except config_dict.RequiredValueError as error:
         raise SetupError(f"the config lacks a value: {error}") from error
     for name in given:
+        check_is_no_group(name, fields)
         if name not in fields:
             raise SetupError(
                 f"the config has an unknown field {name}{did_you_mean(name, fields)}"
@@ -117,6 +118,13 @@ def check_fields(config: ConfigDict, fields: Fields) -> FrozenConfigDict:
             raise SetupError(f"the config lacks the field {name}")
         checked[name] = converted(name, field, given[name])
     return FrozenConfigDict(unflatten(checked))
+
+
+def check_is_no_group(name: str, fields: Iterable[str]) -> None:
+    """Raises SetupError for the name of a group, which has no value of its own."""
+    if inner := [field for field in fields if field.startswith(f"{name}.")]:
+        few = ", ".join([*inner[:3], *(["..."] if len(inner) > 3 else [])])
+        raise SetupError(f"{name} is a group of fields, which are set one by one: {few}")
 
 
 def read_field(name: str, field: Field, text: str | bool) -> Any:

@@ -43,7 +43,7 @@ def get_config():
         (["--config.model.name=focalnet_tny_srf"], "did you mean 'focalnet_tiny_srf'"),
         (["--workdir=file://runs/x"], "file://runs/x names the host 'runs'"),
         (["--config.data.name=folder:~nobody-of-that-name"], "has no home directory"),
-        (["--config.mesh.fsdp=2"], "don't make up the 1 devices"),
+        (["--config.mesh.fsdp=2"], "don't make up the 1 device here"),
         (
             ["--num_processes=2"],
             "each process of the run --coordinator_address=HOST",
@@ -88,7 +88,8 @@ def test_default_run_resumes_and_is_evaluated(environment, tmp_path):
 
 def test_help_lists_the_flags(environment, tmp_path):
     here = dict(directory=tmp_path, environment=environment)
-    _, output, _ = run("--help", **here)
+    code, output, _ = run("--help", **here)
+    assert code == 0
     for flag in ("--config", "--workdir", "--mode", "--compile_for", "--process_id"):
         assert flag in output
 

@@ -194,6 +194,24 @@ def test_what_is_not_there_is_said(network, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.*"))
 
 
+def test_names_of_paths_are_answered_with_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/digits", "w"):
+        (tmp_path / name).mkdir(parents=True)
+    hub = "on the Hugging Face Hub, give 'hf:microsoft/net'"
+    for given, end in (
+        ("runs/digitss", "; did you mean 'runs/digits'?"),
+        ("./runs/digitss", "; did you mean './runs/digits'?"),
+        ("w/none.pth", "is named 'w/none.pth'"),
+        ("w/none", "is named 'w/none'"),
+        ("none/w.safetensors", "is named 'none/w.safetensors'"),
+        ("microsoft/net", hub),
+    ):
+        with pytest.raises(SetupError) as raised:
+            load_model(given)
+        assert str(raised.value).endswith(end)
+
+
 def test_the_hub_may_have_pytorchs_file_only(network, model, params, torch, monkeypatch):
     directory, requests = network
     monkeypatch.setattr(Handler, "served", ("pytorch_model.bin",))

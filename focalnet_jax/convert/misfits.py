@@ -9,7 +9,7 @@ import numpy as np
 
 from focalnet_jax.convert.infer import nearest_variant, visible_settings
 from focalnet_jax.convert.names import MatchedWeights, Parameter, is_ignored
-from focalnet_jax.errors import SetupError, argument
+from focalnet_jax.errors import SetupError, argument, counted
 from focalnet_jax.models.size import Model
 from focalnet_jax.weights.description import HEAD_OPTIONS
 
@@ -143,7 +143,8 @@ def _causes(
     ranks = [_spatial_rank(settings) for settings in (there, here)]
     if ranks[0] != ranks[1]:
         return [
-            f"{causes[0]}, which takes maps with {ranks[0]} spatial axes, and the model "
+            f"{causes[0]}, which takes maps with "
+            f"{counted(ranks[0], 'spatial axis', 'spatial axes')}, and the model "
             f"those with {ranks[1]}: one with {argument('patch_size')}="
             f"{there['patch_size']} takes the weights"
         ]

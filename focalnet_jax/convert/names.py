@@ -222,7 +222,7 @@ def _check_is_for_images(
     key = lead + dialect.anchor.removeprefix(dialect.inner_prefix)
     patch = tensors[key].shape[2:]
     if len(patch) in (1, 3, 4):
-        axes = "1 spatial axis" if len(patch) == 1 else f"{len(patch)} spatial axes"
+        axes = counted(len(patch), "spatial axis", "spatial axes")
         raise SetupError(
             f"{origin} is of a net for inputs with {axes}, as {key} "
             f"{list(tensors[key].shape)} shows: PyTorch's names are read of nets for "

@@ -57,6 +57,6 @@ class BadRecords:
 def too_many(text: str, *, count: int, allowed: int) -> SetupError:
     """The error of one bad record more than `allowed`, which `text` is about."""
     return SetupError(
-        f"{text}\nThat makes {count}, and {argument('max_bad_records')}={allowed} are "
-        "allowed. Mend the record, or raise that number to have as many skipped"
+        f"{text}\nThat makes {count:,}, more than {argument('max_bad_records')}="
+        f"{allowed} allows. Mend the record, or raise that number to have as many skipped"
     )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from focalnet_jax.errors import OptionError, counted, shown
 from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone
 from focalnet_jax.models.modulation import per_axis
 
@@ -47,8 +48,11 @@ def count_multiply_adds(model: Model, image_size: int | Sequence[int]) -> int:
       model: from `create_model` or `create_backbone`.
       image_size: the side in pixels, or height and width; for nets on inputs of other
         rank their spatial shape.
+
+    Raises:
+      OptionError: `image_size` is no such size; it is a ValueError.
     """
-    size = per_axis(image_size, model.encoder.spatial_rank)
+    size = _size(image_size, model.encoder.spatial_rank)
     # With "lax", each convolution is one operation of the program.
     encoder = model.encoder.clone(implementation="lax", remat="none", scan=False)
     model = model.clone(encoder=encoder)
@@ -66,6 +70,21 @@ def count_multiply_adds(model: Model, image_size: int | Sequence[int]) -> int:
     return _matrix_multiply_adds(program.jaxpr) + _elementwise_multiply_adds(
         outputs, has_ln=model.encoder.use_postln_in_modulation
     )
+
+
+def _size(image_size: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    """The size of each spatial axis."""
+    if hasattr(image_size, "tolist"):
+        image_size = image_size.tolist()
+    size = per_axis(image_size, rank)
+    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in size)
+    if not whole or len(size) != rank or min(size) < 1:
+        raise OptionError(
+            "image_size",
+            f"={shown(image_size)} is neither a whole number from 1 on nor "
+            f"{counted(rank, 'such number')}",
+        )
+    return size
 
 
 def _abstract_images(model: Model, size: Sequence[int]) -> jax.ShapeDtypeStruct:

@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from focalnet_jax.errors import OptionError, check_choice, did_you_mean, shown
+from focalnet_jax.errors import OptionError, check_choice, counted, did_you_mean, shown
 from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone, FocalNetEncoder
 from focalnet_jax.models.modulation import (
     MODULATIONS,
@@ -177,6 +177,11 @@ def create_backbone(
       ValueError: an unknown name.
       TypeError: an unknown option.
     """
+    if "num_classes" in overrides:
+        raise TypeError(
+            "a backbone has no head, and so no num_classes: leave it out, or make a "
+            "classifier with create_model"
+        )
     encoder = _create_encoder(name, overrides)
     _check_size(encoder)
     out_norm = convert_option("out_norm", out_norm, Flag())
@@ -264,8 +269,9 @@ def _check_axes(encoder: FocalNetEncoder) -> None:
         if len(per_axis(value, rank)) != rank:
             raise OptionError(
                 option,
-                f" has {value}, but patch_size={encoder.patch_size} is for {rank} "
-                "spatial axes: give one number for all, or one for each",
+                f" has {value}, but patch_size={encoder.patch_size} is for "
+                f"{counted(rank, 'spatial axis', 'spatial axes')}: give one number "
+                "for all, or one for each",
             )
 
     check_count("focal_factor", encoder.focal_factor)
@@ -282,7 +288,7 @@ def _check_axes(encoder: FocalNetEncoder) -> None:
     if not set(encoder.global_axes) <= set(range(rank)):
         raise OptionError(
             "global_axes",
-            f"={encoder.global_axes} has an axis that is not there: the spatial axes are "
+            f"={encoder.global_axes} names an axis that is none of the spatial axes "
             f"{tuple(range(rank))}",
         )
     if len(set(encoder.global_axes)) < len(encoder.global_axes):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from focalnet_jax.data import BadRecordError, Source, WrongRecordError
+from focalnet_jax.data.sources.layout import class_name
 from focalnet_jax.errors import SetupError, argument
 from focalnet_jax.weights.description import find_description
 
@@ -47,7 +48,10 @@ def class_differences(directory: epath.Path, source: Source) -> list[str]:
     """A line if the model in `directory` has learnt other classes than those here."""
     description = find_description(directory)
     theirs = description and description.classes
-    if not theirs or not source.class_names or tuple(theirs) == source.class_names:
+    if not theirs or not source.class_names:
+        return []
+    theirs = tuple(map(class_name, theirs))
+    if theirs == source.class_names:
         return []
     if _are_wordnet_ids(theirs) != _are_wordnet_ids(source.class_names):
         return []  # Words do not tell whether they mean the same as WordNet's ids.

@@ -15,7 +15,7 @@ from focalnet_jax.data import (
     TrainTransform,
 )
 from focalnet_jax.data.sources.layout import FOLDER
-from focalnet_jax.errors import OptionError, SetupError, arguments_spelt
+from focalnet_jax.errors import OptionError, SetupError, arguments_spelt, counted
 from focalnet_jax.fields import Field, Fields
 from focalnet_jax.image_size import ImageSizes, height_and_width
 from focalnet_jax.models import (
@@ -210,7 +210,8 @@ def model_of(config: ConfigDict) -> FocalNet:
     if model.encoder.spatial_rank != 2:
         raise SetupError(
             f"model.patch_size={model.encoder.patch_size} is for inputs with "
-            f"{model.encoder.spatial_rank} spatial axes, but images have 2"
+            f"{counted(model.encoder.spatial_rank, 'spatial axis', 'spatial axes')}, but "
+            "images have 2"
         )
     least = model.encoder.smallest_input()
     size = height_and_width(config.data.image_size)

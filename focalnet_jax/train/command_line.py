@@ -123,6 +123,8 @@ def parse_flags(argv):
         argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
         _, others = split_overrides(argv)
         unexpected = flags.FLAGS(others)[1:]
+    except SystemExit:  # after --help, for which absl has the code 1
+        sys.exit(1 if is_lost() else 0)
     except flags.Error as error:
         raise SetupError(first_line(error)) from error
     if unexpected:

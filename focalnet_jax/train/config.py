@@ -13,7 +13,14 @@ from collections.abc import Callable
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from focalnet_jax.errors import SetupError, did_you_mean, shown
-from focalnet_jax.fields import Field, Fields, check_fields, full_name, make_config
+from focalnet_jax.fields import (
+    Field,
+    Fields,
+    check_fields,
+    check_is_no_group,
+    full_name,
+    make_config,
+)
 from focalnet_jax.paths import absolute_text
 from focalnet_jax.tasks.base import Task
 from focalnet_jax.tasks.registry import CLASSIFICATION, TASKS
@@ -269,8 +276,10 @@ def check_config(config: ConfigDict) -> tuple[FrozenConfigDict, Task]:
     if best := config.checkpoint.best_metric:
         allowed = [f"{split}/{name}" for split in SPLITS for name in task.metrics]
         if best not in allowed:
-            hint = did_you_mean(best, allowed)
-            raise SetupError(f"checkpoint.best_metric={shown(best)} is unknown{hint}")
+            raise SetupError(
+                f"checkpoint.best_metric={shown(best)} is unknown; there are "
+                f"{', '.join(allowed)}"
+            )
         if best.startswith("test_ema/") and not config.ema_decay:
             raise SetupError(f"checkpoint.best_metric={best!r} needs ema_decay above 0")
     return config, task
@@ -281,6 +290,7 @@ def check_field_name(name: str, task: str = CLASSIFICATION) -> None:
     fields = all_fields(task)
     if not name:
         raise SetupError("the field has no name: it is --config.FIELD=VALUE")
+    check_is_no_group(name, fields)
     if name not in fields:
         raise SetupError(f"the config has no field {name}{did_you_mean(name, fields)}")
 

@@ -9,11 +9,19 @@ import inspect
 import os
 import pathlib
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 
 from ml_collections import ConfigDict
 
-from focalnet_jax.errors import SetupError, did_you_mean, first_line, place_in_own_code
+from focalnet_jax.errors import (
+    SetupError,
+    did_you_mean,
+    first_line,
+    is_library,
+    place_in_own_code,
+    shown,
+)
 from focalnet_jax.paths import with_home
 from focalnet_jax.tasks.registry import TASKS
 from focalnet_jax.train.config import all_fields
@@ -51,12 +59,22 @@ def find_recipe(recipe: str) -> str:
     name = path.as_posix().removeprefix("configs/").removesuffix(".py")
     if name in own:
         return f"{own[name]}{colon}{variant}"
-    choice = [f"configs/{name}.py" for name in own] if path.suffix else own
-    looked = " and ".join(map(_spelt, places))
+    choice = [*own]
+    if path.suffix:
+        choice = [f"configs/{name}.py" for name in own] + _recipes_beside(path)
+    looked = " and ".join(dict.fromkeys(map(_spelt, places)))
     raise SetupError(
         f"there is no recipe {given!r}{did_you_mean(given, choice)} (paths are looked "
         f"for in {looked})"
     )
+
+
+def _recipes_beside(path: pathlib.Path) -> list[str]:
+    """The Python files that lie where a recipe was looked for in vain."""
+    try:
+        return [str(beside) for beside in path.parent.glob("*.py")]
+    except OSError:
+        return []
 
 
 def _spelt(place: pathlib.Path) -> str:
@@ -90,16 +108,31 @@ def load_recipe(recipe: str) -> ConfigDict:
     return config
 
 
-def _takes(text: str) -> str:
-    """What the field takes that an error of ml_collections is about."""
-    last = re.search(r"override field '(\w+)'", text)
+def _misfit(error: BaseException) -> str | None:
+    """What an error of ml_collections means that is about a value of another type."""
+    found = re.search(
+        r"override field '(?P<field>\w+)' .*?\. (?P<value>.*) is of original type "
+        r"<class '(?P<given>.*)'> and cannot be casted to type <class '(?P<kind>.*)'>",
+        str(error),
+        re.DOTALL,
+    )
+    if not found:
+        return None
+    if found["kind"].endswith("ConfigDict"):
+        return f"{found['field']} is a group of fields, which are set one by one"
     takes = {
-        f"; {name} takes {field.takes}"
+        f"{name} takes {field.takes}"
         for task in TASKS
         for name, field in all_fields(task).items()
-        if last and name.rpartition(".")[2] == last[1]
+        if name.rpartition(".")[2] == found["field"]
     }
-    return takes.pop() if len(takes) == 1 else ""
+    problem = f"{found['field']} takes a value of the type {found['kind']}"
+    if len(takes) == 1:
+        problem = takes.pop()
+    value = shown(found["value"])
+    if found["given"] != "str":  # Its text is that of Python without quotes.
+        value = value[1:-1]
+    return f"{problem}, given {value} of the type {found['given']}"
 
 
 def _load_function(path: str) -> Callable[..., ConfigDict]:
@@ -112,16 +145,27 @@ def _load_function(path: str) -> Callable[..., ConfigDict]:
     return module.get_config
 
 
+class _PlacedError(SetupError):
+    """An error of a recipe that names the line."""
+
+
 @contextlib.contextmanager
 def _errors_placed(path: str) -> Iterator[None]:
     """Raises SetupError, with the line of the recipe, for all that goes wrong in it."""
     try:
         yield
-    except SetupError:
+    except _PlacedError:
         raise
+    except SetupError as error:
+        # Recipes that raise one themselves say what they need to.
+        is_own = not is_library(traceback.extract_tb(error.__traceback__)[-1].filename)
+        place = None if is_own else place_in_own_code(error)
+        if place is None:
+            raise
+        raise _PlacedError(f"{error.marked}\n  {place}") from error
     except (Exception, SystemExit) as error:
         place = place_in_own_code(error) or path
-        raise SetupError(f"{_problem(error)}\n  {place}") from error
+        raise _PlacedError(f"{_problem(error)}\n  {place}") from error
 
 
 def _problem(error: BaseException) -> str:
@@ -130,8 +174,8 @@ def _problem(error: BaseException) -> str:
     if misspelt := re.search(r'Key "(\w+)" does not exist', str(error)):
         names = {part for task in TASKS for part in _parts(all_fields(task))}
         return f"there is no field {misspelt[1]}{did_you_mean(misspelt[1], names)}"
-    if "override field" in str(error):
-        return f"{first_line(error)}{_takes(str(error))}"
+    if misfit := _misfit(error):
+        return misfit
     if isinstance(error, SyntaxError):
         return f"the recipe can't be read: {error.msg}"
     if isinstance(error, SystemExit):

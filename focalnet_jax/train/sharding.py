@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, counted
 from focalnet_jax.placement import map_axes_over
 from focalnet_jax.tasks.base import BatchArray
 from focalnet_jax.trees import map_named
@@ -76,7 +76,7 @@ def make_mesh(
         if not fitting:
             hint = f"spatial can be {', '.join(map(str, _divisors(count // slices)))}"
         raise SetupError(
-            f"{given} don't make up the {count} devices that are here; {hint}"
+            f"{given} don't make up the {counted(count, 'device')} here; {hint}"
         )
     if data % slices:
         held = count // slices

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from focalnet_jax.errors import SetupError, did_you_mean
+from focalnet_jax.errors import SetupError, did_you_mean, nearest
 from focalnet_jax.paths import with_home, written_aside
 from focalnet_jax.weights.shards import parse_index
 
@@ -112,12 +112,33 @@ def unknown_name(source: str) -> str:
             return f"{message}; the release of that model is {release!r}"
     if "_iso" in stem or "_huge" in stem:
         return f"{message}; the official isotropic and huge weights are offline"
-    is_plain = not source.startswith((".", "~"))
-    if is_plain and source.count("/") == 1 and _HUB_NAME.fullmatch(f"hf:{source}"):
+    if near := _nearest_path(source):
+        return f"{message}; did you mean {near!r}?"
+    is_file = source.endswith(_LIKELY) or os.path.isdir(source.partition("/")[0])
+    is_file |= source.startswith((".", "~"))
+    if not is_file and source.count("/") == 1 and _HUB_NAME.fullmatch(f"hf:{source}"):
         return f"{message}; for that model on the Hugging Face Hub, give 'hf:{source}'"
     if "/" in source or "." in source:
         return message
     return message + did_you_mean(source, RELEASES)
+
+
+def _nearest_path(source: str) -> str | None:
+    """What lies beside a path that isn't there, and is nearly spelt so."""
+    directory, _, name = source.rstrip("/").rpartition("/")
+    if not directory:
+        return None
+    try:
+        place = pathlib.Path(with_home(directory))
+        entries = [
+            path.name
+            for path in place.iterdir()
+            if path.is_dir() or path.suffix in _LIKELY
+        ]
+    except (OSError, ValueError, SetupError):
+        return None
+    near = nearest(name, entries)
+    return near and f"{directory}/{near}"
 
 
 def _hub_name(address: str) -> str:

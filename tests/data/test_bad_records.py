@@ -59,7 +59,7 @@ def test_the_first_one_stops_the_run_and_is_named(source, workers):
         take(source, 3, workers=workers)
     message = str(error.value)
     assert "of shapes (a/" in message
-    assert "That makes 1, and max_bad_records=0 are allowed" in message
+    assert "That makes 1, more than max_bad_records=0 allows" in message
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -88,7 +88,7 @@ def test_within_the_budget_the_next_good_one_takes_the_place(source, workers, ca
 
 
 def test_one_more_than_the_budget_stops_the_run(source):
-    with pytest.raises(SetupError, match="That makes 3, and max_bad_records=2"):
+    with pytest.raises(SetupError, match="That makes 3, more than max_bad_records=2"):
         take(source, 6, bad_records=BadRecords(source.describe, allowed=2))
 
 
@@ -111,7 +111,7 @@ def test_bad_records_move_nothing_else(source):
 def test_nothing_but_bad_records_is_an_error_not_a_hang():
     records = [{"image": b"", "label": 0}] * 4
     source = Source("nothing", records)
-    with pytest.raises(SetupError, match="as are the 3 after it\nThat makes 4, and"):
+    with pytest.raises(SetupError, match="as are the 3 after it\nThat makes 4, more"):
         take(source, 1, bad_records=BadRecords(source.describe, allowed=9))
 
 

@@ -6,6 +6,8 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
+import unicodedata
 
 import numpy as np
 import PIL.Image
@@ -23,6 +25,8 @@ from focalnet_jax.data.prepare import __main__ as prepare
 from focalnet_jax.data.sources import imagenet
 from focalnet_jax.data.sources.digits import TEST_INDICES
 from focalnet_jax.errors import SetupError
+from focalnet_jax.tasks import classes as classes_of_task
+from focalnet_jax.tasks.classes import check_trainable, class_differences
 from focalnet_jax.tasks.examples import EvalExample
 
 
@@ -166,6 +170,66 @@ def test_folders_may_count_in_labels_of_a_file(folder, tmp_path):
     assert source.class_names == ("cat", "n15075141", "n01440764")
     assert [source.read(i)["label"] for i in range(2)] == [2, 1]
     assert source.subset is None  # an answer may be any class, in the split or not
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"), [("utf-8-sig", None), ("latin-1", "save it as UTF-8")]
+)
+def test_files_of_classes_are_text_in_utf8(folder, tmp_path, encoding, message):
+    classes = tmp_path / "classes.txt"
+    classes.write_text("n01440764\nn15075141\nÜbung\n", encoding)
+    if message is None:
+        source = open_source(f"folder:{folder}", split="val", classes=str(classes))
+        assert source.class_names == ("n01440764", "n15075141", "Übung")
+        return
+    with pytest.raises(SetupError, match=message):
+        open_source(f"folder:{folder}", split="val", classes=str(classes))
+
+
+def test_classes_have_one_name_however_letters_are_composed(
+    folder, tmp_path, monkeypatch
+):
+    """A copy that macOS has made spells Ü in two characters."""
+    composed, apart = "Übung", unicodedata.normalize("NFD", "Übung")
+    assert composed != apart
+    for split, name in (("train", composed), ("val", apart)):
+        (folder / split / "n01440764").rename(folder / split / name)
+    classes = tmp_path / "classes.txt"
+    for given, names in (
+        (None, ("n15075141", composed)),
+        (apart, (composed, "n15075141")),
+        (composed, (composed, "n15075141")),
+    ):
+        classes.write_text(f"{given}\nn15075141\n", "utf-8")
+        options = {"classes": given and str(classes)}
+        name = f"folder:{folder}"
+        splits = [open_source(name, split=s, **options) for s in ("train", "val")]
+        check_trainable(*splits)
+        assert {split.class_names for split in splits} == {names}
+        records = [split.read(i) for split in splits for i in range(len(split))]
+        for record in records:
+            written = unicodedata.normalize("NFC", record["file_name"])
+            assert written.startswith(f"{names[record['label']]}/")
+    # Both in one split are one class, and a copy is known to be the same data.
+    (folder / "train" / apart).mkdir()
+    place = folder / "train" / apart / "x.png"
+    PIL.Image.new("RGB", (4, 4)).save(place)
+    both = open_source(name, split="train")
+    assert both.class_names == ("n15075141", composed)
+    assert [both.read(i)["label"] for i in range(6)] == [0, 0, 1, 1, 1, 1]
+    place.unlink()
+    place.parent.rmdir()
+    before = open_source(name, split="train").fingerprint()
+    (folder / "train" / composed).rename(folder / "train" / apart)
+    source = open_source(name, split="train")
+    assert source.fingerprint() == before
+    # An older program may have written a model's classes as it found them.
+    for learnt, is_other in (((apart, "n15075141"), True), (("n15075141", apart), False)):
+        description = types.SimpleNamespace(classes=[*learnt])
+        monkeypatch.setattr(
+            classes_of_task, "find_description", lambda _, found=description: found
+        )
+        assert bool(class_differences(tmp_path, source)) == is_other
 
 
 @pytest.fixture

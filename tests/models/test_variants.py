@@ -161,9 +161,9 @@ def test_lists_and_names_of_types_are_accepted():
         ({"depths": 2}, "depths=2 is not a tuple"),
         ({"focal_windows": (3, 3, 3, (3, 3, 3))}, r"focal_windows has \(3, 3, 3\)"),
         ({"focal_factor": (1, 2, 3)}, r"is for 2 spatial axes: give one number"),
-        ({"patch_size": (4,), "downsample_stride": (2, 2)}, "is for 1 spatial axes"),
+        ({"patch_size": (4,), "downsample_stride": (2, 2)}, "is for 1 spatial axis:"),
         ({"patch_size": 8, "use_conv_embed": True}, "patch_size=8 has no effect"),
-        ({"global_axes": (0, 2)}, r"global_axes=\(0, 2\) has an axis that is not there"),
+        ({"global_axes": (0, 2)}, r"global_axes=\(0, 2\) names an axis that is none of"),
         ({"global_axes": (0, 0)}, r"global_axes=\(0, 0\) names an axis twice"),
         ({"global_axes": (0,), "causal": True}, r"has no effect with causal=True"),
         ({"causal_window": 4}, "causal_window=4 has no effect without causal=True"),
@@ -204,6 +204,17 @@ def test_products_in_a_scan_count_once_an_iteration():
         jnp.ones((4, 4))
     )
     assert size._matrix_multiply_adds(program.jaxpr) == 5 * 4**3
+
+
+@pytest.mark.parametrize("given", [31.5, 0, "224", True, (32, 32, 32), None, (32, 0.5)])
+def test_sizes_that_no_image_has_are_one_line(given):
+    with pytest.raises(OptionError, match="^image_size=.* nor 2 such numbers$"):
+        count_multiply_adds(create_model("focalnet_tiny_srf"), given)
+
+
+def test_a_backbone_has_no_head():
+    with pytest.raises(TypeError, match="no head, and so no num_classes"):
+        create_backbone("focalnet_tiny_srf", num_classes=3)
 
 
 @pytest.mark.parametrize("out_stages", [(), (4,), (1, 0), (1, 1)])

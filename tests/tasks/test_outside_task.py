@@ -149,9 +149,7 @@ def test_it_runs_by_its_recipe_and_survives_a_kill(environment, tmp_path):
 
 def test_its_metrics_are_those_a_checkpoint_can_be_best_by(config):
     config.checkpoint.best_metric = "test/top1"
-    with pytest.raises(
-        SetupError, match="'test/top1' is unknown; did you mean 'test/iou'"
-    ):
+    with pytest.raises(SetupError, match="'test/top1' is unknown; there are .*test/iou"):
         check_config(config)
 
 

@@ -36,6 +36,13 @@ def test_recipes_are_found_by_name_or_path(tmp_path, monkeypatch):
     assert find_recipe(path) == str(pathlib.Path(__file__).parents[2] / path)
     with pytest.raises(SetupError, match=f"paths are looked for in {tmp_path} and "):
         find_recipe("mine.py")
+    pathlib.Path("my_digits.py").write_text("")
+    with pytest.raises(SetupError, match="did you mean 'my_digits.py'"):
+        find_recipe("mydigits.py")
+    monkeypatch.chdir(pathlib.Path(__file__).parents[2])
+    with pytest.raises(SetupError) as raised:
+        find_recipe("mine.py")
+    assert str(raised.value).count(str(pathlib.Path.cwd())) == 1
 
 
 def test_recipes_where_there_is_no_home_or_directory(tmp_path, monkeypatch):
@@ -110,18 +117,33 @@ def test_hints_differ_from_what_was_given():
         ("def get_config(variant): pass", "get_config has to return a configuration"),
         ("config.batchsize = 3", "no field batchsize; did you mean 'batch_size'"),
         ("config.update(batchsize=3)", "no field batchsize; did you mean 'batch_size'"),
-        ("config.batch_size = 'x'", "(?s)'batch_size'.*mine.py, line 4: config.batch"),
+        (
+            "config.batch_size = 'x'",
+            "(?s)^batch_size takes a whole number from .* given 'x' of the type str\n"
+            "  .*mine.py, line 4: config.batch",
+        ),
+        (
+            "config.model.drop_path_rate = '0.2'",
+            r"^model.drop_path_rate takes a number in \[0, 1\), given '0.2' of the type",
+        ),
+        ("config.model.depths = 3", "takes a tuple of .*, given 3 of the type int"),
+        ("config.data = 3", "data is a group of fields, which are set one by one"),
         ("x = 1 / 0", "(?s)ZeroDivisionError.*mine.py, line 1: x = 1 / 0"),
         ("import no_such", "(?s)No module named 'no_such'.*mine.py, line 1: import no"),
         ("config.seed = a_name", "(?s)'a_name' is not defined.*mine.py, line 4: config"),
         ("get_config = 3", "mine.py is no recipe: it has no function get_config"),
+        (
+            "config = load_recipe('digit')",
+            "(?s)mean 'digits'.*mine.py, line 4: config = ",
+        ),
+        ("config = load_recipe('base:tiny')", "has no variant 'tiny'; did you mean"),
         ("raise SystemExit", "(?s)ends the program.*mine.py, line 1: raise SystemExit"),
     ],
 )
 def test_recipes_that_cannot_be_read_are_one_line(text, message, tmp_path):
     if text.startswith("config"):
         text = (
-            "from focalnet_jax.train import default_config\n"
+            "from focalnet_jax.train import default_config, load_recipe\n"
             "def get_config(variant):\n"
             f"    config = default_config()\n    {text}\n    return config\n"
         )
@@ -246,7 +268,11 @@ def set_field(config, field, value):
         ("profile_steps", (3,), "is not a tuple of 2 "),
         ("checkpoint.every_steps", 0, "checkpoint.every_steps=0 is not a whole"),
         ("checkpoint.every_minutes", -1.0, "checkpoint.every_minutes=-1.0 is not a"),
-        ("checkpoint.best_metric", "test/top2", "is unknown; did you mean 'test/top"),
+        (
+            "checkpoint.best_metric",
+            "test/acc",
+            "is unknown; there are test/top1, test/top5, ",
+        ),
         ("checkpoint.best_metric", "test_ema/top1", "needs ema_decay above 0"),
     ],
 )
@@ -276,6 +302,22 @@ def test_fields_that_do_not_exist_are_named():
         check_config(config)
     with pytest.raises(SetupError, match="did you mean 'mesh.fsdp'"):
         check_field_name("mesh.fspd")
+
+
+def test_groups_of_fields_are_no_fields():
+    for name, message in (
+        (
+            "data",
+            r"data is a group of fields, .*: data\.\w+, data\.\w+, data\.\w+, \.\.\.$",
+        ),
+        ("mesh", "mesh is a group .*: mesh.data, mesh.fsdp, mesh.spatial$"),
+    ):
+        with pytest.raises(SetupError, match=message):
+            check_field_name(name)
+        config = default_config()
+        config[name] = None
+        with pytest.raises(SetupError, match=message):
+            check_config(config)
 
 
 def test_every_option_of_the_model_is_a_field(tiny_config):

@@ -18,6 +18,7 @@ from focalnet_jax.data.sources.builders import default_data_dir, path_on_disk
 from focalnet_jax.data.sources.folder import ImageFolder
 from focalnet_jax.data.sources.layout import (
     class_directories,
+    class_name,
     folder_layout,
     link_as_split,
     split_inside,
@@ -121,7 +122,8 @@ def _open_splits(root: pathlib.Path) -> dict[str, ImageFolder]:
                 "  If it is a class, rename it, so that it looks like no split, or move "
                 "its images into it"
             )
-    classes = sorted({c for name in splits for c in class_directories(root / name)})
+    directories = [d for name in splits for d in class_directories(root / name)]
+    classes = sorted({*map(class_name, directories)})
     return {name: ImageFolder(root / name, classes=classes) for name in splits}
 
 

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 
 from focalnet_jax.data.sources.fingerprint import contents_digest, digest
-from focalnet_jax.data.sources.layout import check_has_no_images, class_directories
+from focalnet_jax.data.sources.layout import (
+    check_has_no_images,
+    class_directories,
+    class_name,
+)
 from focalnet_jax.data.sources.listing import EXTENSIONS, Listing
 from focalnet_jax.errors import SetupError, first_few, nearest
 
@@ -21,7 +25,8 @@ class ImageFolder(Sequence):
     As in torchvision's `ImageFolder`, every image below a class directory, at any depth,
     is of that class, and links are followed. The records are sorted by class directory,
     then by the directory that they lie in, then by file name. Every name that begins with
-    a dot is ignored. A file is read when its record is asked for.
+    a dot is ignored. A file is read when its record is asked for. Directories whose names
+    differ only in how letters are composed, as those of macOS may, are one class.
 
     The listing is kept as one string of all names, and the position at which each ends.
     For the 14 million files of ImageNet-22K it takes about 350 MB, and every worker
@@ -52,7 +57,9 @@ class ImageFolder(Sequence):
         self._directories = class_directories(self.root)
         if self._directories == ["images"]:  # That names no class, as in Tiny ImageNet.
             check_has_no_images(self.root / "images")
-        self.class_names = tuple(self._directories if classes is None else classes)
+        if classes is None:
+            classes = dict.fromkeys(map(class_name, self._directories))
+        self.class_names = tuple(map(class_name, classes))
         self.labels = _labels(self.root, self._directories, self.class_names)
         listing = Listing(self.root, self._directories)
         listings = [listing.images_below(name) for name in self._directories]
@@ -109,7 +116,7 @@ class ImageFolder(Sequence):
           `names`: a digest of all names and classes. `contents`: one of sizes and first
           bytes, as `contents_digest` takes them.
         """
-        directories = [os.fsencode(name) for name in self._directories]
+        directories = [os.fsencode(class_name(name)) for name in self._directories]
         return {
             "names": digest(
                 repr((directories, self._class_ends)).encode(),
@@ -139,10 +146,11 @@ def _labels(
     if len(label_of) != len(class_names):
         repeated = sorted({name for name in class_names if class_names.count(name) > 1})
         raise SetupError(f"two classes of {root} have one name: {first_few(repeated)}")
-    for name in directories:
+    names = [*map(class_name, directories)]
+    for name in names:
         if name not in label_of:
             near = nearest(name, class_names)
             hint = f", one of {first_few(class_names)}"
             hint = f"; did you mean {near!r}?" if near else hint
             raise SetupError(f"the directory {name!r} of {root} is no class{hint}")
-    return tuple(label_of[name] for name in directories)
+    return tuple(label_of[name] for name in names)

@@ -3,6 +3,7 @@
 import pathlib
 import re
 import shlex
+import unicodedata
 from collections.abc import Collection, Sequence
 
 from focalnet_jax.data.sources.listing import images_and_directories
@@ -95,8 +96,16 @@ def _classes_beside(directory: pathlib.Path) -> list[str]:
     ]
 
 
+def class_name(directory: str) -> str:
+    """The name of the class of a directory: in one form, however a letter is composed.
+
+    Copies that macOS has made may spell a letter with an accent as two characters.
+    """
+    return unicodedata.normalize("NFC", directory)
+
+
 def class_directories(root: pathlib.Path) -> list[str]:
-    """The sorted names of the directories in a folder.
+    """The names of the directories in a folder, sorted by the names of their classes.
 
     Raises:
       SetupError: there are none, or there are images beside them.
@@ -108,7 +117,7 @@ def class_directories(root: pathlib.Path) -> list[str]:
             f"there are no directories in {root}: images lie in directories named after "
             "their classes, CLASS/xxx.jpg"
         )
-    return directories
+    return sorted(directories, key=lambda name: (class_name(name), name))
 
 
 def folder_layout(root: pathlib.Path, *, classes: Collection[str] = ()) -> str:
@@ -127,7 +136,7 @@ def folder_layout(root: pathlib.Path, *, classes: Collection[str] = ()) -> str:
       SetupError: there are no directories, or there are images beside them.
     """
     directories = class_directories(root)
-    if any(name in classes for name in directories):
+    if any(class_name(name) in classes for name in directories):
         return "classes"
     named = [name for name in directories if _SPLIT_NAME.fullmatch(name)]
     if named == directories:

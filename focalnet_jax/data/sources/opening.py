@@ -27,6 +27,7 @@ from focalnet_jax.data.sources.imagenet import SUBSETS, classes_of_folder, wordn
 from focalnet_jax.data.sources.layout import (
     FOLDER,
     class_directories,
+    class_name,
     split_directory,
 )
 from focalnet_jax.data.sources.shards import check_shards, read_checksums
@@ -250,13 +251,18 @@ def _known_classes(classes: str | None) -> set[str] | None:
 def _classes_of_file(classes: str) -> list[str]:
     path = pathlib.Path(with_home(without_file_scheme(classes)))
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise SetupError(
+            f"{argument('classes')}={classes!r} is no text in UTF-8: save it as UTF-8, "
+            "with the name of a class in each line"
+        ) from error
     except (OSError, ValueError) as error:  # The latter for what is no text, or no path.
         raise SetupError(
             f"{argument('classes')}={classes!r} is neither 'imagenet2012' nor a "
             f"file of classes: {error}"
         ) from error
-    return [line.strip() for line in lines if line.strip()]
+    return [class_name(line.strip()) for line in lines if line.strip()]
 
 
 def _open_embedded(
