@@ -11,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from focalnet_jax.errors import SetupError, arguments_spelt
+from focalnet_jax.paths import read_json
 from focalnet_jax.tasks.base import Split, Splits, Task, Variables
 from focalnet_jax.train import sharding
 from focalnet_jax.train.batches import (
@@ -112,7 +113,7 @@ def _other_description(directory: epath.Path, now: dict[str, Any]) -> list[str]:
     file = description_file(directory)
     if file is None:
         return []
-    before = json.loads(file.read_text())
+    before = read_json(file)
     differences = [
         f"{name}={before[name]}, here {now[name]}"
         for name in sorted(before.keys() & now.keys() - _OF_THE_MODEL)

@@ -148,7 +148,7 @@ def test_configurations_of_other_kinds(content, tiny_config):
     elif content == "dict":
         config, message = tiny_config.to_dict(), "made by default_config"
     elif content == "group":
-        config, message = tiny_config, "unknown field data"
+        config, message = tiny_config, "data is a group of fields"
         config.data = None
     else:
         reference = tiny_config.get_ref("batch_size")
@@ -234,7 +234,7 @@ def test_overrides_of_all_spellings():
         ("--config.seed", "seed needs a value: a whole number"),
         ("--noconfig.seed", "seed needs a value: a whole number"),
         ("--noconfig.data.flip=1", "--noconfig.data.flip takes no value, given '1'"),
-        ("--config.data=1", "has no field data"),
+        ("--config.data=1", "data is a group of fields, which are set one by one"),
         ("--config.=1", "the field has no name: it is --config.FIELD=VALUE"),
         ("--config.seed.x=1", "has no field seed.x; did you mean 'seed'"),
         ("--config.task=other", "the recipe sets task"),
