@@ -276,3 +276,18 @@ def test_the_program_ends_with_a_status(weights):
     assert result.stderr == (
         "error: no file, directory or release is named 'none.safetensors'\n"
     )
+
+
+def test_a_peer_that_cannot_be_imported(peers, monkeypatch):
+    """The last of several errors says little; the first one is told, and what helps."""
+
+    def build(model):
+        try:
+            raise RuntimeError("operator torchvision::nms does not exist")
+        except RuntimeError as error:
+            raise ImportError("Could not import module") from error
+
+    monkeypatch.setitem(peers._PEERS, "timm", (build, None))
+    message = r"operator torchvision::nms does not exist; .* pip uninstall torchvision$"
+    with pytest.raises(SetupError, match=message):
+        peers.build_peer("timm", tiny_model())
