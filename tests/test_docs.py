@@ -259,7 +259,7 @@ LACKING = (
     r"'imagenet22k' is no data set",
     r"can't download https?://",
     r"\b(SOURCE|HOST:PORT|DATA|DIR)\b",
-    r"pip (un)?install",
+    r"pip install",
     # Fields of another recipe, and a run of another page.
     r"best_metric='test/iou' is unknown",
     r"reset_head=True needs init_from",

@@ -39,9 +39,9 @@ def build_peer(kind: str, model: FocalNet) -> torch.nn.Module:
         while cause.__cause__:  # transformers tells of the last of several errors
             cause = cause.__cause__
         remedy = ""
-        if "torchvision" in str(cause):
-            remedy = "; torchvision is of another build than torch, and FocalNets don't "
-            remedy += "need it: pip uninstall torchvision"
+        if isinstance(cause, RuntimeError) and "torchvision" in str(cause):
+            remedy = "; torch and torchvision are of two builds that don't fit: "
+            remedy += "pip install --force-reinstall torch torchvision"
         raise SetupError(
             f"{kind} is installed but can't be used: {first_line(cause)}{remedy}"
         ) from error

@@ -288,6 +288,6 @@ def test_a_peer_that_cannot_be_imported(peers, monkeypatch):
             raise ImportError("Could not import module") from error
 
     monkeypatch.setitem(peers._PEERS, "timm", (build, None))
-    message = r"operator torchvision::nms does not exist; .* pip uninstall torchvision$"
+    message = r"operator torchvision::nms does not exist; .* --force-reinstall torch "
     with pytest.raises(SetupError, match=message):
         peers.build_peer("timm", tiny_model())
