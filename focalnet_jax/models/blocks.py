@@ -16,6 +16,7 @@ from flax import linen as nn
 from focalnet_jax.models import initializers
 from focalnet_jax.models.layers import DropPath, LayerNorm, Mlp
 from focalnet_jax.models.modulation import Modulation, Outputs, accepted
+from focalnet_jax.ops.fusion import written_once
 from focalnet_jax.placement import place_map, sizes_divide
 
 # What each block stores for the backward pass, which computes the rest again. "dots"
@@ -78,14 +79,14 @@ class FocalNetBlock(nn.Module):
         )
         y, outputs = modulation(x if self.use_postln else norm1(x), train=train)
         y = scale(norm1(y) if self.use_postln else y, "gamma_1")
-        x = x + DropPath(self.drop_path_rate)(y, train=train)
+        x = written_once(x + DropPath(self.drop_path_rate)(y, train=train))
 
         norm2 = LayerNorm(name="norm2", **types)
         hidden_dim = int(channels * self.mlp_ratio)
         mlp = Mlp(hidden_dim, drop_rate=self.drop_rate, name="mlp", **types)
         y = mlp(x if self.use_postln else norm2(x), train=train)
         y = scale(norm2(y) if self.use_postln else y, "gamma_2")
-        x = x + DropPath(self.drop_path_rate)(y, train=train)
+        x = written_once(x + DropPath(self.drop_path_rate)(y, train=train))
         return x, outputs
 
 

@@ -1,6 +1,5 @@
 """Layers that the blocks of a FocalNet, and operators in them, are made of."""
 
-import functools
 from typing import Any
 
 import jax
@@ -9,13 +8,37 @@ from flax import linen as nn
 
 from focalnet_jax.models import initializers
 from focalnet_jax.ops import gelu
+from focalnet_jax.ops.fusion import cotangent_written_once
+from focalnet_jax.ops.layer_norm import layer_norm
 
-# The epsilon is torch's; that of Flax is 1e-6. Flax's default way to the variance, the
-# mean of squares minus the square of the mean, loses digits where the mean is large.
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
-# A dense layer whose weights begin as in the official code.
-Dense = functools.partial(nn.Dense, kernel_init=initializers.linear_kernel)
+class LayerNorm(nn.Module):
+    """Normalises each position over its channels, `[..., c] -> [..., c]`.
+
+    Attributes:
+      epsilon: is added to the variance. The default is torch's; that of Flax is 1e-6.
+      dtype, param_dtype: of the result and of the parameters.
+    """
+
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+        return layer_norm(x.astype(self.dtype), scale, bias, epsilon=self.epsilon)
+
+
+class Dense(nn.Dense):
+    """A dense layer, `[..., c] -> [..., d]`, that begins as in the official code."""
+
+    kernel_init: nn.initializers.Initializer = initializers.linear_kernel
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return cotangent_written_once(super().__call__(inputs))
 
 
 class Mlp(nn.Module):

@@ -126,7 +126,7 @@ class FocalModulation(nn.Module):
             biases = {"biases": [layer.bias for layer in layers]}
         aggregated = self.aggregate(context, gates, kernels, **biases)
         # A 1x1 convolution in the official code, so initialised as one.
-        modulator = nn.Dense(
+        modulator = Dense(
             channels,
             kernel_init=initializers.conv_kernel,
             bias_init=initializers.conv_bias(channels),
