@@ -14,6 +14,8 @@ class Chip:
       kinds: the beginnings of what JAX calls it in `device_kind`.
       peak: dense bfloat16 operations a second.
       memory: bytes; only given for TPUs, which programs are compiled for in advance.
+      vmem: bytes beside the vector unit of a core; only given for TPUs, whose kernels
+        have to fit.
       clock: cycles a second, which turn the compiler's estimates into seconds; only given
         for TPUs.
     """
@@ -21,14 +23,21 @@ class Chip:
     kinds: tuple[str, ...]
     peak: float
     memory: int | None = None
+    vmem: int | None = None
     clock: float | None = None
 
 
 TPUS = {
-    "v4": Chip(("TPU v4",), 275e12, memory=32 << 30, clock=1.05e9),
-    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, memory=16 << 30, clock=1.5e9),
-    "v5p": Chip(("TPU v5p", "TPU v5"), 459e12, memory=95 << 30, clock=1.75e9),
-    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, memory=32 << 30, clock=1.75e9),
+    "v4": Chip(("TPU v4",), 275e12, memory=32 << 30, vmem=16 << 20, clock=1.05e9),
+    "v5e": Chip(
+        ("TPU v5 lite", "TPU v5e"), 197e12, memory=16 << 30, vmem=128 << 20, clock=1.5e9
+    ),
+    "v5p": Chip(
+        ("TPU v5p", "TPU v5"), 459e12, memory=95 << 30, vmem=64 << 20, clock=1.75e9
+    ),
+    "v6e": Chip(
+        ("TPU v6 lite", "TPU v6e"), 918e12, memory=32 << 30, vmem=128 << 20, clock=1.75e9
+    ),
 }
 GPUS = {
     "A100": Chip(("NVIDIA A100",), 312e12),

@@ -5,7 +5,8 @@ each of them is split, by `map_axes_over`. Outside of it nothing here has an eff
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 from flax import linen as nn
@@ -66,6 +67,54 @@ def sizes_divide(*shapes: Sequence[int]) -> bool:
         for name, size in zip(_spatial_axes(len(shape)), shape)
         if rules.get(name)
     )
+
+
+class NotSplitByBatch(Exception):
+    """A map is not split into parts of the batch alone; the message says why."""
+
+
+def run_on_shards(
+    function: Callable[..., jax.Array],
+    maps: Sequence[jax.Array],
+    others: Sequence[jax.Array],
+) -> jax.Array:
+    """Has each device compute a function of maps for its part of the batch.
+
+    For what XLA can't split by itself. Without `map_axes_over` the function is called as
+    it is.
+
+    Args:
+      function: takes the maps and the others one by one, and returns a map.
+      maps: `[b, *spatial, c]`.
+      others: arrays that every device has whole.
+
+    Raises:
+      NotSplitByBatch: other axes are split, too, or the parts are not equal.
+    """
+    rules = dict(nn.get_logical_axis_rules())
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or "batch" not in rules:
+        return function(*maps, *others)
+    names = (*_spatial_axes(maps[0].ndim - 2), "channels")
+    if any(_devices_along(name) > 1 for name in names):
+        raise NotSplitByBatch("devices share the maps of an image")
+    if maps[0].shape[0] % (count := _devices_along("batch")):
+        raise NotSplitByBatch(f"{maps[0].shape[0]} images on {count} devices")
+    part = jax.sharding.PartitionSpec(rules["batch"])
+    whole = jax.sharding.PartitionSpec()
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(part,) * len(maps) + (whole,) * len(others),
+        out_specs=part,
+    )(*maps, *others)
+
+
+def _devices_along(name: str | None) -> int:
+    """How many parts an axis of a map is split into."""
+    axes = dict(nn.get_logical_axis_rules()).get(name) or ()
+    axes = (axes,) if isinstance(axes, str) else axes
+    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
 
 
 def _spatial_axes(count: int) -> tuple[str | None, ...]:

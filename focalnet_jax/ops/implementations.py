@@ -19,6 +19,10 @@ import jax
 
 from focalnet_jax.errors import OptionError, check_choice
 from focalnet_jax.ops.focal_modulation import aggregate_level_by_level
+from focalnet_jax.ops.fused_aggregation import (
+    aggregate_where_it_suits,
+    fused_aggregation,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +44,18 @@ class Implementation:
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "auto": Implementation(
-        functools.partial(aggregate_level_by_level, convolution="auto"),
-        "Computes level by level, with the convolution that suits the platform that the "
-        "program is lowered for: `shifted` on CPUs and `lax` elsewhere.",
+        aggregate_where_it_suits,
+        "`fused` in programs that are traced for TPUs. In others it computes level by "
+        "level, with the convolution that suits the platform that the program is lowered "
+        "for: `shifted` on CPUs and `lax` elsewhere.",
+    ),
+    "fused": Implementation(
+        fused_aggregation,
+        "One kernel for TPUs computes all levels, and another one their gradient.",
+    ),
+    "interpreted": Implementation(
+        functools.partial(fused_aggregation, interpret=True),
+        "The kernels of `fused`, interpreted: slow, for tests of them on any platform.",
     ),
     "lax": Implementation(
         functools.partial(aggregate_level_by_level, convolution="lax"),

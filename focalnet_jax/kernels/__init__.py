@@ -1,0 +1,1 @@
+"""Kernels written in Pallas, for accelerators whose compilers leave too much undone."""

@@ -1,0 +1,698 @@
+"""Focal contextualisation and gated aggregation in one kernel, for TPUs.
+
+All levels of `ops.focal_modulation.aggregate_level_by_level` are computed in the memory
+beside the vector unit (VMEM): depthwise convolutions, GELUs, gates and sums. The backward
+pass is a second kernel. For it the forward pass saves the maps before each GELU.
+
+Maps are `[height, width, images, channels]`, which is the order in which XLA keeps them
+on a TPU. Images lie on sublanes and channels on lanes. So a shift in space is another
+address and costs nothing. A program of the grid has 8 images and 128 channels, and as
+many rows as fit into VMEM: a band. Bands overlap, and what lies in the overlap is
+computed twice.
+
+The kernels take the mean of the last level. What follows from it, the global level, is
+left to XLA, because no band knows the mean before all bands are done.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from focalnet_jax.ops.gelu import gelu_and_derivative
+
+IMAGES, CHANNELS = 8, 128  # of a vector register of float32
+
+# A tile is a part of a row whose results are in registers together. There are 64 of them.
+MAX_TILE_WIDTH = 14
+# Above this number of multiply-adds for a tile, the rows of a kernel are a loop. Unrolled
+# code is faster, and takes long to compile.
+MAX_UNROLLED = 1024
+
+# The rest of VMEM is the compiler's.
+USABLE_VMEM = 0.92
+
+
+@dataclasses.dataclass(frozen=True)
+class Bands:
+    """How a map is cut.
+
+    Attributes:
+      height, width: of the map.
+      sizes: height and width of the depthwise kernel of each level; all are odd.
+      rows: of a band; the last band may have less.
+    """
+
+    height: int
+    width: int
+    sizes: tuple[tuple[int, int], ...]
+    rows: int
+
+    @property
+    def count(self) -> int:
+        return math.ceil(self.height / self.rows)
+
+    def halo(self, *levels: int) -> int:
+        """How many rows beyond a band the kernels of these levels reach together.
+
+        Nothing is beyond a band that is the whole map.
+        """
+        reach = sum(self.sizes[level][0] // 2 for level in levels)
+        return reach if self.count > 1 else 0
+
+    @property
+    def whole_halo(self) -> int:
+        return self.halo(*range(len(self.sizes)))
+
+    @property
+    def margin(self) -> tuple[int, int]:
+        """Rows and columns around a band in a buffer; beyond the map they are 0."""
+        rows = max(self.whole_halo, *(height // 2 for height, _ in self.sizes))
+        return rows, max(width // 2 for _, width in self.sizes)
+
+    @property
+    def buffer_shape(self) -> tuple[int, int]:
+        rows, columns = self.margin
+        return self.rows + 2 * rows, self.width + 2 * columns
+
+    @property
+    def tile_width(self) -> int:
+        return math.ceil(self.width / math.ceil(self.width / MAX_TILE_WIDTH))
+
+    def rows_with(self, halo: int) -> int:
+        """Rows of a block that holds a band and its halo."""
+        return min(self.rows + 2 * halo, self.height)
+
+    def first_row(self, start, halo: int):
+        """Where such a block begins: at the edges of the map it is moved inward."""
+        return jnp.clip(start - halo, 0, self.height - self.rows_with(halo))
+
+    def inputs_halo(self, level: int) -> int:
+        """Of the inputs of a level in the backward pass.
+
+        They are needed for the gradient of its kernel, and for what their own gradient is
+        multiplied by.
+        """
+        return max(self.halo(level), self.halo(*range(level)))
+
+
+def forward_bands(
+    height: int, width: int, sizes: Sequence[tuple[int, int]], *, itemsize: int, vmem: int
+) -> Bands | None:
+    """The fewest bands with which the forward pass fits into so many bytes.
+
+    Args:
+      height, width: of the map.
+      sizes: height and width of each depthwise kernel.
+      itemsize: bytes of an entry of the map.
+      vmem: bytes.
+
+    Returns:
+      None if no number of bands does.
+    """
+    return _fewest_bands(height, width, sizes, itemsize, vmem, _bytes_of_forward)
+
+
+def backward_bands(
+    height: int, width: int, sizes: Sequence[tuple[int, int]], *, itemsize: int, vmem: int
+) -> Bands | None:
+    """As `forward_bands`, for the backward pass."""
+    return _fewest_bands(height, width, sizes, itemsize, vmem, _bytes_of_backward)
+
+
+def _fewest_bands(height, width, sizes, itemsize, vmem, bytes_of) -> Bands | None:
+    for count in range(1, height + 1):
+        bands = Bands(height, width, tuple(sizes), math.ceil(height / count))
+        # With thin bands, most of the work would be done twice.
+        if bands.rows < bands.whole_halo:
+            return None
+        if bytes_of(bands, itemsize) <= USABLE_VMEM * vmem:
+            return bands
+    return None
+
+
+def _bytes_of_forward(bands: Bands, itemsize: int) -> int:
+    levels, halo = len(bands.sizes), bands.whole_halo
+    # Context, gates and result; and the saved maps.
+    streamed = bands.rows + 2 * halo + (2 + levels) * bands.rows
+    return _bytes_of(bands, itemsize, streamed=streamed, buffers=2, maps=bands.rows)
+
+
+def _bytes_of_backward(bands: Bands, itemsize: int) -> int:
+    levels, halo = len(bands.sizes), bands.whole_halo
+    with_halo = 2 + levels  # cotangent, gates and the saved maps
+    streamed = bands.rows + 2 * bands.inputs_halo(0) + with_halo * (bands.rows + 2 * halo)
+    streamed += bands.rows + bands.rows * 4 // itemsize  # cotangents of context and gates
+    return _bytes_of(
+        bands, itemsize, streamed=streamed, buffers=3, maps=bands.rows + 2 * halo
+    )
+
+
+def _bytes_of(bands: Bands, itemsize: int, *, streamed: int, buffers: int, maps: int):
+    """Of rows that come and go, and of those that stay.
+
+    The former are there twice, because of double buffering. A row of gates takes as much
+    as one of a map, for its lanes are filled up.
+    """
+    cell = IMAGES * CHANNELS
+    stay = buffers * math.prod(bands.buffer_shape) + maps * bands.width
+    return cell * (2 * itemsize * streamed * bands.width + 4 * stay)
+
+
+# --- Forward -----------------------------------------------------------------
+
+
+def forward(
+    context: jax.Array,
+    gates: jax.Array,
+    kernels: Sequence[jax.Array],
+    *,
+    bands: Bands,
+    save: bool,
+    vmem: int,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+    """Sums the gated levels, all but the global one.
+
+    Args:
+      context: `[height, width, images, channels]`.
+      gates: `[height, width, images, levels + 1]`; the last one is not used.
+      kernels: `[kernel_height, kernel_width, 1, channels]` for each level.
+      bands: of `forward_bands`.
+      save: returns the maps before the GELU of each level.
+      vmem: bytes that the kernel may take.
+      interpret: runs anywhere, and slowly.
+
+    Returns:
+      The sum, as `context`; the mean of the last level over space, `[1, 1, images,
+      channels]` in float32; and the saved maps.
+    """
+    height, width, images, channels = context.shape
+    kernels = [kernel.astype(jnp.float32) for kernel in kernels]
+    levels = len(kernels)
+    struct = functools.partial(_struct, like=context)
+    saved = levels if save else 0
+    own = _map_spec(bands, context.shape)
+    block = (IMAGES, CHANNELS)
+    total, sums, *pre_activations = pl.pallas_call(
+        functools.partial(_forward_kernel, bands=bands),
+        name="focal_aggregation",
+        grid=_grid(bands, images, channels),
+        in_specs=[
+            _map_spec(bands, context.shape, bands.whole_halo),
+            _map_spec(bands, gates.shape),
+            *map(_kernel_spec, kernels),
+        ],
+        out_specs=[
+            own,
+            pl.BlockSpec((1, 1, *block), lambda b, band, c: (band, 0, b, c)),
+            *[own] * saved,
+        ],
+        out_shape=[
+            struct(context.shape, context.dtype),
+            struct((bands.count, 1, images, channels), jnp.float32),
+            *[struct(context.shape, context.dtype)] * saved,
+        ],
+        scratch_shapes=[
+            pltpu.VMEM((*bands.buffer_shape, *block), jnp.float32),
+            pltpu.VMEM((*bands.buffer_shape, *block), jnp.float32),
+            pltpu.VMEM((bands.rows, width, *block), jnp.float32),
+        ],
+        compiler_params=_compiler_params(vmem),
+        interpret=interpret,
+    )(context, gates, *kernels)
+    mean = sums.sum(0, keepdims=True) / (height * width)
+    return total, mean, pre_activations
+
+
+def _forward_kernel(context, gates, *refs, bands: Bands):
+    levels = len(bands.sizes)
+    kernels, results, buffers = refs[:levels], refs[levels:-3], refs[-3:]
+    total, level_sum, *saved = results
+    source, target, running_total = buffers
+    program = _Program(bands)
+    _zero_outside(program, source, target)
+    _copy(program, context, source, bands.whole_halo)
+
+    for level in range(levels):
+        is_last = level == levels - 1
+        level_sum[0, 0] = _forward_level(
+            program,
+            level,
+            source,
+            kernels[level],
+            gates,
+            running_total=running_total,
+            target=total if is_last else target,
+            saved=saved[level] if saved else None,
+            exact=context.dtype != jnp.bfloat16,
+        )
+        source, target = target, source
+
+
+def _forward_level(
+    program, level, source, kernel, gates, *, running_total, target, saved, exact
+) -> jax.Array:
+    """Writes the context of a level, or the sum of all after the last one.
+
+    Returns:
+      The sum over the positions of the band.
+    """
+    beyond = range(level + 1, len(program.bands.sizes))
+    is_last = not beyond
+
+    def run(first, last, is_own, level_sum):
+        def tile(y, x, width, level_sum):
+            values = _convolve(program, source, kernel, y, x, width)
+            for column, value in enumerate(values):
+                at = y, x + column
+                if is_own and saved is not None:
+                    saved[at] = value.astype(saved.dtype)
+                value, _ = gelu_and_derivative(value, exact=exact)
+                if not is_last:
+                    target[program.at(*at)] = value
+                if not is_own:
+                    continue
+                gated = value * _gate(gates[at], level)
+                if level > 0:
+                    gated += running_total[at]
+                if is_last:
+                    target[at] = gated.astype(target.dtype)
+                    level_sum += value
+                else:
+                    running_total[at] = gated
+            return level_sum
+
+        return program.for_tiles(first, last, tile, level_sum)
+
+    level_sum = jnp.zeros(source.shape[2:], jnp.float32)
+    for segment in program.segments(program.bands.halo(*beyond)):
+        level_sum = run(*segment, level_sum)
+    return level_sum
+
+
+# --- Backward ----------------------------------------------------------------
+
+
+def backward(
+    context: jax.Array,
+    gates: jax.Array,
+    kernels: Sequence[jax.Array],
+    pre_activations: Sequence[jax.Array],
+    global_context: jax.Array,
+    cotangent: jax.Array,
+    mean_cotangent: jax.Array,
+    *,
+    bands: Bands,
+    vmem: int,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+    """The cotangents of context, gates and kernels.
+
+    Args:
+      context, gates, kernels, vmem, interpret: as for `forward`.
+      pre_activations: the maps that it saved.
+      global_context: the GELU of the mean, `[1, 1, images, channels]` in float32. Its
+        product with the cotangent is that of the last gate.
+      cotangent: of the sum of all levels, as `context`.
+      mean_cotangent: for each position of the last level, of its share in the mean,
+        `[1, 1, images, channels]` in float32.
+      bands: of `backward_bands`.
+    """
+    width, images, channels = context.shape[1:]
+    levels = len(kernels)
+    dtypes = [kernel.dtype for kernel in kernels]
+    kernels = [kernel.astype(jnp.float32) for kernel in kernels]
+    struct = functools.partial(_struct, like=context)
+    grid = _grid(bands, images, channels)
+    halo = bands.whole_halo
+    block = (IMAGES, CHANNELS)
+    rows = [bands.inputs_halo(level) for level in range(levels)] + [halo]
+    per_image = pl.BlockSpec((1, 1, *block), lambda b, band, c: (0, 0, b, c))
+    # Several programs add to a gate's cotangent if there are several blocks of channels.
+    gates_dtype = gates.dtype if grid[2] == 1 else jnp.float32
+    context_cotangent, gates_cotangent, *kernel_cotangents = pl.pallas_call(
+        functools.partial(
+            _backward_kernel, bands=bands, images=images, channels=channels
+        ),
+        name="focal_aggregation_gradient",
+        grid=grid,
+        in_specs=[
+            _map_spec(bands, context.shape, rows[0]),
+            _map_spec(bands, gates.shape, halo),
+            per_image,
+            _map_spec(bands, cotangent.shape, halo),
+            per_image,
+            *map(_kernel_spec, kernels),
+            *[_map_spec(bands, context.shape, count) for count in rows[1:]],
+        ],
+        out_specs=[
+            _map_spec(bands, context.shape),
+            _map_spec(bands, gates.shape),
+            *map(_kernel_cotangent_spec, kernels),
+        ],
+        out_shape=[
+            struct(context.shape, context.dtype),
+            struct(gates.shape, gates_dtype),
+            *[struct((*grid[:2], *kernel.shape), jnp.float32) for kernel in kernels],
+        ],
+        scratch_shapes=[
+            *[pltpu.VMEM((*bands.buffer_shape, *block), jnp.float32)] * 3,
+            pltpu.VMEM((bands.rows + 2 * halo, width, *block), jnp.float32),
+        ],
+        compiler_params=_compiler_params(vmem),
+        interpret=interpret,
+    )(
+        context,
+        gates,
+        global_context,
+        cotangent,
+        mean_cotangent,
+        *kernels,
+        *pre_activations,
+    )
+    return (
+        context_cotangent,
+        gates_cotangent.astype(gates.dtype),
+        [c.sum((0, 1)).astype(d) for c, d in zip(kernel_cotangents, dtypes)],
+    )
+
+
+def _backward_kernel(
+    context,
+    gates,
+    global_context,
+    cotangent,
+    mean_cotangent,
+    *refs,
+    bands: Bands,
+    images: int,
+    channels: int,
+):
+    levels = len(bands.sizes)
+    kernels, pre_activations = refs[:levels], refs[levels : 2 * levels]
+    context_cotangent, gates_cotangent, *kernel_cotangents = refs[2 * levels : -4]
+    source, target, inputs, slopes = refs[-4:]
+    program = _Program(bands)
+    halo = bands.whole_halo
+    exact = context.dtype != jnp.bfloat16
+    _zero_outside(program, source, target, inputs)
+
+    def given(y, x):
+        return cotangent[program.row_in_block(y, halo), x].astype(jnp.float32)
+
+    def gate(y, x, level):
+        return _gate(gates[program.row_in_block(y, halo), x], level)
+
+    def add_to_gates(y, x, products: dict[int, jax.Array], *, first: bool):
+        """Adds sums of products over the channels to the cotangents of these gates."""
+        total = gates_cotangent[y, x].astype(jnp.float32)
+        if first:
+            total = jnp.where(program.channel_block == 0, 0, total)
+        gate_index = jax.lax.broadcasted_iota(jnp.int32, total.shape, 1)
+        for level, product in products.items():
+            product = _within(product, channels, axis=1, block=program.channel_block)
+            total += jnp.where(gate_index == level, product.sum(1, keepdims=True), 0)
+        gates_cotangent[y, x] = total.astype(gates_cotangent.dtype)
+
+    def activate(level, rows, y, x):
+        """The context of a level, and the derivative of its GELU."""
+        at = program.row_in_block(y, rows), x
+        before = pre_activations[level][at].astype(jnp.float32)
+        return gelu_and_derivative(before, exact=exact)
+
+    def through_last_activation(first, last, is_own):
+        def tile(y, x, width, _):
+            for at in ((y, x + column) for column in range(width)):
+                value, slope = activate(levels - 1, halo, *at)
+                toward = given(*at) * gate(*at, levels - 1) + mean_cotangent[0, 0]
+                source[program.at(*at)] = toward * slope
+                if is_own:
+                    products = {
+                        levels - 1: given(*at) * value,
+                        levels: given(*at) * global_context[0, 0],
+                    }
+                    add_to_gates(*at, products, first=True)
+
+        program.for_tiles(first, last, tile)
+
+    def compute_inputs(level, first, last, is_own):
+        rows = bands.inputs_halo(level)
+
+        def tile(y, x, width, _):
+            for at in ((y, x + column) for column in range(width)):
+                value, slope = activate(level - 1, rows, *at)
+                inputs[program.at(*at)] = value
+                slopes[y + halo, at[1]] = slope
+                if is_own:
+                    product = given(*at) * value
+                    add_to_gates(*at, {level - 1: product}, first=False)
+
+        program.for_tiles(first, last, tile)
+
+    def through_convolution(level, source, target):
+        def tile(y, x, width, _):
+            values = _convolve(program, source, kernels[level], y, x, width, flip=True)
+            for column, value in enumerate(values):
+                at = y, x + column
+                if level == 0:
+                    context_cotangent[at] = value.astype(context_cotangent.dtype)
+                else:
+                    value += given(*at) * gate(*at, level - 1)
+                    target[program.at(*at)] = value * slopes[y + halo, at[1]]
+
+        program.for_tiles(*program.span(bands.halo(*range(level))), tile)
+
+    for segment in program.segments(halo):
+        through_last_activation(*segment)
+    for level in reversed(range(levels)):
+        if level == 0:
+            _copy(program, context, inputs, bands.inputs_halo(0))
+        else:
+            for segment in program.segments(bands.inputs_halo(level)):
+                compute_inputs(level, *segment)
+        _correlate(program, inputs, source, kernel_cotangents[level], level, images)
+        through_convolution(level, source, target)
+        source, target = target, source
+
+
+def _correlate(program, inputs, cotangents, result, level: int, images: int) -> None:
+    """The gradient of a kernel: products summed over the band and its images."""
+    height, width = program.bands.sizes[level]
+    zeros = tuple(jnp.zeros((IMAGES, CHANNELS), jnp.float32) for _ in range(width))
+
+    def kernel_row(row, _):
+        def tile(y, x, count, sums):
+            sums = list(sums)
+            row_of_inputs, column = program.at(y + row - height // 2, x - width // 2)
+            seen = [inputs[row_of_inputs, column + offset] for offset in range(width - 1)]
+            for offset in range(count):
+                seen.append(inputs[row_of_inputs, column + offset + width - 1])
+                given = cotangents[program.at(y, x + offset)]
+                for tap in range(width):
+                    sums[tap] += seen[offset + tap] * given
+            return tuple(sums)
+
+        for tap, total in enumerate(program.for_tiles(*program.span(0), tile, zeros)):
+            total = _within(total, images, axis=0, block=program.image_block)
+            result[0, 0, row, tap] = total.sum(0, keepdims=True)
+
+    jax.lax.fori_loop(0, height, kernel_row, None)
+
+
+# --- Parts of both -----------------------------------------------------------
+
+
+class _Program:
+    """One program of the grid. Rows are counted from the first one of its band."""
+
+    def __init__(self, bands: Bands):
+        self.bands = bands
+        self.image_block, band, self.channel_block = map(pl.program_id, range(3))
+        self.start = band * bands.rows if bands.count > 1 else 0
+
+    def row_in_block(self, y, halo: int):
+        """Where a row is in a block that holds the band and a halo."""
+        if halo == 0:
+            return y
+        return y + self.start - self.bands.first_row(self.start, halo)
+
+    def span(self, halo: int):
+        """First and last row, and one more, of those that are in the map."""
+        if self.bands.count == 1:
+            return 0, self.bands.height
+        first = jnp.maximum(-halo, -self.start)
+        return first, jnp.minimum(self.bands.rows + halo, self.bands.height - self.start)
+
+    def segments(self, halo: int) -> Iterator[tuple[Any, Any, bool]]:
+        """The rows of `span`, in parts; the last entry is whether they are the band's."""
+        own = self.span(0)
+        if halo == 0:
+            return iter([(*own, True)])
+        first, last = self.span(halo)
+        return iter([(first, 0, False), (*own, True), (own[1], last, False)])
+
+    def at(self, y, x):
+        """Where a position is in a buffer."""
+        rows, columns = self.bands.margin
+        return y + rows, x + columns
+
+    def for_tiles(self, first, last, run: Callable, carry=None):
+        """Runs `run(y, x, width, carry)` for each tile of some rows."""
+        width = self.bands.tile_width
+        tiles, rest = divmod(self.bands.width, width)
+
+        def tile(index, carry):
+            y, tile = (index, 0) if tiles == 1 else _divmod(index, tiles)
+            return run(first + y, tile * width, width, carry)
+
+        carry = jax.lax.fori_loop(0, (last - first) * tiles, tile, carry)
+        if rest:
+            carry = jax.lax.fori_loop(
+                first,
+                last,
+                lambda y, carry: run(y, tiles * width, rest, carry),
+                carry,
+            )
+        return carry
+
+
+def _divmod(a, b: int):
+    return jax.lax.div(a, b), jax.lax.rem(a, b)
+
+
+def _convolve(program, source, kernel, y, x, count: int, *, flip: bool = False) -> list:
+    """`count` results in a row of a depthwise convolution."""
+    height, width = kernel.shape[:2]
+    top, left = program.at(y - height // 2, x - width // 2)
+
+    def add_row(row, sums):
+        sums = list(sums)
+        seen = [source[top + row, left + column] for column in range(count + width - 1)]
+        for tap in range(width):
+            if flip:
+                weight = kernel[height - 1 - row, width - 1 - tap]
+            else:
+                weight = kernel[row, tap]
+            for column in range(count):
+                sums[column] += seen[column + tap] * weight
+        return tuple(sums)
+
+    sums = tuple(jnp.zeros(source.shape[2:], jnp.float32) for _ in range(count))
+    if height * width * count > MAX_UNROLLED:
+        return list(jax.lax.fori_loop(0, height, add_row, sums))
+    for row in range(height):
+        sums = add_row(row, sums)
+    return list(sums)
+
+
+def _gate(gates: jax.Array, level: int) -> jax.Array:
+    return gates[:, level : level + 1].astype(jnp.float32)
+
+
+def _copy(program: _Program, source, buffer, halo: int) -> None:
+    def copy(y, x, width, _):
+        for column in range(width):
+            value = source[program.row_in_block(y, halo), x + column].astype(buffer.dtype)
+            buffer[program.at(y, x + column)] = value
+
+    program.for_tiles(*program.span(halo), copy)
+
+
+def _zero_outside(program: _Program, *buffers) -> None:
+    """Writes zeros around the map, where no program writes anything else.
+
+    Programs that differ in their channels alone follow one another, so it is done once
+    for them.
+    """
+    rows, columns = program.bands.buffer_shape
+    margin_rows, margin_columns = program.bands.margin
+    first, last = program.span(margin_rows)
+    zero = jnp.zeros((IMAGES, CHANNELS), jnp.float32)
+    sides = [*range(margin_columns), *range(columns - margin_columns, columns)]
+
+    def zero_columns(columns):
+        def zero_row(row, _):
+            for buffer in buffers:
+                for column in columns:
+                    buffer[row, column] = zero
+
+        return zero_row
+
+    @pl.when(program.channel_block == 0)
+    def _():
+        for start, stop, at in (
+            (0, rows, sides),
+            (0, first + margin_rows, range(columns)),
+            (last + margin_rows, rows, range(columns)),
+        ):
+            jax.lax.fori_loop(start, stop, zero_columns(at), None)
+
+
+def _within(x: jax.Array, size: int, *, axis: int, block) -> jax.Array:
+    """Zeros in place of what lies beyond an array of that size, in its last block."""
+    if size % x.shape[axis] == 0:
+        return x
+    index = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    return jnp.where(index < size - block * x.shape[axis], x, 0)
+
+
+def _grid(bands: Bands, images: int, channels: int) -> tuple[int, int, int]:
+    return pl.cdiv(images, IMAGES), bands.count, pl.cdiv(channels, CHANNELS)
+
+
+def _map_spec(bands: Bands, shape: Sequence[int], halo: int = 0) -> pl.BlockSpec:
+    """Blocks of maps, or of gates, of that shape, with some rows beyond the band."""
+    images, last = shape[2:]
+    of_gates = last == len(bands.sizes) + 1
+    width = last if of_gates else CHANNELS
+    if halo == 0:
+        return pl.BlockSpec(
+            (bands.rows, bands.width, IMAGES, width),
+            lambda b, band, c: (band, 0, b, 0 if of_gates else c),
+        )
+
+    # Blocks that overlap are indexed by their first entries, on all axes.
+    def first_entries(b, band, c):
+        row = bands.first_row(band * bands.rows, halo)
+        return row, 0, b * IMAGES, 0 if of_gates else c * CHANNELS
+
+    block = (
+        pl.Element(bands.rows_with(halo)),
+        pl.Element(bands.width),
+        pl.Element(IMAGES, (0, -images % IMAGES)),
+        pl.Element(width, (0, -last % width)),
+    )
+    return pl.BlockSpec(block, first_entries)
+
+
+def _kernel_spec(kernel: jax.Array) -> pl.BlockSpec:
+    return pl.BlockSpec((*kernel.shape[:-1], CHANNELS), lambda b, band, c: (0, 0, 0, c))
+
+
+def _kernel_cotangent_spec(kernel: jax.Array) -> pl.BlockSpec:
+    return pl.BlockSpec(
+        (1, 1, *kernel.shape[:-1], CHANNELS), lambda b, band, c: (b, band, 0, 0, 0, c)
+    )
+
+
+def _compiler_params(vmem: int) -> pltpu.CompilerParams:
+    return pltpu.CompilerParams(
+        vmem_limit_bytes=vmem,
+        # Bands and channels of the same images follow one another on one core.
+        dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+    )
+
+
+def _struct(shape, dtype, *, like: jax.Array) -> jax.ShapeDtypeStruct:
+    """Describes a result that differs over the same devices as `like`."""
+    kind = jax.typeof(like)
+    if hasattr(kind, "vma"):
+        return jax.ShapeDtypeStruct(shape, dtype, vma=kind.vma)
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind.mat)

@@ -1,0 +1,389 @@
+"""Focal contextualisation and gated aggregation by one kernel, for TPUs.
+
+The kernel and a second one for its gradient are in `kernels/focal_aggregation.py`. Each
+has its counterpart in plain JAX here. That is what programs for other platforms hold, and
+what derivatives beyond the first, and `jax.vmap`, are made from.
+
+The kernels do not reach every net and every chip. What they do not reach is aggregated
+level by level, and a warning says why.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from focalnet_jax.chips import chip_of
+from focalnet_jax.kernels import focal_aggregation
+from focalnet_jax.ops.depthwise_conv import depthwise_conv
+from focalnet_jax.ops.focal_modulation import aggregate_level_by_level
+from focalnet_jax.ops.gelu import gelu
+from focalnet_jax.ops.varying import vary_alike
+from focalnet_jax.placement import NotSplitByBatch, run_on_shards
+
+_log = logging.getLogger("focalnet_jax")
+
+# Interpreted kernels behave as those of a chip with that many bytes.
+INTERPRETED_VMEM = 16 << 20
+
+
+def aggregate_where_it_suits(
+    context: jax.Array, gates: jax.Array, kernels: Sequence[jax.Array], **options
+) -> jax.Array:
+    """Aggregates by the kernel in programs for TPUs, and level by level in others.
+
+    It decides by the mesh that the program is traced for, and by the default device if
+    there is none.
+    """
+    if _vmem_of_chip():
+        return fused_aggregation(context, gates, kernels, **options)
+    return aggregate_level_by_level(
+        context, gates, kernels, convolution="auto", **options
+    )
+
+
+def fused_aggregation(
+    context: jax.Array,
+    gates: jax.Array,
+    kernels: Sequence[jax.Array],
+    *,
+    normalize: bool,
+    biases: Sequence[jax.Array] | None = None,
+    causal: bool = False,
+    global_axes: Sequence[int] = (),
+    interpret: bool = False,
+) -> jax.Array:
+    """Computes `aggregate_context` by one kernel.
+
+    On a mesh each device computes its part of the batch.
+
+    Args:
+      context, gates, kernels, normalize, biases, causal, global_axes: as for
+        `aggregate_context`.
+      interpret: interprets the kernel. That is slow, and possible on every platform.
+
+    Returns:
+      The aggregated context, `[batch, *spatial, channels]`, in the dtype of `context`.
+    """
+    vmem = INTERPRETED_VMEM if interpret else _vmem_of_chip()
+    try:
+        if biases or causal or global_axes:
+            raise OutOfReach("it has no biases, no causal form and no axes of the mean")
+        _check_reach(context, kernels, vmem)
+        levels = functools.partial(_aggregate_map, interpret=interpret, vmem=vmem)
+        aggregated = run_on_shards(levels, (context, gates), tuple(kernels))
+    except (OutOfReach, NotSplitByBatch) as reason:
+        _warn(f"the fused operator does not reach this net: {reason}")
+        return aggregate_level_by_level(
+            context,
+            gates,
+            kernels,
+            normalize=normalize,
+            convolution="auto",
+            biases=biases,
+            causal=causal,
+            global_axes=global_axes,
+        )
+    return aggregated / gates.shape[-1] if normalize else aggregated
+
+
+class OutOfReach(Exception):
+    """The kernel can't compute something; the message says why."""
+
+
+def _check_reach(
+    context: jax.Array, kernels: Sequence[jax.Array], vmem: int | None
+) -> None:
+    """Raises `OutOfReach` for what the kernel can't compute."""
+    spatial, sizes = context.shape[1:-1], [kernel.shape[:-2] for kernel in kernels]
+    if not 1 <= len(spatial) <= 2:
+        raise OutOfReach(f"it takes 1 or 2 spatial axes, and maps have {len(spatial)}")
+    if context.dtype not in (jnp.bfloat16, jnp.float32):
+        raise OutOfReach(f"it computes in bfloat16 and float32, not in {context.dtype}")
+    if not all(isinstance(size, int) for size in context.shape):
+        raise OutOfReach("the sizes of its maps are not known yet")
+    if any(length % 2 == 0 for size in sizes for length in size):
+        raise OutOfReach(f"it takes kernels of odd sizes, and these are {sizes}")
+    if vmem is None:
+        raise OutOfReach("the program is not for a kind of TPU that is known")
+    if _bands(focal_aggregation.forward_bands, context, kernels, vmem) is None:
+        raise OutOfReach(
+            f"maps of {' x '.join(map(str, spatial))} with kernels of {sizes} take more "
+            f"than the {vmem >> 20} MiB beside a vector unit"
+        )
+
+
+def _vmem_of_chip() -> int | None:
+    """Bytes beside a vector unit, if the program is traced for a TPU."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    chip = chip_of(device or jax.devices()[0])
+    return chip.vmem if chip else None
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Says it once; a net has many blocks."""
+    _log.warning(message)
+
+
+# --- The operator in parts, and its derivative in plain JAX ------------------
+#
+# `arrays` are context, gates and kernels. What the forward pass saves for the derivative
+# are the mean of the last level over space and the maps before each GELU.
+
+
+def _aggregate_map(context, gates, *kernels, interpret: bool, vmem: int) -> jax.Array:
+    """Aggregates on one device."""
+    arrays = vary_alike(
+        *map(_as_plane, (context, gates)), *map(_kernel_as_plane, kernels)
+    )
+    [aggregated] = _aggregate.bind(*arrays, interpret=interpret, vmem=vmem)
+    return aggregated.reshape(context.shape)
+
+
+def _as_plane(x: jax.Array) -> jax.Array:
+    """Makes a row, `[batch, time, channels]`, a plane of height 1."""
+    return x if x.ndim == 4 else x[:, None]
+
+
+def _kernel_as_plane(kernel: jax.Array) -> jax.Array:
+    """Does so with a kernel, `[size, 1, channels]`."""
+    return kernel if kernel.ndim == 4 else kernel[None]
+
+
+def _levels_in_jax(context, gates, *kernels) -> list[jax.Array]:
+    """The aggregated context, and what the derivative needs."""
+    aggregated, saved = jnp.zeros_like(context), []
+    for level, kernel in enumerate(kernels):
+        saved.append(depthwise_conv(context, kernel))
+        context = gelu(saved[-1])
+        aggregated += context * _gate(gates, level)
+    mean = context.astype(jnp.float32).mean((1, 2), keepdims=True)
+    return [_add_global_level(aggregated, mean, gates), mean, *saved]
+
+
+def _add_global_level(aggregated, mean, gates):
+    return aggregated + gelu(mean).astype(aggregated.dtype) * _gate(gates, -1)
+
+
+def _gate(gates: jax.Array, level: int) -> jax.Array:
+    return gates[..., level, None]
+
+
+def _tangent_in_jax(context, gates, *rest) -> list[jax.Array]:
+    """The tangent of the result; it is linear in those of `arrays`, which come last."""
+    levels = gates.shape[-1] - 1
+    kernels, (mean, *saved) = rest[:levels], rest[levels : 2 * levels + 1]
+    d_context, d_gates, *d_kernels = rest[2 * levels + 1 :]
+    d_aggregated = jnp.zeros_like(context)
+    for level in range(levels):
+        before = depthwise_conv(d_context, kernels[level])
+        before += depthwise_conv(context, d_kernels[level])
+        context, d_context = jax.jvp(gelu, [saved[level]], [before])
+        d_aggregated += d_context * _gate(gates, level)
+        d_aggregated += context * _gate(d_gates, level)
+    d_mean = d_context.astype(jnp.float32).mean((1, 2), keepdims=True)
+    value, d_value = jax.jvp(gelu, [mean], [d_mean])
+    d_aggregated += d_value.astype(context.dtype) * _gate(gates, -1)
+    d_aggregated += value.astype(context.dtype) * _gate(d_gates, -1)
+    return [d_aggregated]
+
+
+def _cotangent_in_jax(*arguments) -> list[jax.Array]:
+    """The cotangents of `arrays`. The last argument is that of the result."""
+    *known, cotangent = arguments
+    arrays = known[: known[1].shape[-1] + 1]
+    return list(
+        jax.linear_transpose(
+            lambda *tangents: _tangent_in_jax(*known, *tangents), *arrays
+        )([cotangent])
+    )
+
+
+# --- The same by the kernels -------------------------------------------------
+
+
+def _levels_by_kernel(
+    context, gates, *kernels, save: bool, interpret: bool, vmem: int
+) -> list[jax.Array]:
+    aggregated, mean, saved = focal_aggregation.forward(
+        *map(_images_third, (context, gates)),
+        kernels,
+        bands=_bands(focal_aggregation.forward_bands, context, kernels, vmem),
+        save=save,
+        vmem=vmem,
+        interpret=interpret,
+    )
+    mean, *saved = map(_images_first, (mean, *saved))
+    result = _add_global_level(_images_first(aggregated), mean, gates)
+    return [result, mean, *saved] if save else [result]
+
+
+def _cotangent_by_kernel(
+    context, gates, *rest, interpret: bool, vmem: int
+) -> list[jax.Array]:
+    levels = gates.shape[-1] - 1
+    kernels, (mean, *saved, cotangent) = rest[:levels], rest[levels:]
+    bands = _bands(focal_aggregation.backward_bands, context, kernels, vmem)
+    if bands is None:
+        _warn(
+            f"the gradient of the fused operator does not reach maps of "
+            f"{context.shape[1]} x {context.shape[2]}: it takes more than the "
+            f"{vmem >> 20} MiB beside a vector unit, so it is computed level by level"
+        )
+        return _cotangent_in_jax(context, gates, *rest)
+    # The global level: its share in the cotangent of each position of the last level.
+    of_global = (cotangent * _gate(gates, -1)).astype(jnp.float32)
+    of_global = of_global.sum((1, 2), keepdims=True)
+    value, pull = jax.vjp(gelu, mean)
+    [of_mean] = pull(of_global)
+    of_context, of_gates, of_kernels = focal_aggregation.backward(
+        *map(_images_third, (context, gates)),
+        kernels,
+        list(map(_images_third, saved)),
+        *map(_images_third, (value, cotangent)),
+        _images_third(of_mean / (context.shape[1] * context.shape[2])),
+        bands=bands,
+        vmem=vmem,
+        interpret=interpret,
+    )
+    return [*map(_images_first, (of_context, of_gates)), *of_kernels]
+
+
+def _bands(choose: Callable, context: jax.Array, kernels, vmem: int):
+    height, width = _as_plane(context).shape[1:3]
+    sizes = tuple(_kernel_as_plane(kernel).shape[:2] for kernel in kernels)
+    return choose(height, width, sizes, itemsize=context.dtype.itemsize, vmem=vmem)
+
+
+def _images_third(x: jax.Array) -> jax.Array:
+    """For XLA on a TPU, this only renames the axes of a map."""
+    return x.transpose(1, 2, 0, 3)
+
+
+def _images_first(x: jax.Array) -> jax.Array:
+    return x.transpose(2, 0, 1, 3)
+
+
+# --- Four operations for JAX -------------------------------------------------
+#
+# The derivative of the operator in forward mode is an operation of its own, which is
+# linear in the tangents. Its transpose is the kernel of the gradient. For the derivatives
+# of these, JAX is given their counterparts in plain JAX. So all modes and orders exist.
+
+_aggregate = Primitive("focal_aggregation")  # arrays -> result
+_save = Primitive("focal_aggregation_saving")  # arrays -> result, *saved
+_tangent = Primitive("focal_aggregation_tangent")  # arrays, saved, tangents -> tangent
+_cotangent = Primitive("focal_aggregation_cotangent")  # arrays, saved, ct -> cotangents
+
+
+def _differentiate(arrays, tangents, **options):
+    result, *saved = _save.bind(*arrays, **options)
+    tangents = map(ad.instantiate_zeros, tangents)
+    return [result], _tangent.bind(*arrays, *saved, *tangents, **options)
+
+
+def _transpose(cotangents, *arguments, **options):
+    [cotangent] = cotangents
+    levels = arguments[1].shape[-1] - 1
+    known, linear = arguments[: 3 + 2 * levels], arguments[3 + 2 * levels :]
+    if type(cotangent) is ad.Zero:
+        return [None] * len(arguments)
+    results = _cotangent.bind(*known, cotangent, **options)
+    wanted = [
+        result if ad.is_undefined_primal(argument) else None
+        for result, argument in zip(results, linear)
+    ]
+    return [None] * len(known) + wanted
+
+
+def _describe_saving(context, gates, *kernels, **_):
+    mean = (context.shape[0], 1, 1, context.shape[-1])
+    saved = [context] * len(kernels)
+    return [context, context.update(shape=mean, dtype=jnp.dtype("float32")), *saved]
+
+
+def _describe_cotangent(*arguments, **_):
+    return list(arguments[: arguments[1].shape[-1] + 1])
+
+
+def _define(primitive: Primitive, describe, in_jax, by_kernel=None) -> None:
+    """Says what the results are like, and how a program computes them."""
+    primitive.multiple_results = True
+
+    def plain(*arguments, **_):
+        return in_jax(*arguments)
+
+    def compute(*arguments, interpret, vmem):
+        if interpret and by_kernel:
+            return by_kernel(*arguments, interpret=True, vmem=vmem)
+        return in_jax(*arguments)
+
+    def lower_for_tpu(context, *values, **options):
+        fits = by_kernel and not _is_partitioned_by_xla(context.module_context)
+        function = by_kernel if fits else plain
+        return mlir.lower_fun(function, multiple_results=True)(
+            context, *values, **options
+        )
+
+    def differentiate(arguments, tangents, **_):
+        tangents = map(ad.instantiate_zeros, tangents)
+        return jax.jvp(in_jax, tuple(arguments), tuple(tangents))
+
+    def batch(arguments, axes, **_):
+        results = jax.vmap(in_jax, in_axes=tuple(axes))(*arguments)
+        return results, [0] * len(results)
+
+    primitive.def_abstract_eval(
+        lambda *arguments, **_: [a.update(weak_type=False) for a in describe(*arguments)]
+    )
+    primitive.def_impl(functools.partial(_run, primitive))
+    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=True))
+    mlir.register_lowering(primitive, lower_for_tpu, platform="tpu")
+    ad.primitive_jvps[primitive] = differentiate
+    batching.primitive_batchers[primitive] = batch
+
+
+def _is_partitioned_by_xla(module_context) -> bool:
+    """Whether a program runs on several devices, and XLA says which part goes where.
+
+    It can't say so of a kernel. Inside `jax.shard_map` the program itself says it.
+    """
+    axes = module_context.axis_context
+    if isinstance(axes, mlir.ShardingContext):
+        return axes.num_devices != 1
+    manual = axes.manual_axes | set(axes.mesh.manual_axes)
+    return manual != frozenset(axes.mesh.axis_names)
+
+
+@functools.partial(jax.jit, static_argnames=("primitive", "interpret", "vmem"))
+def _compiled(primitive, *arguments, interpret, vmem):
+    return primitive.bind(*arguments, interpret=interpret, vmem=vmem)
+
+
+def _run(primitive, *arguments, **options):
+    with jax.disable_jit(False):  # Else this would call itself.
+        return _compiled(primitive, *arguments, **options)
+
+
+_define(
+    _aggregate,
+    lambda context, *_: [context],
+    lambda *arrays: _levels_in_jax(*arrays)[:1],
+    functools.partial(_levels_by_kernel, save=False),
+)
+_define(
+    _save,
+    _describe_saving,
+    _levels_in_jax,
+    functools.partial(_levels_by_kernel, save=True),
+)
+_define(_tangent, lambda context, *_: [context], _tangent_in_jax)
+_define(_cotangent, _describe_cotangent, _cotangent_in_jax, _cotangent_by_kernel)
+ad.primitive_jvps[_aggregate] = _differentiate
+ad.primitive_transposes[_tangent] = _transpose
