@@ -691,8 +691,6 @@ def _compiler_params(vmem: int) -> pltpu.CompilerParams:
 
 
 def _struct(shape, dtype, *, like: jax.Array) -> jax.ShapeDtypeStruct:
-    """Describes a result that differs over the same devices as `like`."""
-    kind = jax.typeof(like)
-    if hasattr(kind, "vma"):
-        return jax.ShapeDtypeStruct(shape, dtype, vma=kind.vma)
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind.mat)
+    """Describes a result; inside `jax.shard_map`, one that differs as `like` does."""
+    kind = jax.typeof(like).manual_axis_type
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind)

@@ -319,17 +319,19 @@ def _define(primitive: Primitive, describe, in_jax, by_kernel=None) -> None:
     def plain(*arguments, **_):
         return in_jax(*arguments)
 
-    def compute(*arguments, interpret, vmem):
-        if interpret and by_kernel:
-            return by_kernel(*arguments, interpret=True, vmem=vmem)
-        return in_jax(*arguments)
-
-    def lower_for_tpu(context, *values, **options):
-        fits = by_kernel and not _is_partitioned_by_xla(context.module_context)
-        function = by_kernel if fits else plain
-        return mlir.lower_fun(function, multiple_results=True)(
-            context, *values, **options
+    def lower(context, *values, interpret, vmem, on_tpu=False):
+        fits = interpret or (
+            on_tpu and not _is_partitioned_by_xla(context.module_context)
         )
+        if not by_kernel or not fits:
+            return mlir.lower_fun(plain, multiple_results=True)(context, *values)
+        kernel = functools.partial(by_kernel, interpret=interpret, vmem=vmem)
+        # Over which devices an array differs matters no more, and kernels can't tell.
+        context = context.replace(
+            avals_in=[jax.core.ShapedArray(a.shape, a.dtype) for a in context.avals_in],
+            avals_out=[jax.core.ShapedArray(a.shape, a.dtype) for a in context.avals_out],
+        )
+        return mlir.lower_fun(kernel, multiple_results=True)(context, *values)
 
     def differentiate(arguments, tangents, **_):
         tangents = map(ad.instantiate_zeros, tangents)
@@ -343,8 +345,9 @@ def _define(primitive: Primitive, describe, in_jax, by_kernel=None) -> None:
         lambda *arguments, **_: [a.update(weak_type=False) for a in describe(*arguments)]
     )
     primitive.def_impl(functools.partial(_run, primitive))
-    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=True))
-    mlir.register_lowering(primitive, lower_for_tpu, platform="tpu")
+    mlir.register_lowering(primitive, lower)
+    on_tpu = functools.partial(lower, on_tpu=True)
+    mlir.register_lowering(primitive, on_tpu, platform="tpu")
     ad.primitive_jvps[primitive] = differentiate
     batching.primitive_batchers[primitive] = batch
 
