@@ -5,6 +5,7 @@ import pytest
 from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config, default_config
 from focalnet_jax.train.aot import compile_for, hlo
+from focalnet_jax.train.aot.bundles import Schedule
 
 PROGRAM = """\
 %body.1 (x: f32[2]) -> f32[2] {
@@ -57,9 +58,9 @@ def tiny_config(**fields):
 
 
 def test_cycles_and_collectives_are_read_off_the_program():
-    cycles, collectives = hlo.analyse(PROGRAM)
-    assert cycles == 100 + 3 * 7 + 20
-    assert collectives == {
+    estimate = hlo.estimate(PROGRAM)
+    assert estimate.cycles == 100 + 3 * 7 + 20
+    assert estimate.collectives == {
         "all-gather": (2, 24 + 8),
         "all-reduce": (1 + 3, 12 + 3 * 4),
         "collective-permute": (1, 8),
@@ -68,15 +69,62 @@ def test_cycles_and_collectives_are_read_off_the_program():
 
 def test_loops_of_unknown_length_have_to_be_short():
     unknown = PROGRAM.replace("constant(3)", "copy(%x)")
-    cycles, collectives = hlo.analyse(unknown)
-    assert cycles is None
-    assert collectives["all-reduce"] == (2, 16)
-    cycles, _ = hlo.analyse(unknown.replace(':"100"', ':"10000"'))
-    assert cycles == 10000 + 7 + 20
+    estimate = hlo.estimate(unknown)
+    assert estimate.cycles is None
+    assert estimate.collectives["all-reduce"] == (2, 16)
+    estimate = hlo.estimate(unknown.replace(':"100"', ':"10000"'))
+    assert estimate.cycles == 10000 + 7 + 20
+
+
+KERNEL = """\
+  %{name} = f32[2]{{0}} custom-call(%x), custom_call_target="tpu_custom_call", \
+backend_config={{"custom_call_config":{{"body":"{body}"}}}}
+"""
+
+
+def test_kernels_count_by_their_schedules():
+    """Of equal kernels the compiler writes one; in a loop they run more than once."""
+    lines = [("sums.1", "TUzv"), ("sums.2", "TUzv"), ("sums.3", "TUzv"), ("other.4", "Q")]
+    lines = [KERNEL.format(name=name, body=body) for name, body in lines]
+    program = PROGRAM.replace("  ROOT %fusion.9", "".join(lines) + "  ROOT %fusion.9")
+    program = program.replace("  %all-reduce.2", lines[0] + "  %all-reduce.2")
+    schedules = {"sums.1": Schedule(500, 0), "sums.2": Schedule(600, 1)}
+    estimate = hlo.estimate(program, schedules.get)
+    assert estimate.kernel_calls == 3 + 3  # in the loop, and in the entry
+    assert estimate.kernel_cycles == 3 * 500 + 500 + 600 + 600
+    assert estimate.open_loops == 2
+    assert estimate.uncounted_calls == 1
+    assert estimate.cycles == 100 + 3 * 7 + 20 + estimate.kernel_cycles
+
+    estimate = hlo.estimate(program)
+    assert estimate.uncounted_calls == 7
+    assert estimate.cycles == 100 + 3 * 7 + 20
+
+
+BRANCHES = """\
+%one.1 (x: f32[2]) -> f32[2] {
+  ROOT %fusion.1 = f32[2]{0} fusion(%x), backend_config={"estimated_cycles":"7"}
+}
+
+%two.2 (x: f32[2]) -> f32[2] {
+  ROOT %fusion.2 = f32[2]{0} fusion(%x), backend_config={"estimated_cycles":"11"}
+}
+
+ENTRY %main.3_spmd (x: f32[2]) -> f32[2] {
+  %a = f32[2]{0} conditional(%p, %x, %x), branch_computations={%one.1, %two.2}
+  ROOT %b = f32[2]{0} call(%x), to_apply=%one.1, metadata={op_name="jit(f)/call"}
+}
+"""
+
+
+def test_all_branches_of_a_condition_count():
+    assert hlo.estimate(BRANCHES).cycles == 7 + 11 + 7
+    assert [operation.name for operation in hlo.operations(BRANCHES)] == [
+        *("fusion.1", "fusion.2", "a", "fusion.1", "b")
+    ]
 
 
 def test_the_training_step_for_a_slice():
-    """One test, for there is one compiler to a machine."""
     pytest.importorskip("libtpu", reason="it is the compiler")
     config = tiny_config(
         mesh=dict(data=2, fsdp=2), model=dict(depths=(2,), scan=True), ema_decay=0.9

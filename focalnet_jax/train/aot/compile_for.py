@@ -3,7 +3,8 @@
     python main.py --config=configs/base.py --compile_for=v5e:16x16
 
 It runs on any x86-64 Linux machine with the `libtpu` package. Times are the compiler's
-estimates, of operations one after the other; nothing is run.
+estimates, of operations one after the other, and for Pallas kernels the bundles that it
+has scheduled. Nothing is run.
 """
 
 import dataclasses
@@ -16,7 +17,8 @@ from ml_collections import ConfigDict
 from focalnet_jax.chips import Chip
 from focalnet_jax.errors import SetupError
 from focalnet_jax.tasks.base import Task
-from focalnet_jax.train.aot.hlo import analyse
+from focalnet_jax.train.aot.bundles import collected
+from focalnet_jax.train.aot.hlo import estimate
 from focalnet_jax.train.aot.report import Report
 from focalnet_jax.train.aot.slices import (
     chip_of_slice,
@@ -54,18 +56,17 @@ def _compile(config: ConfigDict, task: Task, slice_name: str, chip: Chip) -> Rep
         config, task, mesh, num_examples=config.data.num_train_examples
     )
     step = program.train_step.lower(program.abstract_state, program.abstract_batch)
-    start = time.monotonic()
     problem = compiled = None
-    try:
-        compiled = step.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        problem = _memory_problem(str(error))
-    seconds = time.monotonic() - start
-
-    text = compiled.as_text() if compiled else ""
-    cycles, collectives = analyse(text)
+    with collected() as schedule_of:
+        start = time.monotonic()
+        try:
+            compiled = step.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            problem = _memory_problem(str(error))
+        seconds = time.monotonic() - start
+        found = estimate(compiled.as_text() if compiled else "", schedule_of)
     return Report(
         slice_name=slice_name,
         chips=len(devices),
@@ -83,8 +84,12 @@ def _compile(config: ConfigDict, task: Task, slice_name: str, chip: Chip) -> Rep
             compiled.memory_analysis().temp_size_in_bytes if compiled else None
         ),
         multiply_adds=task.multiply_adds,
-        step_seconds=cycles / chip.clock if cycles else None,
-        collectives=collectives,
+        step_seconds=found.cycles / chip.clock if found.cycles else None,
+        kernel_calls=found.kernel_calls,
+        kernel_seconds=found.kernel_cycles / chip.clock,
+        open_loops=found.open_loops,
+        uncounted_calls=found.uncounted_calls,
+        collectives=found.collectives,
         compile_seconds=seconds,
         problem=problem,
     )

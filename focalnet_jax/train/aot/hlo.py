@@ -1,9 +1,13 @@
 """Reads the program of a device, as the TPU compiler prints it."""
 
 import collections
+import dataclasses
 import re
+from collections.abc import Callable, Iterator
 
 import numpy as np
+
+from focalnet_jax.train.aot.bundles import Schedule
 
 _DTYPE_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 _DTYPE_BYTES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
@@ -14,17 +18,119 @@ _COLLECTIVES = (
     "collective-permute",
     "all-to-all",
 )
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 
 
-def analyse(text: str) -> tuple[int | None, dict[str, tuple[int, int]]]:
-    """Adds up the compiler's estimates, and the collectives, of one run of a program.
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """An operation that the device runs.
+
+    Attributes:
+      name: in the program.
+      kind: such as `fusion`, `copy` or `custom-call`.
+      result: its type, with the layout.
+      source: what it comes from in the traced program, such as
+        `jit(step)/jvp(FocalNet)/head/dot_general`; empty if the compiler has made it.
+      cycles: of one run, as the compiler or its schedule says; None if neither does.
+      open_loops: loops in it whose lengths aren't known, see `Schedule`.
+      times: how often it runs; once in a loop whose length can't be seen.
+      is_in_open_loop: whether it is in such a loop.
+      text: all that the compiler prints of it.
+    """
+
+    name: str
+    kind: str
+    result: str
+    source: str
+    cycles: int | None
+    open_loops: int
+    times: int
+    is_in_open_loop: bool
+    text: str
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a Pallas kernel."""
+        return _KERNEL in self.text
+
+    @property
+    def total_cycles(self) -> int:
+        return self.times * (self.cycles or 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What one run of a program takes, operations one after the other.
+
+    Attributes:
+      cycles: those that the compiler estimates, and the bundles of kernels; None if 1 %
+        of them or more are in loops whose lengths can't be seen.
+      kernel_calls: calls of Pallas kernels that are counted.
+      kernel_cycles: those of these calls.
+      open_loops: loops in these kernels that are counted once, see `Schedule`.
+      uncounted_calls: calls of Pallas kernels of which there is no schedule.
+      collectives: by kind, how many there are, and the bytes of their results.
+    """
+
+    cycles: int | None
+    kernel_calls: int
+    kernel_cycles: int
+    open_loops: int
+    uncounted_calls: int
+    collectives: dict[str, tuple[int, int]]
+
+
+def estimate(
+    text: str, schedule_of: Callable[[str], Schedule | None] = lambda name: None
+) -> Estimate:
+    """Adds up what the operations of a program take.
+
+    Args:
+      text: a compiled program, as text.
+      schedule_of: gives the schedule of a kernel by the name of its operation.
+    """
+    cycles = open_cycles = 0
+    kernels = collections.Counter()
+    collectives = collections.defaultdict(lambda: [0, 0])
+    for operation in operations(text, schedule_of):
+        cycles += operation.total_cycles
+        if operation.is_in_open_loop:
+            open_cycles += operation.total_cycles
+        if operation.is_kernel and operation.cycles is None:
+            kernels["uncounted"] += operation.times
+        elif operation.is_kernel:
+            kernels["calls"] += operation.times
+            kernels["cycles"] += operation.total_cycles
+            kernels["open loops"] += operation.open_loops
+        kind = operation.kind.removesuffix("-start")
+        if kind in _COLLECTIVES:
+            shapes = re.findall(r"(\w+)\[([\d,]*)\]", operation.result)
+            sizes = [*map(_shape_bytes, shapes)]
+            # The result of a start also holds what goes in.
+            is_start = kind != operation.kind
+            size = sizes[1] if is_start and len(sizes) > 1 else sum(sizes)
+            collectives[kind][0] += operation.times
+            collectives[kind][1] += operation.times * size
+    return Estimate(
+        cycles=cycles if open_cycles < cycles / 100 or not cycles else None,
+        kernel_calls=kernels["calls"],
+        kernel_cycles=kernels["cycles"],
+        open_loops=kernels["open loops"],
+        uncounted_calls=kernels["uncounted"],
+        collectives={kind: tuple(total) for kind, total in sorted(collectives.items())},
+    )
+
+
+def operations(
+    text: str, schedule_of: Callable[[str], Schedule | None] = lambda name: None
+) -> Iterator[Operation]:
+    """The operations of a program that a device runs, but for those within fusions.
 
     A loop whose length can't be seen counts once, such as one that draws until a number
-    is accepted.
+    is accepted. Of the branches of a condition, each counts.
 
-    Returns:
-      the estimated cycles, None if 1 % of them or more are in such loops; and the
-      collectives by kind: how many there are, and the bytes of their results.
+    Args:
+      text, schedule_of: as for `estimate`.
     """
     bodies = collections.defaultdict(list)
     entry = current = None
@@ -34,38 +140,79 @@ def analyse(text: str) -> tuple[int | None, dict[str, tuple[int, int]]]:
             entry = current if header[1] else entry
         elif current:
             bodies[current].append(line)
+    schedules = _Schedules(text, schedule_of)
 
-    cycles = unknown_cycles = 0
-    collectives = collections.defaultdict(lambda: [0, 0])
-    pattern = rf"= (.*?) ({'|'.join(_COLLECTIVES)})(-start)?\("
-
-    def visit(name: str, times: int) -> None:
-        nonlocal cycles, unknown_cycles
+    def visit(name: str, times: int, is_open: bool) -> Iterator[Operation]:
         for line in bodies[name]:
-            if found := re.search(r'"estimated_cycles":"(\d+)"', line):
-                cycles += times * int(found[1])
-            elif loop := re.search(
-                r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line
-            ):
-                count = _trip_count(bodies[loop[1]])
-                before = cycles
-                visit(loop[2], times * (count or 1))
-                unknown_cycles += 0 if count else cycles - before
-            elif called := re.search(r" async-start\(.*calls=%?([\w.\-]+)", line):
-                visit(called[1], times)
-            if found := re.search(pattern, line):
-                result, kind, is_start = found.groups()
-                shapes = re.findall(r"(\w+)\[([\d,]*)\]", result)
-                sizes = [*map(_shape_bytes, shapes)]
-                # The result of a start also holds what goes in.
-                size = sizes[1] if is_start and len(sizes) > 1 else sum(sizes)
-                collectives[kind][0] += times
-                collectives[kind][1] += times * size
+            found = re.match(r" *(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(", line)
+            if not found:
+                continue
+            name, result, kind = found.groups()
+            cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
+            cycles = int(cycles[1]) if cycles else None
+            open_loops = 0
+            if _KERNEL in line:
+                if schedule := schedules.of(name, line):
+                    cycles, open_loops = schedule.cycles, schedule.open_loops
+            elif cycles is None and kind == "while":
+                condition = re.search(r"condition=%?([\w.\-]+)", line)[1]
+                count = _trip_count(bodies[condition])
+                body = re.search(r"body=%?([\w.\-]+)", line)[1]
+                yield from visit(body, times * (count or 1), is_open or count is None)
+            elif cycles is None and kind in ("async-start", "conditional", "call"):
+                for called in _called(line):
+                    yield from visit(called, times, is_open)
+            source = re.search(r'op_name="([^"]*)"', line)
+            yield Operation(
+                name=name,
+                kind=kind,
+                result=result,
+                source=source[1] if source else "",
+                cycles=cycles,
+                open_loops=open_loops,
+                times=times,
+                is_in_open_loop=is_open,
+                text=line.strip(),
+            )
 
     if entry:
-        visit(entry, 1)
-    totals = {kind: tuple(total) for kind, total in sorted(collectives.items())}
-    return cycles if unknown_cycles < cycles / 100 else None, totals
+        yield from visit(entry, 1, False)
+
+
+class _Schedules:
+    """The schedules of kernels; of equal ones the compiler writes only one."""
+
+    def __init__(self, text: str, schedule_of: Callable[[str], Schedule | None]):
+        self._own = {}
+        self._of_body = {}
+        for line in text.splitlines():
+            if _KERNEL in line:
+                name = re.match(r" *(?:ROOT )?%?([\w.\-]+) = ", line)[1]
+                if schedule := schedule_of(name):
+                    self._own[name] = schedule
+                    # They may differ a little by where the operands are.
+                    known = self._of_body.get(_body(line), schedule)
+                    self._of_body[_body(line)] = max(known, schedule, key=_cycles)
+
+    def of(self, name: str, line: str) -> Schedule | None:
+        return self._own.get(name) or self._of_body.get(_body(line))
+
+
+def _cycles(schedule: Schedule) -> int:
+    return schedule.cycles
+
+
+def _body(line: str) -> str:
+    """The code of a kernel, which is a part of its operation."""
+    found = re.search(r'"custom_call_config":\{"body":"([^"]*)"', line)
+    return found[1] if found else line
+
+
+def _called(line: str) -> list[str]:
+    """The computations that an operation calls, a list of them included."""
+    keywords = r"calls|to_apply|branch_computations|\w+_computation"
+    groups = re.findall(rf"(?:{keywords})=(\{{[^}}]*\}}|%?[\w.\-]+)", line)
+    return re.findall(r"[\w.\-]+", " ".join(groups))
 
 
 def _trip_count(condition: list[str]) -> int | None:

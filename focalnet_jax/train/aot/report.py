@@ -26,6 +26,11 @@ class Report:
         if the compiler gave up.
       multiply_adds: of a forward pass of one example; None if that isn't known.
       step_seconds: estimated; None if it does not fit, or for a loop of unknown length.
+      kernel_calls, kernel_seconds: of Pallas kernels, a part of the step's time.
+      open_loops: loops in these kernels that count once, for their lengths are known only
+        when they run.
+      uncounted_calls: those of Pallas kernels whose time isn't known and isn't in the
+        step's.
       collectives: by kind, how many and the bytes that they give a device.
       compile_seconds: that compilation took here.
       problem: in the compiler's words, if it doesn't fit.
@@ -44,6 +49,10 @@ class Report:
     activation_bytes: int | None
     multiply_adds: int | None
     step_seconds: float | None
+    kernel_calls: int
+    kernel_seconds: float
+    open_loops: int
+    uncounted_calls: int
     collectives: dict[str, tuple[int, int]]
     compile_seconds: float
     problem: str | None = None
@@ -92,6 +101,7 @@ class Report:
             )
         elif self.fits:
             lines.append("no estimate of the time: the length of a loop can't be seen")
+        lines += self._kernels()
         if self.fits:
             kinds = [
                 f"{count} {kind} of {_gb(size)}"
@@ -100,6 +110,22 @@ class Report:
             lines.append(f"collectives of a step: {', '.join(kinds) or 'none'}")
         lines.append(f"compiled in {self.compile_seconds:,.0f} s")
         return "\n".join(lines)
+
+    def _kernels(self) -> list[str]:
+        lines = []
+        if self.kernel_calls:
+            lines.append(
+                f"of which kernels: {self.kernel_calls:,} calls, "
+                f"{1e3 * self.kernel_seconds:,.1f} ms by bundles times grid, no waits"
+            )
+        if self.open_loops:
+            lines[-1] += f"; {self.open_loops} loops of unknown length in them count once"
+        if self.uncounted_calls:
+            lines.append(
+                f"not counted: {self.uncounted_calls} calls of kernels, of which libtpu "
+                "shows no schedule"
+            )
+        return lines
 
     def _inputs(self) -> str:
         """`images of 224 x 224 x 3`: the largest array of an example."""

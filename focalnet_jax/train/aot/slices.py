@@ -12,9 +12,12 @@ from jax.experimental import topologies
 
 from focalnet_jax.chips import TPUS, Chip
 from focalnet_jax.errors import SetupError, did_you_mean, first_line
+from focalnet_jax.train.aot.bundles import requested
 
-# Without these variables libtpu would look for the machine that it is on.
+# Without these variables libtpu would look for the machine that it is on, and refuse to
+# serve two programs at once, as if they shared a TPU.
 _ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -55,11 +58,12 @@ def devices_of_slice(slice_name: str) -> list[Any]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        return topologies.get_topology_desc(
-            platform="tpu",
-            topology_name=slice_name,
-            **_CHIP_CONFIGS.get(slice_name.partition(":")[0], {}),
-        ).devices
+        with requested():
+            return topologies.get_topology_desc(
+                platform="tpu",
+                topology_name=slice_name,
+                **_CHIP_CONFIGS.get(slice_name.partition(":")[0], {}),
+            ).devices
     except jax.errors.JaxRuntimeError as error:
         reason = first_line(error)
         if "lockfile" in reason:
