@@ -206,7 +206,7 @@ def forward(
         grid=_grid(bands, images, channels),
         in_specs=[
             _map_spec(bands, context.shape, bands.whole_halo),
-            _map_spec(bands, gates.shape),
+            _gates_spec(bands, gates.shape),
             *map(_kernel_spec, kernels),
         ],
         out_specs=[
@@ -345,7 +345,7 @@ def backward(
         grid=grid,
         in_specs=[
             _map_spec(bands, context.shape, rows[0]),
-            _map_spec(bands, gates.shape, halo),
+            _gates_spec(bands, gates.shape, halo),
             per_image,
             _map_spec(bands, cotangent.shape, halo),
             per_image,
@@ -354,7 +354,7 @@ def backward(
         ],
         out_specs=[
             _map_spec(bands, context.shape),
-            _map_spec(bands, gates.shape),
+            _gates_spec(bands, gates.shape),
             *map(_kernel_cotangent_spec, kernels),
         ],
         out_shape=[
@@ -648,26 +648,32 @@ def _grid(bands: Bands, images: int, channels: int) -> tuple[int, int, int]:
 
 
 def _map_spec(bands: Bands, shape: Sequence[int], halo: int = 0) -> pl.BlockSpec:
-    """Blocks of maps, or of gates, of that shape, with some rows beyond the band."""
-    images, last = shape[2:]
-    of_gates = last == len(bands.sizes) + 1
-    width = last if of_gates else CHANNELS
+    """Blocks of maps of that shape, with some rows beyond the band."""
+    return _rows_spec(bands, shape, halo, CHANNELS, lambda c: c)
+
+
+def _gates_spec(bands: Bands, shape: Sequence[int], halo: int = 0) -> pl.BlockSpec:
+    """Blocks of gates, which hold all levels."""
+    return _rows_spec(bands, shape, halo, shape[-1], lambda c: 0)
+
+
+def _rows_spec(bands: Bands, shape, halo: int, size: int, block_of) -> pl.BlockSpec:
     if halo == 0:
         return pl.BlockSpec(
-            (bands.rows, bands.width, IMAGES, width),
-            lambda b, band, c: (band, 0, b, 0 if of_gates else c),
+            (bands.rows, bands.width, IMAGES, size),
+            lambda b, band, c: (band, 0, b, block_of(c)),
         )
 
     # Blocks that overlap are indexed by their first entries, on all axes.
     def first_entries(b, band, c):
         row = bands.first_row(band * bands.rows, halo)
-        return row, 0, b * IMAGES, 0 if of_gates else c * CHANNELS
+        return row, 0, b * IMAGES, block_of(c) * size
 
     block = (
         pl.Element(bands.rows_with(halo)),
         pl.Element(bands.width),
-        pl.Element(IMAGES, (0, -images % IMAGES)),
-        pl.Element(width, (0, -last % width)),
+        pl.Element(IMAGES, (0, -shape[-2] % IMAGES)),
+        pl.Element(size, (0, -shape[-1] % size)),
     )
     return pl.BlockSpec(block, first_entries)
 
