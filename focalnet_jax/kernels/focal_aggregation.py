@@ -158,10 +158,11 @@ def _bytes_of(bands: Bands, itemsize: int, *, streamed: int, buffers: int, maps:
     """Of rows that come and go, and of those that stay.
 
     The former are there twice, because of double buffering. A row of gates takes as much
-    as one of a map, for its lanes are filled up.
+    as one of a map, for its lanes are filled up, and so does an entry of a kernel.
     """
     cell = IMAGES * CHANNELS
-    stay = buffers * math.prod(bands.buffer_shape) + maps * bands.width
+    taps = sum(map(math.prod, bands.sizes))
+    stay = buffers * math.prod(bands.buffer_shape) + maps * bands.width + 4 * taps
     return cell * (2 * itemsize * streamed * bands.width + 4 * stay)
 
 

@@ -23,10 +23,6 @@ class Case:
     rows: int
     dtype: str = "float32"
 
-    @property
-    def bands(self):
-        return focal_aggregation.Bands(self.height, self.width, self.sizes, self.rows)
-
 
 # It has bands of unequal height, and the last blocks of images and channels are not full.
 EVERYTHING = Case(
@@ -57,7 +53,8 @@ def draw_inputs(case: Case, seed: int = 0) -> dict:
 
 def by_kernels(case: Case, inputs: dict, module=focal_aggregation) -> dict:
     """What the kernels of a module compute, interpreted, with images first."""
-    options = dict(bands=case.bands, vmem=1 << 24, interpret=True)
+    bands = module.Bands(case.height, case.width, case.sizes, case.rows)
+    options = dict(bands=bands, vmem=1 << 24, interpret=True)
 
     def third(x):
         return x.transpose(1, 2, 0, 3)
