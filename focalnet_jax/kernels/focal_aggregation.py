@@ -169,6 +169,8 @@ def _bytes_of(bands: Bands, itemsize: int, *, streamed: int, buffers: int, maps:
 # --- Forward -----------------------------------------------------------------
 
 
+# A net has many equal blocks. With `jit` the kernel is traced and lowered once for them.
+@functools.partial(jax.jit, static_argnames=("bands", "save", "vmem", "interpret"))
 def forward(
     context: jax.Array,
     gates: jax.Array,
@@ -301,6 +303,7 @@ def _forward_level(
 # --- Backward ----------------------------------------------------------------
 
 
+@functools.partial(jax.jit, static_argnames=("bands", "vmem", "interpret"))
 def backward(
     context: jax.Array,
     gates: jax.Array,

@@ -1,0 +1,228 @@
+"""The fused operator: derivatives of all kinds, meshes, and what it does not reach."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from focalnet_jax.ops import aggregate_context, fused_aggregation
+from focalnet_jax.placement import map_axes_over
+
+# Sums of some hundred terms of order 1 in float32, taken in another order.
+CLOSE = dict(rtol=1e-5, atol=1e-5)
+
+
+def make_inputs(spatial=(6, 5), batch=2, channels=3, sizes=(3, 5), dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
+    kernels = [0.3 * draw(*(size,) * len(spatial), 1, channels) for size in sizes]
+    context = draw(batch, *spatial, channels)
+    return context, draw(batch, *spatial, len(sizes) + 1), kernels
+
+
+def aggregate(implementation):
+    return functools.partial(
+        aggregate_context, normalize=True, implementation=implementation
+    )
+
+
+def squares_of(implementation):
+    return lambda *inputs: jnp.sum(jnp.square(aggregate(implementation)(*inputs)))
+
+
+def directional(f):
+    """The derivative along the inputs themselves."""
+    return lambda *inputs: jax.jvp(f, inputs, inputs)
+
+
+TRANSFORMS = {
+    "value": aggregate,
+    "reverse": lambda name: jax.grad(squares_of(name), (0, 1, 2)),
+    "kernels alone": lambda name: jax.grad(squares_of(name), 2),
+    "forward": lambda name: directional(aggregate(name)),
+    "forward over reverse": lambda name: directional(
+        jax.grad(squares_of(name), (0, 1, 2))
+    ),
+    "reverse over reverse": lambda name: jax.grad(
+        lambda *inputs: sum(
+            jnp.sum(jnp.square(leaf))
+            for leaf in jax.tree.leaves(jax.grad(squares_of(name), (0, 1, 2))(*inputs))
+        )
+    ),
+    "checkpoint": lambda name: jax.grad(jax.checkpoint(squares_of(name))),
+    "vmap": lambda name: (
+        lambda context, gates, kernels: jax.vmap(
+            jax.grad(squares_of(name)), (0, 0, None)
+        )(context[:, None], gates[:, None], kernels)
+    ),
+}
+
+
+@pytest.mark.parametrize("spatial", [(6, 5), (7,)], ids=str)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_all_derivatives_are_those_of_convolutions(transform, spatial):
+    inputs = make_inputs(spatial)
+    given, expected = (
+        jax.jit(TRANSFORMS[transform](name))(*inputs) for name in ("interpreted", "lax")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), given, expected)
+
+
+def test_jit_can_be_disabled():
+    inputs = make_inputs()
+    with jax.disable_jit():
+        given = aggregate("interpreted")(*inputs)
+    np.testing.assert_allclose(given, aggregate("lax")(*inputs), **CLOSE)
+
+
+# --- On several devices ------------------------------------------------------
+
+
+def mesh_of(*shape):
+    devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
+    return Mesh(devices, ("data", "spatial")[: len(shape)])
+
+
+@pytest.mark.parametrize(
+    ("shape", "reaches"), [((8,), True), ((4, 2), False), ((1, 8), False)], ids=str
+)
+def test_each_device_computes_its_part_of_the_batch(shape, reaches, caplog):
+    fused_aggregation._warn.cache_clear()
+    mesh = mesh_of(*shape)
+    axes = {"batch": "data", "height": "spatial"} if len(shape) > 1 else {"batch": "data"}
+    inputs = make_inputs((8, 3), batch=8)
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    @functools.partial(jax.jit, in_shardings=(split, split, [whole, whole]))
+    def gradients(*inputs):
+        with map_axes_over(mesh, axes):
+            return jax.value_and_grad(squares_of("interpreted"), (0, 1, 2))(*inputs)
+
+    expected = jax.value_and_grad(squares_of("lax"), (0, 1, 2))(*inputs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **CLOSE),
+        gradients(*inputs),
+        expected,
+    )
+    assert ("devices share the maps of an image" in caplog.text) == (not reaches)
+
+
+def test_a_batch_that_devices_cannot_share_is_aggregated_level_by_level(caplog):
+    fused_aggregation._warn.cache_clear()
+    inputs = make_inputs(batch=3)
+    with map_axes_over(mesh_of(2), {"batch": "data"}):
+        given = jax.jit(aggregate("interpreted"))(*inputs)
+    np.testing.assert_allclose(given, aggregate("lax")(*inputs), **CLOSE)
+    assert "3 images on 2 devices" in caplog.text
+
+
+def test_inside_shard_map_gradients_of_kernels_are_summed():
+    inputs = make_inputs(batch=4)
+    part, whole = PartitionSpec("data"), PartitionSpec()
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh_of(4),
+        in_specs=(part, part, [whole, whole]),
+        out_specs=(part, part, [whole, whole]),
+    )
+    def gradients(*inputs):
+        return jax.grad(squares_of("interpreted"), (0, 1, 2))(*inputs)
+
+    expected = jax.grad(squares_of("lax"), (0, 1, 2))(*inputs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **CLOSE),
+        gradients(*inputs),
+        expected,
+    )
+
+
+# --- Which program holds the kernels -----------------------------------------
+
+
+def text_for(platform, implementation="auto", chip=None, **kwargs):
+    """The program of a gradient for a platform that needn't be here."""
+    device = chip and AbstractDevice(device_kind=chip, num_cores=1, platform="tpu")
+    mesh = AbstractMesh((1,), ("data",), abstract_device=device)
+    inputs = make_inputs(dtype=jnp.bfloat16, **kwargs)
+
+    def gradient(*inputs):
+        return jax.grad(squares_of(implementation), (0, 1, 2))(*inputs)
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(gradient).trace(*inputs)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_auto_takes_the_kernels_in_programs_for_tpus():
+    assert text_for("tpu", chip="TPU v5 lite").count("tpu_custom_call") == 2
+    assert "tpu_custom_call" not in text_for("tpu", "lax", chip="TPU v5 lite")
+    assert "tpu_custom_call" not in text_for("cpu", chip="TPU v5 lite")
+    assert "tpu_custom_call" not in text_for("cpu")
+
+
+@pytest.mark.parametrize(
+    ("chip", "side", "levels", "calls"),
+    [
+        ("TPU v4", 14, 3, 2),
+        ("TPU v4", 56, 3, 0),
+        ("TPU v5", 56, 3, 2),
+        ("TPU v5 lite", 96, 3, 2),
+        ("TPU v5 lite", 96, 4, 1),  # the gradient needs more than the rest
+    ],
+)
+def test_maps_that_do_not_fit_are_aggregated_level_by_level(
+    chip, side, levels, calls, caplog
+):
+    fused_aggregation._warn.cache_clear()
+    sizes = (3, 5, 7, 9)[:levels]
+    text = text_for("tpu", "fused", chip, spatial=(side, side), sizes=sizes)
+    assert text.count("tpu_custom_call") == calls
+    assert ("beside a vector unit" in caplog.text) == (calls < 2)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "reason"),
+    [
+        (dict(spatial=(4, 4, 4)), {}, "it takes 1 or 2 spatial axes, and maps have 3"),
+        (dict(sizes=(4,)), {}, "kernels of odd sizes"),
+        (dict(dtype=jnp.float16), {}, "not in float16"),
+        ({}, dict(global_axes=(1,)), "no axes of the mean"),
+    ],
+)
+def test_what_it_does_not_reach_is_said(inputs, options, reason, caplog):
+    fused_aggregation._warn.cache_clear()
+    inputs = make_inputs(**inputs)
+    with caplog.at_level(logging.WARNING):
+        given = aggregate("interpreted")(*inputs, **options)
+    assert reason in caplog.text
+    np.testing.assert_array_equal(given, aggregate("auto")(*inputs, **options))
+
+
+def test_a_program_that_xla_partitions_holds_no_kernel():
+    """Without `map_axes_over`, XLA alone knows which device has which part."""
+    mesh = mesh_of(2)
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    context, gates, kernels = make_inputs(dtype=jnp.bfloat16)
+    compute = functools.partial(
+        fused_aggregation._aggregate_map, interpret=False, vmem=128 << 20
+    )
+
+    def text(**options):
+        jitted = jax.jit(compute, **options)
+        traced = jitted.trace(context, gates, *kernels)
+        return traced.lower(lowering_platforms=("tpu",)).as_text()
+
+    assert "tpu_custom_call" in text()
+    whole = NamedSharding(mesh, PartitionSpec())
+    shardings = (split, split, *[whole for _ in kernels])
+    assert "tpu_custom_call" not in text(in_shardings=shardings)
