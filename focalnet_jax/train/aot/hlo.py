@@ -2,10 +2,9 @@
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator
-
-import numpy as np
 
 from focalnet_jax.train.aot.bundles import Schedule
 
@@ -104,8 +103,10 @@ def estimate(
             kernels["open loops"] += operation.open_loops
         kind = operation.kind.removesuffix("-start")
         if kind in _COLLECTIVES:
-            shapes = re.findall(r"(\w+)\[([\d,]*)\]", operation.result)
-            sizes = [*map(_shape_bytes, shapes)]
+            sizes = [
+                count * _DTYPE_BYTES.get(dtype, 0)
+                for dtype, count in arrays(operation.result)
+            ]
             # The result of a start also holds what goes in.
             is_start = kind != operation.kind
             size = sizes[1] if is_start and len(sizes) > 1 else sum(sizes)
@@ -225,8 +226,9 @@ def _trip_count(condition: list[str]) -> int | None:
     return int(bound[1]) if bound else None
 
 
-def _shape_bytes(shape: tuple[str, str]) -> int:
-    dtype, sizes = shape
-    return _DTYPE_BYTES.get(dtype, 0) * int(
-        np.prod([int(s) for s in sizes.split(",") if s])
-    )
+def arrays(result: str) -> list[tuple[str, int]]:
+    """The dtype and the number of elements of each array in a type."""
+    return [
+        (dtype, math.prod(int(size) for size in sizes.split(",") if size))
+        for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", result)
+    ]
