@@ -476,10 +476,12 @@ def plot_growth(results, path):
                 x = [pixels(r) / 1e6 for r in curve]
                 y = [value(r) for r in curve]
                 axis.plot(x, y, marker=marker, label=shape)
-            axis.set(ylabel=name, xlim=(0, None), ylim=(0, None))
+            axis.set_ylabel(name)
+            axis.set_ylim(bottom=0)
             axis.grid(alpha=0.3)
         axes[0, column].set_title({"step": "training step", "forward": "forward"}[kind])
         axes[1, column].set_xlabel("megapixels a chip")
+    axes[0, 0].set_xlim(left=0)  # of all four
     axes[0, 0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=100)

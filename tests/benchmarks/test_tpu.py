@@ -35,7 +35,8 @@ def operation(source, cycles=1000, *, kind="fusion", result="bf16[8,4,4,16]{3,0,
         open_loops=0,
         times=1,
         is_in_open_loop=False,
-        text='custom_call_target="tpu_custom_call"' if kind == "custom-call" else "",
+        is_kernel=kind == "custom-call",
+        text="",
     )
 
 
