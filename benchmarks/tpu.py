@@ -190,7 +190,8 @@ def figures(job, operations, about, task):
     """Milliseconds of a step or a forward pass, by category, and what comes of them.
 
     What blocks take counts as often as the whole net has more of them than were compiled,
-    and the optimiser as much more as there are parameters.
+    and the optimiser as much more as there are parameters. What the compiler has added
+    without saying for which block counts once.
     """
     if not operations:
         return {"milliseconds": None}

@@ -187,3 +187,27 @@ def test_growth_is_a_table_and_a_plot(tmp_path, capsys):
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
     tpu.print_table(results)
     assert not capsys.readouterr().out
+
+
+@pytest.mark.extended
+def test_programs_of_two_checkouts_are_compiled(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("libtpu", reason="it is the compiler")
+    monkeypatch.setattr(tpu, "RESULTS", tmp_path / "tpu.json")
+    flags = [
+        "--quick",
+        "--kinds=forward",
+        "--batch-size=8",
+        f"--before={tpu.HERE.parent}",
+    ]
+    monkeypatch.setattr(tpu.sys, "argv", ["tpu.py", *flags, *JOB.overrides])
+    tpu.main()
+    table = capsys.readouterr().out
+    assert "| ms | before | now |" in table
+    assert "Compiled with [1, 2] blocks" in table
+    results = tpu.read_results()
+    assert len(results) == 2
+    before, now = (result["milliseconds"] for result in results.values())
+    assert before == now > 0
+    monkeypatch.setattr(tpu.sys, "argv", ["tpu.py", "--resume", *flags, *JOB.overrides])
+    monkeypatch.setattr(tpu, "compile_job", lambda *_: pytest.fail("it is known"))
+    tpu.main()

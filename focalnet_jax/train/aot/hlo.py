@@ -142,8 +142,8 @@ def operations(
             bodies[current].append(line)
     schedules = _Schedules(bodies, schedule_of)
 
-    def visit(name: str, times: int, is_open: bool) -> Iterator[Operation]:
-        for line in bodies[name]:
+    def visit(computation: str, times: int, is_open: bool) -> Iterator[Operation]:
+        for line in bodies[computation]:
             found = re.match(r" *(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(", line)
             if not found:
                 continue
@@ -184,11 +184,7 @@ def operations(
 class _Schedules:
     """The schedules of kernels; of equal ones the compiler writes only one."""
 
-    def __init__(
-        self,
-        bodies: Mapping[str, list[str]],
-        schedule_of: _ScheduleOf,
-    ):
+    def __init__(self, bodies: Mapping[str, list[str]], schedule_of: _ScheduleOf):
         self._own = {}
         self._of_code = {}
         for line in itertools.chain.from_iterable(bodies.values()):
