@@ -18,6 +18,10 @@ class Chip:
         have to fit.
       clock: cycles a second, which turn the compiler's estimates into seconds; only given
         for TPUs.
+      bandwidth: bytes a second between the chip and its memory; only given for TPUs.
+      cores: of a chip; two of them share a program where they are one device.
+      vector_slots: operations of a core's vector unit in one cycle, each for 8 x 128
+        numbers, as the tables of `libtpu` have them.
     """
 
     kinds: tuple[str, ...]
@@ -25,18 +29,53 @@ class Chip:
     memory: int | None = None
     vmem: int | None = None
     clock: float | None = None
+    bandwidth: float | None = None
+    cores: int = 1
+    vector_slots: int = 4
+
+    @property
+    def vector_peak(self) -> float | None:
+        """Float32 operations a second of the vector units; None where it isn't known."""
+        if self.clock is None:
+            return None
+        return self.cores * self.vector_slots * 8 * 128 * self.clock
 
 
 TPUS = {
-    "v4": Chip(("TPU v4",), 275e12, memory=32 << 30, vmem=16 << 20, clock=1.05e9),
+    "v4": Chip(
+        ("TPU v4",),
+        275e12,
+        memory=32 << 30,
+        vmem=16 << 20,
+        clock=1.05e9,
+        bandwidth=1228e9,
+        cores=2,
+        vector_slots=2,
+    ),
     "v5e": Chip(
-        ("TPU v5 lite", "TPU v5e"), 197e12, memory=16 << 30, vmem=128 << 20, clock=1.5e9
+        ("TPU v5 lite", "TPU v5e"),
+        197e12,
+        memory=16 << 30,
+        vmem=128 << 20,
+        clock=1.5e9,
+        bandwidth=819e9,
     ),
     "v5p": Chip(
-        ("TPU v5p", "TPU v5"), 459e12, memory=95 << 30, vmem=64 << 20, clock=1.75e9
+        ("TPU v5p", "TPU v5"),
+        459e12,
+        memory=95 << 30,
+        vmem=64 << 20,
+        clock=1.75e9,
+        bandwidth=2765e9,
+        cores=2,
     ),
     "v6e": Chip(
-        ("TPU v6 lite", "TPU v6e"), 918e12, memory=32 << 30, vmem=128 << 20, clock=1.75e9
+        ("TPU v6 lite", "TPU v6e"),
+        918e12,
+        memory=32 << 30,
+        vmem=128 << 20,
+        clock=1.75e9,
+        bandwidth=1640e9,
     ),
 }
 GPUS = {

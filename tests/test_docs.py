@@ -250,6 +250,7 @@ SHORTER = {
         *["--rounds=1", "--batches=1", "--workers", "1", "--tasks", "crop"]
     ],
     "benchmarks/pod.py": ["--table"],
+    "benchmarks/tpu.py": ["--table"],
 }
 # What commands may lack, as they say in one line: data sets that are downloaded, weights
 # on a server, what a reader puts in place of a word in capitals, and extras.

@@ -8,7 +8,7 @@ import pytest
 import small_kernel
 from jax.sharding import SingleDeviceSharding
 
-from focalnet_jax.train.aot import bundles, hlo, slices
+from focalnet_jax.train.aot import bundles, hlo
 
 # What libtpu 0.0.52 writes for v5e of `small_kernel.add_rows` and 12 tiles.
 RECORDED = pathlib.Path(__file__).parent / "golden" / "add_rows.final_bundles.txt"
@@ -42,13 +42,6 @@ def test_lengths_are_read_off_counters():
     assert schedule == bundles.Schedule(known - 12 * 6 * loop, open_loops=2)
 
 
-@pytest.fixture
-def device():
-    pytest.importorskip("libtpu", reason="it is the compiler")
-    with slices.without_flags():
-        yield slices.devices_of_slice("v5e:2x2")[0]
-
-
 def compile_kernel(device, height, width):
     sharding = SingleDeviceSharding(device)
     count = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=sharding)
@@ -66,22 +59,22 @@ def compile_kernel(device, height, width):
         return hlo.estimate(lowered.compile().as_text(), schedule_of)
 
 
-def test_kernels_are_counted_where_they_are_compiled(device):
-    small = compile_kernel(device, 64, 128)
+def test_kernels_are_counted_where_they_are_compiled(v5e):
+    small = compile_kernel(v5e, 64, 128)
     assert small.kernel_calls == 3
     assert small.uncounted_calls == 0
     assert small.open_loops == 3
     # Each step of the grid runs two loops of more than four bundles 5 * 10 + 7 times.
     assert small.kernel_cycles > 3 * 8 * (5 * 10 + 7) * 4
     assert small.cycles > small.kernel_cycles
-    large = compile_kernel(device, 64, 384)
+    large = compile_kernel(v5e, 64, 384)
     # What stands before and after the grid is little.
     assert large.kernel_cycles == pytest.approx(3 * small.kernel_cycles, rel=0.05)
 
 
-def test_what_libtpu_does_not_write_is_not_counted(device, monkeypatch):
+def test_what_libtpu_does_not_write_is_not_counted(v5e, monkeypatch):
     monkeypatch.setattr(bundles, "_directory", lambda: None)
-    estimate = compile_kernel(device, 64, 128)
+    estimate = compile_kernel(v5e, 64, 128)
     assert estimate.kernel_calls == 0
     assert estimate.uncounted_calls == 3
 

@@ -101,6 +101,26 @@ def test_kernels_count_by_their_schedules():
     assert estimate.cycles == 100 + 3 * 7 + 20
 
 
+FUSED = """\
+%fused.1 (x: f32[2]) -> f32[2] {
+KERNEL  ROOT %add.2 = f32[2]{0} add(%sums.1, %x)
+}
+
+ENTRY %main.3_spmd (x: f32[2]) -> f32[2] {
+  ROOT %sums.3 = f32[2]{0} fusion(%x), kind=kCustom, calls=%fused.1
+}
+"""
+
+
+def test_kernels_count_where_they_are_fused():
+    """As in a loop that writes their results into a larger array."""
+    program = FUSED.replace("KERNEL", KERNEL.format(name="sums.1", body="TUzv"))
+    estimate = hlo.estimate(program, {"sums.3": Schedule(500, 0)}.get)
+    assert estimate.kernel_calls == 1
+    assert estimate.cycles == estimate.kernel_cycles == 500
+    assert hlo.estimate(program).uncounted_calls == 1
+
+
 BRANCHES = """\
 %one.1 (x: f32[2]) -> f32[2] {
   ROOT %fusion.1 = f32[2]{0} fusion(%x), backend_config={"estimated_cycles":"7"}

@@ -159,10 +159,7 @@ def requested() -> Iterator[None]:
     """Asks libtpu for schedules, if it is loaded in this context."""
     given = os.environ.get(_VARIABLE)
     if directory := _directory():
-        options = {_DIRECTORY_FLAG: directory} | _FLAGS
-        os.environ[_VARIABLE] = " ".join(
-            [given or "", *(f"--{name}={value}" for name, value in options.items())]
-        )
+        os.environ[_VARIABLE] = f"{given or ''} {flags(directory)}"
     try:
         yield
     finally:
@@ -181,18 +178,30 @@ def collected() -> Iterator[Callable[[str], Schedule | None]]:
     """
     directory = _directory()
     _empty(directory)
-
-    def schedule_of(name: str) -> Schedule | None:
-        pattern = rf"\d+-{re.escape(name)}-\d+-final_bundles\.txt"
-        for path in directory.iterdir() if directory else ():
-            if re.fullmatch(pattern, path.name):
-                return read_schedule(path.read_text("utf-8"))
-        return None
-
     try:
-        yield schedule_of
+        yield functools.partial(find_schedule, directory)
     finally:
         _empty(directory)
+
+
+def find_schedule(directory: pathlib.Path | None, name: str) -> Schedule | None:
+    """The schedule that libtpu has written into a directory, None if it hasn't.
+
+    Args:
+      directory: None for none.
+      name: of an operation.
+    """
+    pattern = rf"\d+-{re.escape(name)}-\d+-final_bundles\.txt"
+    for path in directory.iterdir() if directory else ():
+        if re.fullmatch(pattern, path.name):
+            return read_schedule(path.read_text("utf-8"))
+    return None
+
+
+def flags(directory: pathlib.Path) -> str:
+    """What `LIBTPU_INIT_ARGS` has to say for libtpu to write into a directory."""
+    options = {_DIRECTORY_FLAG: directory} | _FLAGS
+    return " ".join(f"--{name}={value}" for name, value in options.items())
 
 
 @functools.cache

@@ -2,10 +2,10 @@
 
 import collections
 import dataclasses
+import itertools
+import math
 import re
-from collections.abc import Callable, Iterator
-
-import numpy as np
+from collections.abc import Callable, Iterator, Mapping
 
 from focalnet_jax.train.aot.bundles import Schedule
 
@@ -18,6 +18,9 @@ _COLLECTIVES = (
     "collective-permute",
     "all-to-all",
 )
+# Gives the schedule of a kernel by the name of its operation.
+_ScheduleOf = Callable[[str], Schedule | None]
+
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 
 
@@ -35,6 +38,7 @@ class Operation:
       open_loops: loops in it whose lengths aren't known, see `Schedule`.
       times: how often it runs; once in a loop whose length can't be seen.
       is_in_open_loop: whether it is in such a loop.
+      is_kernel: whether it is a Pallas kernel, or a fusion with one.
       text: all that the compiler prints of it.
     """
 
@@ -46,12 +50,8 @@ class Operation:
     open_loops: int
     times: int
     is_in_open_loop: bool
+    is_kernel: bool
     text: str
-
-    @property
-    def is_kernel(self) -> bool:
-        """Whether it is a Pallas kernel."""
-        return _KERNEL in self.text
 
     @property
     def total_cycles(self) -> int:
@@ -80,9 +80,7 @@ class Estimate:
     collectives: dict[str, tuple[int, int]]
 
 
-def estimate(
-    text: str, schedule_of: Callable[[str], Schedule | None] = lambda name: None
-) -> Estimate:
+def estimate(text: str, schedule_of: _ScheduleOf = lambda name: None) -> Estimate:
     """Adds up what the operations of a program take.
 
     Args:
@@ -104,8 +102,10 @@ def estimate(
             kernels["open loops"] += operation.open_loops
         kind = operation.kind.removesuffix("-start")
         if kind in _COLLECTIVES:
-            shapes = re.findall(r"(\w+)\[([\d,]*)\]", operation.result)
-            sizes = [*map(_shape_bytes, shapes)]
+            sizes = [
+                count * _DTYPE_BYTES.get(dtype, 0)
+                for dtype, count in arrays(operation.result)
+            ]
             # The result of a start also holds what goes in.
             is_start = kind != operation.kind
             size = sizes[1] if is_start and len(sizes) > 1 else sum(sizes)
@@ -122,7 +122,7 @@ def estimate(
 
 
 def operations(
-    text: str, schedule_of: Callable[[str], Schedule | None] = lambda name: None
+    text: str, schedule_of: _ScheduleOf = lambda name: None
 ) -> Iterator[Operation]:
     """The operations of a program that a device runs, but for those within fusions.
 
@@ -140,10 +140,10 @@ def operations(
             entry = current if header[1] else entry
         elif current:
             bodies[current].append(line)
-    schedules = _Schedules(text, schedule_of)
+    schedules = _Schedules(bodies, schedule_of)
 
-    def visit(name: str, times: int, is_open: bool) -> Iterator[Operation]:
-        for line in bodies[name]:
+    def visit(computation: str, times: int, is_open: bool) -> Iterator[Operation]:
+        for line in bodies[computation]:
             found = re.match(r" *(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(", line)
             if not found:
                 continue
@@ -151,9 +151,10 @@ def operations(
             cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
             cycles = int(cycles[1]) if cycles else None
             open_loops = 0
-            if _KERNEL in line:
-                if schedule := schedules.of(name, line):
-                    cycles, open_loops = schedule.cycles, schedule.open_loops
+            if code := _kernel_code(line, bodies):
+                schedule = schedules.of(name, code)
+                cycles = schedule.cycles if schedule else None
+                open_loops = schedule.open_loops if schedule else 0
             elif cycles is None and kind == "while":
                 condition = re.search(r"condition=%?([\w.\-]+)", line)[1]
                 count = _trip_count(bodies[condition])
@@ -172,6 +173,7 @@ def operations(
                 open_loops=open_loops,
                 times=times,
                 is_in_open_loop=is_open,
+                is_kernel=code is not None,
                 text=line.strip(),
             )
 
@@ -182,30 +184,32 @@ def operations(
 class _Schedules:
     """The schedules of kernels; of equal ones the compiler writes only one."""
 
-    def __init__(self, text: str, schedule_of: Callable[[str], Schedule | None]):
+    def __init__(self, bodies: Mapping[str, list[str]], schedule_of: _ScheduleOf):
         self._own = {}
-        self._of_body = {}
-        for line in text.splitlines():
-            if _KERNEL in line:
+        self._of_code = {}
+        for line in itertools.chain.from_iterable(bodies.values()):
+            if code := _kernel_code(line, bodies):
                 name = re.match(r" *(?:ROOT )?%?([\w.\-]+) = ", line)[1]
                 if schedule := schedule_of(name):
                     self._own[name] = schedule
                     # They may differ a little by where the operands are.
-                    known = self._of_body.get(_body(line), schedule)
-                    self._of_body[_body(line)] = max(known, schedule, key=_cycles)
+                    known = self._of_code.get(code, schedule)
+                    self._of_code[code] = max(known, schedule, key=lambda s: s.cycles)
 
-    def of(self, name: str, line: str) -> Schedule | None:
-        return self._own.get(name) or self._of_body.get(_body(line))
-
-
-def _cycles(schedule: Schedule) -> int:
-    return schedule.cycles
+    def of(self, name: str, code: str) -> Schedule | None:
+        return self._own.get(name) or self._of_code.get(code)
 
 
-def _body(line: str) -> str:
-    """The code of a kernel, which is a part of its operation."""
-    found = re.search(r'"custom_call_config":\{"body":"([^"]*)"', line)
-    return found[1] if found else line
+def _kernel_code(line: str, bodies: Mapping[str, list[str]]) -> str | None:
+    """The code of the kernel that an operation is, or that is fused into it."""
+    if _KERNEL in line:
+        found = re.search(r'"custom_call_config":\{"body":"([^"]*)"', line)
+        return found[1] if found else line
+    if " fusion(" in line and (called := re.search(r" calls=%?([\w.\-]+)", line)):
+        for inner in bodies.get(called[1], ()):
+            if _KERNEL in inner:
+                return _kernel_code(inner, bodies)
+    return None
 
 
 def _called(line: str) -> list[str]:
@@ -225,8 +229,9 @@ def _trip_count(condition: list[str]) -> int | None:
     return int(bound[1]) if bound else None
 
 
-def _shape_bytes(shape: tuple[str, str]) -> int:
-    dtype, sizes = shape
-    return _DTYPE_BYTES.get(dtype, 0) * int(
-        np.prod([int(s) for s in sizes.split(",") if s])
-    )
+def arrays(result: str) -> list[tuple[str, int]]:
+    """The dtype and the number of elements of each array in a type."""
+    return [
+        (dtype, math.prod(int(size) for size in sizes.split(",") if size))
+        for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", result)
+    ]
