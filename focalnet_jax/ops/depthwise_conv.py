@@ -27,6 +27,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
 from focalnet_jax.errors import check_choice
+from focalnet_jax.ops.varying import vary_alike
 
 PADDINGS = ("same", "causal")
 CONVOLUTIONS = ("auto", "lax", "shifted")
@@ -111,7 +112,7 @@ def _within_reach(kernel: jax.Array, margins, spatial) -> tuple[jax.Array, Margi
 def _convolve(x, kernel, margins: Margins, implementation: str) -> jax.Array:
     if implementation == "lax":
         return _lax_conv(x, kernel, margins)
-    x, kernel = _vary_alike(x, kernel)
+    x, kernel = vary_alike(x, kernel)
     return _conv.bind(x, kernel, margins=margins, implementation=implementation)
 
 
@@ -371,23 +372,3 @@ def _batch(primitive, arrays, axes, **options):
 for _primitive in (_conv, _correlation):
     _primitive.def_impl(functools.partial(_run, _primitive))
     batching.primitive_batchers[_primitive] = functools.partial(_batch, _primitive)
-
-
-def _vary_alike(*arrays: jax.Array) -> list[jax.Array]:
-    """Inside `jax.shard_map`, gives arrays one type: what differs from device to device.
-
-    Where one did not differ, as parameters in data parallelism, its gradient is then
-    summed over the devices.
-    """
-    axes = [_varying_axes(array) for array in arrays]
-    all_axes = frozenset().union(*axes)
-    return [
-        jax.lax.pcast(array, tuple(all_axes - own), to="varying")
-        for array, own in zip(arrays, axes)
-    ]
-
-
-def _varying_axes(array: jax.Array) -> frozenset:
-    kind = jax.typeof(array)
-    # The second is the spelling of jax 0.12.
-    return kind.vma if hasattr(kind, "vma") else kind.mat.varying
