@@ -3,6 +3,7 @@
     pip install '.[test]'
     python benchmarks/cpu.py [--rounds=9] [--json=FILE]
     python benchmarks/cpu.py --before=DIR         # a checkout of an older version, too
+    python benchmarks/cpu.py --table [--json=FILE]    # what has been measured so far
 
 Four tasks, each with FocalNet-T (SRF) at 224 pixels and batches of 8 by default: the
 forward pass, and the forward and backward pass with all gradients, both in float32 and in
@@ -12,9 +13,9 @@ are float32, and the computation is in bfloat16: our models by `dtype`, timm's b
 
 Each contender is a process of its own, which waits while others have their turn. All take
 turns in every round, in an order that changes. Printed are medians over the rounds of
-images a second, and of the ratios within rounds to timm's, with their least and greatest.
-All of them keep freed memory, as our training program does, see `keep_freed_memory`:
-timm's gain by that, too.
+images a second, and of our ratios within rounds to others, with the least and greatest.
+All of them keep freed memory, as our training program does, see
+`focalnet_jax/train/freed_memory.py`: timm's gain by that, too.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,6 +39,7 @@ TASKS = [
 RIVALS = ("timm", "timm compiled")
 NEEDED = ("torch", "timm")
 SIZE = 224
+RESULTS = pathlib.Path(__file__).parent / "results/cpu.json"
 # glibc then takes memory from the system once, and gives none of it back.
 KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
@@ -164,6 +167,9 @@ class Contender:
 def compare(task, args):
     """The seconds of each round, by contender."""
     names = [name for name in CONTENDERS if name != "before" or args.before]
+    if not has_compiler():
+        print("no C++ compiler is here for torch.compile", file=sys.stderr)
+        names.remove("timm compiled")
     contenders = {}
     seconds = {name: [] for name in names}
     try:
@@ -181,23 +187,59 @@ def compare(task, args):
     return seconds
 
 
-def report(task, seconds, batch_size):
-    """Prints the table of a task, and returns it."""
+def has_compiler():
+    """Whether torch.compile finds what it needs."""
+    compilers = (os.environ.get("CXX"), "g++", "clang++")
+    return any(shutil.which(compiler) for compiler in compilers if compiler)
+
+
+def figures(seconds, batch_size):
+    """Of each contender, and of its ratios to rivals: median, least and greatest."""
     rivals = [name for name in ("before", *RIVALS) if name in seconds]
-    print(f"\n{task}\n{'':16}{'images/s':>9}", end="")
-    print("".join(f"{'x ' + rival:>24}" for rival in rivals))
     table = {}
     for name, times in seconds.items():
-        speed = batch_size / statistics.median(times)
-        table[name] = {"images_per_second": round(speed, 2)}
-        line = f"{name:16}{speed:>9.2f}"
+        table[name] = {"images_per_second": _spread(batch_size / t for t in times)}
         for rival in rivals:
-            ratios = [theirs / own for own, theirs in zip(times, seconds[rival])]
-            middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
-            table[name][f"x {rival}"] = [round(r, 3) for r in (middle, low, high)]
-            line += f"{middle:.2f} ({low:.2f}-{high:.2f})".rjust(24)
-        print(line)
+            ratios = (theirs / own for own, theirs in zip(times, seconds[rival]))
+            table[name][f"x {rival}"] = _spread(ratios)
     return table
+
+
+def _spread(values):
+    values = sorted(values)
+    return [round(v, 3) for v in (statistics.median(values), values[0], values[-1])]
+
+
+def markdown(results):
+    """A table for each run, with a line for each task.
+
+    It has our images a second, and theirs, with the ratio of ours to theirs.
+    """
+    lines = []
+    for run in results:
+        about = run["about"]
+        names = [name for name in CONTENDERS if name in next(iter(run["tasks"].values()))]
+        lines += [
+            f"jax {about['jax']}, torch {about['torch']}, timm {about['timm']}, Python "
+            f"{about['python']}, {about['cores']} cores of {about['processor']}; "
+            f"{about['model']}, batches of {about['batch_size']}, images a second:",
+            "",
+            f"| | {' | '.join(names)} |",
+            "|---" * (len(names) + 1) + "|",
+        ]
+        for task, table in run["tasks"].items():
+            cells = [_cell(name, table) for name in names]
+            lines.append(f"| {task} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _cell(name, table):
+    middle = table[name]["images_per_second"][0]
+    if name == "ours":
+        return f"{middle:.1f}"
+    ratio, low, high = table["ours"][f"x {name}"]
+    return f"{middle:.1f}: {ratio:.2f} ({low:.2f} to {high:.2f})"
 
 
 def processor():
@@ -220,18 +262,30 @@ def main():
     parser.add_argument("--before", type=pathlib.Path, help="an older checkout")
     parser.add_argument("--json", type=pathlib.Path, help="where to write the results")
     parser.add_argument("--contender", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--table", action="store_true", help="print it, run nothing")
     args = parser.parse_args()
+    if args.table:
+        print(markdown(json.loads((args.json or RESULTS).read_text())))
+        return
     if args.contender:
         contend(*args.contender, args.model, args.batch_size)
         return
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         needed = " and ".join(missing)
         raise SystemExit(f"error: this needs {needed}: pip install '.[test]'")
-    tables = {
-        task: report(task, compare(task, args), args.batch_size) for task in args.tasks
-    }
+    run = {"about": about(args), "tasks": {}}
+    for task in args.tasks:
+        run["tasks"][task] = figures(compare(task, args), args.batch_size)
+    print(markdown([run]))
+    if args.json:
+        add_run(args.json, run)
+
+
+def about(args):
+    """What the figures of a run depend on."""
     versions = ("jax", "jaxlib", "flax", "torch", "timm")
-    about = {
+    command = f"python benchmarks/cpu.py --rounds={args.rounds}"
+    found = {
         "processor": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -240,9 +294,27 @@ def main():
         "batch_size": args.batch_size,
         "rounds": args.rounds,
     }
-    print(json.dumps(about))
-    if args.json:
-        args.json.write_text(json.dumps({"about": about} | tables, indent=2) + "\n")
+    if args.before:
+        command += " --before=DIR"
+        git = ["git", "-C", str(args.before), "rev-parse", "--short", "HEAD"]
+        found["before"] = subprocess.run(
+            git, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    return found | {"command": command}
+
+
+def add_run(path, run):
+    """Writes a run into a file of several.
+
+    Other tasks of an equal run stay; a run with the same version of jax is replaced.
+    """
+    runs = json.loads(path.read_text()) if path.exists() else []
+    for other in runs:
+        if other["about"] == run["about"]:
+            run["tasks"] = other["tasks"] | run["tasks"]
+    version = run["about"]["jax"]
+    runs = [other for other in runs if other["about"]["jax"] != version] + [run]
+    path.write_text(json.dumps(runs, indent=1) + "\n")
 
 
 if __name__ == "__main__":

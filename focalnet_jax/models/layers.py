@@ -1,5 +1,6 @@
 """Layers that the blocks of a FocalNet, and operators in them, are made of."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ from flax import linen as nn
 
 from focalnet_jax.models import initializers
 from focalnet_jax.ops import gelu
+from focalnet_jax.ops.dense_product import dense_product
 from focalnet_jax.ops.fusion import cotangent_written_once
 from focalnet_jax.ops.layer_norm import layer_norm
 
@@ -36,6 +38,7 @@ class Dense(nn.Dense):
     """A dense layer, `[..., c] -> [..., d]`, that begins as in the official code."""
 
     kernel_init: nn.initializers.Initializer = initializers.linear_kernel
+    dot_general: Callable = dense_product
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         return cotangent_written_once(super().__call__(inputs))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from focalnet_jax.ops.depthwise_conv import depthwise_conv
+from focalnet_jax.ops.fusion import written_once
 from focalnet_jax.ops.gelu import gelu
 
 
@@ -46,7 +47,8 @@ def aggregate_level_by_level(
     levels = gates.shape[-1] - 1
     aggregated = jnp.zeros_like(context)
     for level in range(levels):
-        context = gelu(convolve(context, kernels[level], biases[level]))
+        # Else a CPU computes the convolution anew for each use.
+        context = written_once(gelu(convolve(context, kernels[level], biases[level])))
         aggregated += context * gates[..., level : level + 1]
 
     spatial = range(context.ndim - 2)

@@ -1,9 +1,10 @@
 """Where XLA's compiler for CPUs is kept from fusing.
 
 It fuses chains of residual sums into every consumer, so that their cost grows with the
-depth of a net, and it runs reductions that swallow a GELU's derivative in scalar loops. A
-value that is written to memory once ends such chains. Compilers for accelerators fuse
-well, so programs for them hold nothing of this.
+depth of a net, and a depthwise convolution into each of its several consumers, so that it
+is computed as often. And it runs reductions that swallow a GELU's derivative in scalar
+loops. A value that is written to memory once ends such chains. Compilers for accelerators
+fuse well, so programs for them hold nothing of this.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""Types inside `jax.shard_map`: over which axes of a mesh an array differs."""
+"""What differs from device to device inside `jax.shard_map`."""
 
 import jax
 

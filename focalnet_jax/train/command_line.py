@@ -32,6 +32,7 @@ from focalnet_jax.output import is_lost, make_lasting
 from focalnet_jax.paths import absolute_path
 from focalnet_jax.train import recipes
 from focalnet_jax.train.aot import compile_for
+from focalnet_jax.train.freed_memory import keep_freed_memory
 from focalnet_jax.train.overrides import apply_overrides, split_overrides
 from focalnet_jax.train.processes import join_processes
 from focalnet_jax.train.run.noise import FULL_DISK, leave_out_noise
@@ -106,6 +107,8 @@ def main(argv):
     hide_idle_libtpu()
     start_processes()
     find_devices()
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     workdir = absolute_path(_WORKDIR.value or default_workdir())
     if _MODE.value == "train":
         train.train(config, task, workdir)  # What it says lies in the workdir, too.
