@@ -21,11 +21,12 @@ parameters and computation in bfloat16: ours by `dtype`, the peers' by `torch.au
 with a fused optimiser. In inference the parameters are bfloat16, too.
 
 Each contender is a process, and all take turns in every round, in an order that changes.
-A turn is about half a second long. Before it a contender computes once without timing;
-after it PyTorch gives its cached memory back. Memory is not preallocated. Contenders of
-one framework are prepared one after the other, and both frameworks at once. The results
-are medians over the rounds, and the ratios are medians, least and greatest over rounds.
-Times of the operator hold the dispatch by the host, which shows where they are short.
+A turn is about half a second long, a tenth for the operator. Before it a contender
+computes once without timing; after it PyTorch gives its cached memory back. Memory is not
+preallocated. Contenders of one framework are prepared one after the other, and both
+frameworks at once. The results are medians over the rounds, and the ratios are medians,
+least and greatest over rounds. Times of the operator hold the dispatch by the host, which
+shows where they are short.
 
 After each measurement the results are written. When the time is up, or the program was
 ended, the same command goes on with what is missing: what is there of the same card and
@@ -35,6 +36,7 @@ result, too; --anew forgets all results. With VERBOSE=1 contenders print what th
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -103,6 +105,7 @@ def plan(*, tiny=False):
             "batch_size": 2 if tiny else batch_size,
             "image_size": 32 if tiny else image_size,
             "options": TINY if tiny else options or {},
+            "turn_seconds": 0.01 if tiny else 0.5,
         }
 
     def whole(model, batch_size, image_size=224):
@@ -130,6 +133,7 @@ def plan(*, tiny=False):
                 "embed_dim": 8 if tiny else 128,
                 "windows": WINDOWS,
                 "copy_bytes": 2**16 if tiny else 2**29,
+                "turn_seconds": 0.01 if tiny else 0.1,
             },
         )
 
@@ -251,9 +255,9 @@ def measure(groups, results, start, *, rounds, until, patience):
     return left
 
 
-def start_contender(name, spec, *, platform, turn_seconds):
+def start_contender(name, spec, *, platform):
     """The process of a contender."""
-    spec = spec | {"platform": platform, "turn_seconds": turn_seconds}
+    spec = spec | {"platform": platform}
     environment = {
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "JAX_COMPILATION_CACHE_DIR": str(CACHE),
@@ -473,26 +477,27 @@ def main():
     add("--tiny", action="store_true", help="try the program, on a CPU too")
     args = parser.parse_args()
     if args.table:
+        if not args.json.exists():
+            parser.error(f"{args.json} does not exist: measure first")
         print(*tables(json.loads(args.json.read_text())), sep="\n")
         return
     if args.tiny and args.json == RESULTS:
         parser.error("--tiny needs --json=FILE for its results")
     until = time.monotonic() + 60 * args.minutes
+    groups = chosen(plan(tiny=args.tiny), args.groups, args.contenders)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Contenders end as well.
     about = about_here() | {"tiny": args.tiny}
     if about["platform"] != "gpu" and not args.tiny:
         raise SystemExit("error: jax finds no GPU; --tiny tries the program elsewhere")
     results = Results(args.json, about, anew=args.anew)
 
-    def start(name, spec):
-        seconds = 0.01 if args.tiny else 0.5
-        return start_contender(
-            name, spec, platform=about["platform"], turn_seconds=seconds
-        )
-
-    groups = chosen(plan(tiny=args.tiny), args.groups, args.contenders)
     left = measure(
-        groups, results, start, rounds=args.rounds, until=until, patience=args.patience
+        groups,
+        results,
+        functools.partial(start_contender, platform=about["platform"]),
+        rounds=args.rounds,
+        until=until,
+        patience=args.patience,
     )
     print(*tables({"about": about, "measurements": results.measurements}), sep="\n")
     if left:
@@ -500,8 +505,20 @@ def main():
 
 
 def chosen(groups, names, contenders):
-    """Those groups and contenders that are named, or all if none are."""
-    return [
+    """Those groups and contenders that are named, or all if none are.
+
+    Raises:
+      SystemExit: there is none of such a name.
+    """
+    known = {group.name for group in groups}
+    rivals = {name for group in groups for name in group.contenders}
+    for given, all_names in ((names, known), (contenders, rivals)):
+        if unknown := set(given or ()) - all_names:
+            raise SystemExit(
+                f"error: nothing is called {', '.join(sorted(unknown))}: "
+                f"there are {', '.join(sorted(all_names))}"
+            )
+    picked = [
         dataclasses.replace(
             group,
             contenders={
@@ -513,6 +530,7 @@ def chosen(groups, names, contenders):
         for group in groups
         if not names or group.name in names
     ]
+    return [group for group in picked if group.contenders]
 
 
 if __name__ == "__main__":
