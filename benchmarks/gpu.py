@@ -487,12 +487,11 @@ def main():
         parser.error("--tiny needs --json=FILE for its results")
     until = time.monotonic() + 60 * args.minutes
     groups = chosen(plan(tiny=args.tiny), args.groups, args.contenders)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Contenders end as well.
     about = about_here() | {"tiny": args.tiny}
     if about["platform"] != "gpu" and not args.tiny:
         raise SystemExit("error: jax finds no GPU; --tiny tries the program elsewhere")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Contenders end as well.
     results = Results(args.json, about, anew=args.anew)
-
     left = measure(
         groups,
         results,
