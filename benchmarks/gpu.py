@@ -252,7 +252,7 @@ def measure(groups, results, start, *, rounds, until, patience):
         finally:
             for contender in contenders:
                 contender.end()
-    return left
+    return list(dict.fromkeys(left))  # Groups may share a measurement.
 
 
 def start_contender(name, spec, *, platform):
