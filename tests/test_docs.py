@@ -246,6 +246,7 @@ def test_the_task_trains(tmp_path, environment):
 SHORTER = {
     "benchmarks/depthwise_conv.py": ["--rounds=1"],
     "benchmarks/fast_pixels.py": ["--count=2"],
+    "benchmarks/gpu.py": ["--tiny", "--minutes=0", "--json=gpu.json"],
     "benchmarks/input.py": [
         *["--rounds=1", "--batches=1", "--workers", "1", "--tasks", "crop"]
     ],

@@ -252,6 +252,8 @@ def test_bfloat16_is_rounded_once(implementation):
     [
         ("tpu", "auto", True),
         ("cuda", "auto", True),
+        ("rocm", "auto", True),
+        ("cuda", "shifted", False),
         ("cpu", "auto", False),
         ("cpu", "lax", True),
         ("tpu", "shifted", False),
