@@ -17,8 +17,7 @@ left to XLA, because no band knows the mean before all bands are done.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -270,34 +269,30 @@ def _forward_level(
     beyond = range(level + 1, len(program.bands.sizes))
     is_last = not beyond
 
-    def run(first, last, is_own, level_sum):
-        def tile(y, x, width, level_sum):
-            values = _convolve(program, source, kernel, y, x, width)
-            for column, value in enumerate(values):
-                at = y, x + column
-                if is_own and saved is not None:
-                    saved[at] = value.astype(saved.dtype)
-                value, _ = gelu_and_derivative(value, exact=exact)
-                if not is_last:
-                    target[program.at(*at)] = value
-                if not is_own:
-                    continue
-                gated = value * _gate(gates[at], level)
-                if level > 0:
-                    gated += running_total[at]
-                if is_last:
-                    target[at] = gated.astype(target.dtype)
-                    level_sum += value
-                else:
-                    running_total[at] = gated
-            return level_sum
+    def tile(y, x, width, level_sum):
+        is_own = level_sum is not None
+        values = _convolve(program, source, kernel, y, x, width)
+        for column, value in enumerate(values):
+            at = y, x + column
+            if is_own and saved is not None:
+                saved[at] = value.astype(saved.dtype)
+            value, _ = gelu_and_derivative(value, exact=exact)
+            if not is_last:
+                target[program.at(*at)] = value
+            if not is_own:
+                continue
+            gated = value * _gate(gates[at], level)
+            if level > 0:
+                gated += running_total[at]
+            if is_last:
+                target[at] = gated.astype(target.dtype)
+                level_sum += value
+            else:
+                running_total[at] = gated
+        return level_sum
 
-        return program.for_tiles(first, last, tile, level_sum)
-
-    level_sum = jnp.zeros(source.shape[2:], jnp.float32)
-    for segment in program.segments(program.bands.halo(*beyond)):
-        level_sum = run(*segment, level_sum)
-    return level_sum
+    program.for_halo_tiles(program.bands.halo(*beyond), tile)
+    return program.for_own_tiles(tile, jnp.zeros(source.shape[2:], jnp.float32))
 
 
 # --- Backward ----------------------------------------------------------------
@@ -431,58 +426,54 @@ def _backward_kernel(
         before = pre_activations[level][at].astype(jnp.float32)
         return gelu_and_derivative(before, exact=exact)
 
-    def through_last_activation(first, last, is_own):
-        def tile(y, x, width, _):
-            for at in ((y, x + column) for column in range(width)):
-                value, slope = activate(levels - 1, halo, *at)
-                toward = given(*at) * gate(*at, levels - 1) + mean_cotangent[0, 0]
-                source[program.at(*at)] = toward * slope
-                if is_own:
-                    products = {
-                        levels - 1: given(*at) * value,
-                        levels: given(*at) * global_context[0, 0],
-                    }
-                    add_to_gates(*at, products, first=True)
+    def through_last_activation(is_own, y, x, width, _):
+        for at in ((y, x + column) for column in range(width)):
+            value, slope = activate(levels - 1, halo, *at)
+            toward = given(*at) * gate(*at, levels - 1) + mean_cotangent[0, 0]
+            source[program.at(*at)] = toward * slope
+            if is_own:
+                products = {
+                    levels - 1: given(*at) * value,
+                    levels: given(*at) * global_context[0, 0],
+                }
+                add_to_gates(*at, products, first=True)
 
-        program.for_tiles(first, last, tile)
+    def compute_inputs(level, is_own, y, x, width, _):
+        for at in ((y, x + column) for column in range(width)):
+            value, slope = activate(level - 1, bands.inputs_halo(level), *at)
+            inputs[program.at(*at)] = value
+            slopes[y + halo, at[1]] = slope
+            if is_own:
+                product = given(*at) * value
+                add_to_gates(*at, {level - 1: product}, first=False)
 
-    def compute_inputs(level, first, last, is_own):
-        rows = bands.inputs_halo(level)
+    def through_convolution(level, source, target, y, x, width, _):
+        values = _convolve(program, source, kernels[level], y, x, width, flip=True)
+        for column, value in enumerate(values):
+            at = y, x + column
+            if level == 0:
+                context_cotangent[at] = value.astype(context_cotangent.dtype)
+            else:
+                value += given(*at) * gate(*at, level - 1)
+                target[program.at(*at)] = value * slopes[y + halo, at[1]]
 
-        def tile(y, x, width, _):
-            for at in ((y, x + column) for column in range(width)):
-                value, slope = activate(level - 1, rows, *at)
-                inputs[program.at(*at)] = value
-                slopes[y + halo, at[1]] = slope
-                if is_own:
-                    product = given(*at) * value
-                    add_to_gates(*at, {level - 1: product}, first=False)
+    def everywhere(rows, run, *arguments):
+        program.for_own_tiles(functools.partial(run, *arguments))
+        program.for_halo_tiles(rows, functools.partial(run, *arguments))
 
-        program.for_tiles(first, last, tile)
+    def own_and_halo(rows, run, *arguments):
+        program.for_own_tiles(functools.partial(run, *arguments, True))
+        program.for_halo_tiles(rows, functools.partial(run, *arguments, False))
 
-    def through_convolution(level, source, target):
-        def tile(y, x, width, _):
-            values = _convolve(program, source, kernels[level], y, x, width, flip=True)
-            for column, value in enumerate(values):
-                at = y, x + column
-                if level == 0:
-                    context_cotangent[at] = value.astype(context_cotangent.dtype)
-                else:
-                    value += given(*at) * gate(*at, level - 1)
-                    target[program.at(*at)] = value * slopes[y + halo, at[1]]
-
-        program.for_tiles(*program.span(bands.halo(*range(level))), tile)
-
-    for segment in program.segments(halo):
-        through_last_activation(*segment)
+    own_and_halo(halo, through_last_activation)
     for level in reversed(range(levels)):
         if level == 0:
             _copy(program, context, inputs, bands.inputs_halo(0))
         else:
-            for segment in program.segments(bands.inputs_halo(level)):
-                compute_inputs(level, *segment)
+            own_and_halo(bands.inputs_halo(level), compute_inputs, level)
         _correlate(program, inputs, source, kernel_cotangents[level], level, images)
-        through_convolution(level, source, target)
+        below = bands.halo(*range(level))
+        everywhere(below, through_convolution, level, source, target)
         source, target = target, source
 
 
@@ -503,7 +494,7 @@ def _correlate(program, inputs, cotangents, result, level: int, images: int) -> 
                     sums[tap] += seen[offset + tap] * given
             return tuple(sums)
 
-        for tap, total in enumerate(program.for_tiles(*program.span(0), tile, zeros)):
+        for tap, total in enumerate(program.for_own_tiles(tile, zeros)):
             total = _within(total, images, axis=0, block=program.image_block)
             result[0, 0, row, tap] = total.sum(0, keepdims=True)
 
@@ -527,28 +518,45 @@ class _Program:
             return y
         return y + self.start - self.bands.first_row(self.start, halo)
 
-    def span(self, halo: int):
-        """First and last row, and one more, of those that are in the map."""
-        if self.bands.count == 1:
-            return 0, self.bands.height
-        first = jnp.maximum(-halo, -self.start)
-        return first, jnp.minimum(self.bands.rows + halo, self.bands.height - self.start)
+    @property
+    def last_row(self):
+        """One more than the last row of the band that is in the map."""
+        rows = self.bands.rows
+        if self.bands.height % rows == 0:
+            return rows
+        return jnp.minimum(rows, self.bands.height - self.start)
 
-    def segments(self, halo: int) -> Iterator[tuple[Any, Any, bool]]:
-        """The rows of `span`, in parts; the last entry is whether they are the band's."""
-        own = self.span(0)
+    def for_own_tiles(self, run: Callable, carry=None):
+        """Runs `run(y, x, width, carry)` for each tile of the band."""
+        return self._for_tiles(0, self.last_row, run, carry)
+
+    def for_halo_tiles(self, halo: int, run: Callable) -> None:
+        """Runs `run(y, x, width, None)` for each tile of the halo that is in the map.
+
+        A band is at least as high as a halo, so the one before it holds all of its halo,
+        and only the last band may hold less.
+        """
         if halo == 0:
-            return iter([(*own, True)])
-        first, last = self.span(halo)
-        return iter([(first, 0, False), (*own, True), (own[1], last, False)])
+            return
+        rows, height = self.bands.rows, self.bands.height
+
+        @pl.when(self.start > 0)
+        def _():
+            self._for_tiles(-halo, 0, run, None)
+
+        @pl.when(self.start + rows < height)
+        def _():
+            last = rows + halo
+            if height % rows:
+                last = jnp.minimum(last, height - self.start)
+            self._for_tiles(rows, last, run, None)
 
     def at(self, y, x):
         """Where a position is in a buffer."""
         rows, columns = self.bands.margin
         return y + rows, x + columns
 
-    def for_tiles(self, first, last, run: Callable, carry=None):
-        """Runs `run(y, x, width, carry)` for each tile of some rows."""
+    def _for_tiles(self, first, last, run: Callable, carry):
         width = self.bands.tile_width
         tiles, rest = divmod(self.bands.width, width)
 
@@ -606,7 +614,8 @@ def _copy(program: _Program, source, buffer, halo: int) -> None:
             value = source[program.row_in_block(y, halo), x + column].astype(buffer.dtype)
             buffer[program.at(y, x + column)] = value
 
-    program.for_tiles(*program.span(halo), copy)
+    program.for_own_tiles(copy)
+    program.for_halo_tiles(halo, copy)
 
 
 def _zero_outside(program: _Program, *buffers) -> None:
@@ -617,7 +626,6 @@ def _zero_outside(program: _Program, *buffers) -> None:
     """
     rows, columns = program.bands.buffer_shape
     margin_rows, margin_columns = program.bands.margin
-    first, last = program.span(margin_rows)
     zero = jnp.zeros((IMAGES, CHANNELS), jnp.float32)
     sides = [*range(margin_columns), *range(columns - margin_columns, columns)]
 
@@ -633,8 +641,8 @@ def _zero_outside(program: _Program, *buffers) -> None:
     def _():
         for start, stop, at in (
             (0, rows, sides),
-            (0, first + margin_rows, range(columns)),
-            (last + margin_rows, rows, range(columns)),
+            (0, margin_rows, range(columns)),
+            (program.last_row + margin_rows, rows, range(columns)),
         ):
             jax.lax.fori_loop(start, stop, zero_columns(at), None)
 
