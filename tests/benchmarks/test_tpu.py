@@ -193,6 +193,7 @@ def test_growth_is_a_table_and_a_plot(tmp_path, capsys):
 def test_programs_of_two_checkouts_are_compiled(tmp_path, monkeypatch, capsys):
     pytest.importorskip("libtpu", reason="it is the compiler")
     monkeypatch.setattr(tpu, "RESULTS", tmp_path / "tpu.json")
+    monkeypatch.setattr(tpu, "commit_of", lambda checkout: "abc")
     flags = [
         "--quick",
         "--kinds=forward",

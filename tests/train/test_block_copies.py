@@ -1,6 +1,7 @@
 """What the TPU compiler makes of one block: no copies of maps between layouts."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -52,15 +53,44 @@ def operations_of_block(device, *, side, channels, gradient):
 def copies(operations, *, least):
     """Operations that only move a map of that many numbers, or more.
 
-    Arguments and results lie as the caller has them, so that the first and the last may
-    be moved: what counts is what happens between them.
+    Arguments and results lie as the caller has them, so that copies of arguments, and
+    those that are results, don't count: in a net there are other blocks around this one.
     """
+    arguments = {o.name for o in operations if o.kind == "parameter"}
+    [root] = [o for o in operations if o.text.startswith("ROOT ")]
+    results = {root.name, *operands(root)}
     return [
         operation
         for operation in operations
         if operation.kind in ("copy", "transpose")
         and max(count for _, count in hlo.arrays(operation.result)) >= least
+        and not arguments.intersection(operands(operation))
+        and operation.name not in results
     ]
+
+
+def operands(operation):
+    _, _, given = operation.text.partition(f" {operation.kind}(")
+    return re.findall(r"%([\w.\-]+)", given.partition(")")[0])
+
+
+PROGRAM = """\
+ENTRY %main.1_spmd (x: f32[2,3]) -> (f32[2,3], f32[2,3]) {
+  %x = f32[2,3]{1,0} parameter(0)
+  %copy.1 = f32[2,3]{0,1} copy(%x)
+  %fusion.2 = f32[2,3]{0,1} fusion(%copy.1), kind=kLoop, calls=%fused
+  %copy.3 = f32[2,3]{1,0} copy(%fusion.2)
+  %copy.4 = f32[2]{0} copy(%row)
+  %fusion.5 = f32[2,3]{1,0} fusion(%copy.3, %copy.4), kind=kLoop, calls=%fused
+  %copy.6 = f32[2,3]{0,1} copy(%fusion.5)
+  ROOT %tuple.7 = (f32[2,3]{0,1}, f32[2,3]{1,0}) tuple(%copy.6, %fusion.5)
+}
+"""
+
+
+def test_copies_of_arguments_and_to_results_do_not_count():
+    found = copies(list(hlo.operations(PROGRAM)), least=6)
+    assert [copy.name for copy in found] == ["copy.3"]
 
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])

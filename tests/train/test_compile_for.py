@@ -1,11 +1,14 @@
 """Compiling for a TPU slice that isn't here."""
 
+import dataclasses
+
 import pytest
 
 from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config, default_config
 from focalnet_jax.train.aot import compile_for, hlo
 from focalnet_jax.train.aot.bundles import Schedule
+from focalnet_jax.train.aot.report import Report
 
 PROGRAM = """\
 %body.1 (x: f32[2]) -> f32[2] {
@@ -177,6 +180,35 @@ def test_the_training_step_for_a_slice():
     assert not report.fits
     assert "does NOT fit: the total memory required" in str(report)
     assert "ms a step" not in str(report)
+
+
+def test_reports_say_how_kernels_were_counted():
+    report = Report(
+        slice_name="v5e:2x2",
+        chips=4,
+        mesh={"data": 4},
+        model="tiny",
+        batch_size=8,
+        unit="images",
+        input_shapes={"image": (16, 16, 3)},
+        fits=True,
+        parameter_bytes=1,
+        optimizer_bytes=1,
+        activation_bytes=1,
+        multiply_adds=1,
+        step_seconds=0.02,
+        kernel_calls=40,
+        kernel_seconds=0.0123,
+        open_loops=2,
+        uncounted_calls=3,
+        collectives={},
+        compile_seconds=1.0,
+    )
+    assert "of which kernels: 40 calls, 12.3 ms by bundles times grid" in str(report)
+    assert "2 loops of unknown length in them count once" in str(report)
+    assert "not counted: 3 calls of kernels" in str(report)
+    plain = dict(kernel_calls=0, open_loops=0, uncounted_calls=0)
+    assert "kernels" not in str(dataclasses.replace(report, **plain))
 
 
 @pytest.mark.parametrize(

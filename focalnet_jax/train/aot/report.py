@@ -114,8 +114,9 @@ class Report:
     def _kernels(self) -> list[str]:
         lines = []
         if self.kernel_calls:
+            whose = "kernels" if self.step_seconds is None else "of which kernels"
             lines.append(
-                f"of which kernels: {self.kernel_calls:,} calls, "
+                f"{whose}: {self.kernel_calls:,} calls, "
                 f"{1e3 * self.kernel_seconds:,.1f} ms by bundles times grid, no waits"
             )
         if self.open_loops:
