@@ -126,11 +126,14 @@ def _length(head: str, text: str) -> int | None:
       head: its first bundle.
       text: of the whole kernel.
     """
-    for counter, first in re.findall(r"(%\w+) = sphi ([%\w]+),", head):
+    for counter, first, after in re.findall(r"(%\w+) = sphi ([%\w]+), (%\w+)", head):
         start = _constant(first, text)
-        for after, step in re.findall(
-            rf"(%\w+) = sadd\.s32 {_IF}(\d+), {counter}\b", text
+        added = re.search(rf"{after} = sadd\.s32 {_IF}(\d+), (%\w+)", text)
+        # A counter that was stored meanwhile comes back under another name.
+        if added and (
+            added[2] == counter or re.search(rf"{added[2]} = sld \[[^]]*spill", text)
         ):
+            step = added[1]
             limit = re.search(
                 rf"scmp\.ge\.s32\.totalorder {_IF}{after}, (\d+) /\* loop exit", text
             )
