@@ -25,6 +25,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -166,8 +167,10 @@ class Contender:
 
 def compare(task, args):
     """The seconds of each round, by contender."""
-    names = [name for name in CONTENDERS if name != "before" or args.before]
-    if not has_compiler():
+    names = [name for name in CONTENDERS if name in (args.contenders or CONTENDERS)]
+    if "before" in names and not args.before:
+        names.remove("before")
+    if "timm compiled" in names and not has_compiler():
         print("no C++ compiler is here for torch.compile", file=sys.stderr)
         names.remove("timm compiled")
     contenders = {}
@@ -259,6 +262,7 @@ def main():
     parser.add_argument("--model", default="focalnet_tiny_srf")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS)
     parser.add_argument("--before", type=pathlib.Path, help="an older checkout")
     parser.add_argument("--json", type=pathlib.Path, help="where to write the results")
     parser.add_argument("--contender", nargs=2, help=argparse.SUPPRESS)
@@ -294,6 +298,8 @@ def about(args):
         "batch_size": args.batch_size,
         "rounds": args.rounds,
     }
+    if args.contenders:
+        command += f" --contenders {shlex.join(args.contenders)}"
     if args.before:
         command += " --before=DIR"
         git = ["git", "-C", str(args.before), "rev-parse", "--short", "HEAD"]
