@@ -1,12 +1,19 @@
 """Decodes images to RGB pixels: exactly those of PIL, but faster."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import PIL.Image
 import simplejpeg
 
 from focalnet_jax.data.bad_records import BadRecordError
+
+ChooseBox = Callable[[int, int], tuple[int, int, int, int]]
+
+# Markers of frames whose rows lie in their order in the file: of baseline and of extended
+# sequential JPEGs with Huffman coding.
+_SEQUENTIAL = (b"\xff\xc0", b"\xff\xc1")
 
 
 def decode(encoded: bytes) -> np.ndarray:
@@ -21,19 +28,96 @@ def decode(encoded: bytes) -> np.ndarray:
       BadRecordError: the bytes are empty, cut off, too damaged for PIL, or of a format
         that PIL doesn't know.
     """
-    if encoded[:2] == b"\xff\xd8":  # JPEG
+    if _size_of_jpeg(encoded):
         try:
-            # simplejpeg calls libjpeg-turbo, as PIL does, but makes no PIL image between.
-            # It converts CMYK otherwise than PIL, so PIL decodes that.
-            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(encoded)
-            # It has no limit of its own, and a damaged header may state any size.
-            is_small = height * width <= PIL.Image.MAX_IMAGE_PIXELS
-            if is_small and colorspace in ("YCbCr", "Gray", "RGB"):
-                return simplejpeg.decode_jpeg(encoded)
-        except (ValueError, KeyError):
-            # It raises ValueError even for a warning, and KeyError for a chroma sampling
-            # that it has no name for. PIL decides whether the image can be used.
+            return simplejpeg.decode_jpeg(encoded)
+        except ValueError:  # Raised for a warning, too. PIL decides about the image.
             pass
+    return _decode_by_pil(encoded)
+
+
+def decode_crop(encoded: bytes, choose_box: ChooseBox) -> np.ndarray:
+    """Decodes a crop of an image to `uint8 [h, w, 3]`.
+
+    The pixels are those of `decode`. Most JPEGs are decoded down to the last row of the
+    crop, so that damage below it is not noticed.
+
+    Args:
+      encoded: the bytes of the image.
+      choose_box: a function from the width and height of the image to the left, upper,
+        right and lower edge of the crop, in pixels. It is called once.
+
+    Raises:
+      BadRecordError: as `decode`.
+    """
+    size = _size_of_jpeg(encoded)
+    if size is None:
+        pixels = decode(encoded)
+        left, upper, right, lower = choose_box(pixels.shape[1], pixels.shape[0])
+        return pixels[upper:lower, left:right]
+    left, upper, right, lower = choose_box(*size)
+    shortened = _shortened(encoded, size, lower)
+    try:
+        # What follows the last row is a warning for libjpeg, hence an error if strict.
+        pixels = simplejpeg.decode_jpeg(shortened or encoded, strict=shortened is None)
+    except ValueError:
+        pixels = _decode_by_pil(encoded)
+    return pixels[upper:lower, left:right]
+
+
+def _size_of_jpeg(encoded: bytes) -> tuple[int, int] | None:
+    """The width and height of a JPEG that simplejpeg decodes as PIL does.
+
+    simplejpeg calls libjpeg-turbo, as PIL does, but makes no PIL image between.
+    """
+    if encoded[:2] != b"\xff\xd8":
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(encoded)
+    except (ValueError, KeyError):  # KeyError: a chroma sampling that has no name there
+        return None
+    # It has no limit of its own, and a damaged header may state any size. And it converts
+    # CMYK otherwise than PIL.
+    is_small = height * width <= PIL.Image.MAX_IMAGE_PIXELS
+    is_alike = colorspace in ("YCbCr", "Gray", "RGB")
+    return (width, height) if is_small and is_alike else None
+
+
+def _shortened(encoded: bytes, size: tuple[int, int], lower: int) -> bytearray | None:
+    """A JPEG whose header states fewer rows, so that decoding ends after them.
+
+    The rows above `lower` are the same. The result is None where nothing would be saved,
+    where rows don't lie in their order, and where the end of the file is missing, as the
+    decoder would not notice that.
+    """
+    width, height = size
+    if encoded[-2:] != b"\xff\xd9":
+        return None
+    # Segments have a marker of two bytes, the length of what follows, and contents.
+    start = 2
+    while (marker := encoded[start : start + 2]) not in _SEQUENTIAL:
+        length = int.from_bytes(encoded[start + 2 : start + 4])
+        # Other frames have markers between these two. The scan comes after the frame.
+        if marker[:1] != b"\xff" or b"\xff\xc1" < marker < b"\xff\xc4" or not length:
+            return None
+        start += 2 + length
+    # The contents of a frame: precision, height, width, the number of components, and of
+    # each its identifier, sampling factors (the vertical in the lower bits) and table.
+    precision_and_size = b"\x08" + height.to_bytes(2) + width.to_bytes(2)
+    if encoded[start + 4 : start + 9] != precision_and_size:
+        return None
+    samplings = encoded[start + 11 : start + 11 + 3 * encoded[start + 9] : 3]
+    block = 8 * max(sampling & 15 for sampling in samplings)
+    # The last row in a block needs the chroma of the next block.
+    rows = (lower // block + 1) * block
+    if rows >= height:
+        return None
+    shortened = bytearray(encoded)
+    shortened[start + 5 : start + 7] = rows.to_bytes(2)
+    return shortened
+
+
+def _decode_by_pil(encoded: bytes) -> np.ndarray:
     try:
         return np.asarray(PIL.Image.open(io.BytesIO(encoded)).convert("RGB"))
     except PIL.UnidentifiedImageError as error:
