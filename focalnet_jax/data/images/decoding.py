@@ -1,6 +1,7 @@
 """Decodes images to RGB pixels: exactly those of PIL, but faster."""
 
 import io
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -11,9 +12,13 @@ from focalnet_jax.data.bad_records import BadRecordError
 
 ChooseBox = Callable[[int, int], tuple[int, int, int, int]]
 
-# Markers of frames whose rows lie in their order in the file: of baseline and of extended
-# sequential JPEGs with Huffman coding.
-_SEQUENTIAL = (b"\xff\xc0", b"\xff\xc1")
+# The markers of JPEGs: of frames whose rows lie in their order, baseline and extended
+# sequential with Huffman coding; of a scan; and of the end.
+_SEQUENTIAL_FRAMES = (b"\xff\xc0", b"\xff\xc1")
+_SCAN = b"\xff\xda"
+_END = b"\xff\xd9"
+# In a scan there are none but those at which a decoder may start again.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 
 
 def decode(encoded: bytes) -> np.ndarray:
@@ -39,8 +44,8 @@ def decode(encoded: bytes) -> np.ndarray:
 def decode_crop(encoded: bytes, choose_box: ChooseBox) -> np.ndarray:
     """Decodes a crop of an image to `uint8 [h, w, 3]`.
 
-    The pixels are those of `decode`. Most JPEGs are decoded down to the last row of the
-    crop, so that damage below it is not noticed.
+    The pixels are those of `decode`, and the same images are refused. Most JPEGs are
+    decoded down to the last row of the crop.
 
     Args:
       encoded: the bytes of the image.
@@ -58,7 +63,7 @@ def decode_crop(encoded: bytes, choose_box: ChooseBox) -> np.ndarray:
     left, upper, right, lower = choose_box(*size)
     shortened = _shortened(encoded, size, lower)
     try:
-        # What follows the last row is a warning for libjpeg, hence an error if strict.
+        # That something follows the last row is a warning, thus an error if strict.
         pixels = simplejpeg.decode_jpeg(shortened or encoded, strict=shortened is None)
     except ValueError:
         pixels = _decode_by_pil(encoded)
@@ -86,34 +91,35 @@ def _size_of_jpeg(encoded: bytes) -> tuple[int, int] | None:
 def _shortened(encoded: bytes, size: tuple[int, int], lower: int) -> bytearray | None:
     """A JPEG whose header states fewer rows, so that decoding ends after them.
 
-    The rows above `lower` are the same. The result is None where nothing would be saved,
-    where rows don't lie in their order, and where the end of the file is missing, as the
-    decoder would not notice that.
+    The rows above `lower` are the same. The result is None for JPEGs whose rows don't lie
+    in their order, for those with a fault that libjpeg would not notice any more, and
+    where too little would be saved.
     """
     width, height = size
-    if encoded[-2:] != b"\xff\xd9":
+    if encoded[-2:] != _END:  # Something is cut off, or follows.
         return None
     # Segments have a marker of two bytes, the length of what follows, and contents.
-    start = 2
-    while (marker := encoded[start : start + 2]) not in _SEQUENTIAL:
+    start, frame = 2, None
+    while (marker := encoded[start : start + 2]) != _SCAN:
+        if marker in _SEQUENTIAL_FRAMES:
+            frame = encoded[start + 4 : start + 22]
+            position_of_rows = start + 5
         length = int.from_bytes(encoded[start + 2 : start + 4])
-        # Other frames have markers between these two. The scan comes after the frame.
-        if marker[:1] != b"\xff" or b"\xff\xc1" < marker < b"\xff\xc4" or not length:
+        if marker[:1] != b"\xff" or length < 2:
             return None
         start += 2 + length
-    # The contents of a frame: precision, height, width, the number of components, and of
-    # each its identifier, sampling factors (the vertical in the lower bits) and table.
-    precision_and_size = b"\x08" + height.to_bytes(2) + width.to_bytes(2)
-    if encoded[start + 4 : start + 9] != precision_and_size:
+    # A frame has the precision, height, width, number of components, and of each its
+    # identifier, its sampling factors (the vertical one in the lower bits) and a table.
+    if not frame or frame[:5] != b"\x08" + height.to_bytes(2) + width.to_bytes(2):
         return None
-    samplings = encoded[start + 11 : start + 11 + 3 * encoded[start + 9] : 3]
-    block = 8 * max(sampling & 15 for sampling in samplings)
+    block = 8 * max(sampling & 15 for sampling in frame[7 : 6 + 3 * frame[5] : 3])
     # The last row in a block needs the chroma of the next block.
     rows = (lower // block + 1) * block
-    if rows >= height:
+    # The search for markers takes about as long as decoding a twentieth of the rows.
+    if rows > height * 15 / 16 or _MARKER.search(encoded, start + 4, len(encoded) - 2):
         return None
     shortened = bytearray(encoded)
-    shortened[start + 5 : start + 7] = rows.to_bytes(2)
+    shortened[position_of_rows : position_of_rows + 2] = rows.to_bytes(2)
     return shortened
 
 
