@@ -2,6 +2,7 @@
 
     pip install '.[fast,test]' scikit-image tensorflow-cpu
     python benchmarks/input.py [--rounds=15] [--json=FILE]
+    python benchmarks/input.py --table [--json=FILE]     # of what has been measured
 
 Two tasks, each from files to batches of 224 x 224 uint8 images on the host: `crop`, that
 is decoding, random resized crop (bicubic, antialiased) and flip; and `full`, the same and
@@ -17,11 +18,13 @@ Each contender is a process of its own, stopped (SIGSTOP) while others have thei
 turn first takes what was loaded in advance, then measures. All take turns in every round,
 in an order that changes; printed are medians over the rounds of images a second, images a
 second of CPU time, and of the ratios within rounds to timm and tf.data, with their least
-and greatest.
+and greatest. With `--json=FILE` they become a part of the file, with the processor, the
+versions and the command; `--table` prints the file in Markdown.
 """
 
 import argparse
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -43,6 +46,9 @@ CONTENDERS = {
     "full": ("exact", "fast", "timm"),
 }
 NEEDED = ("timm", "torchvision", "cv2", "cykooz_resizer", "psutil")
+VERSIONS = ("grain", "simplejpeg", "cykooz-resizer", "opencv-python-headless", "pillow")
+VERSIONS += ("numpy", "timm", "torch", "torchvision", "tensorflow-cpu")
+RESULTS = pathlib.Path(__file__).parent / "results" / "input.json"
 REPEATS = 10_000  # of the images: as many as in ImageNet-22K, and no epoch ends
 
 
@@ -255,25 +261,54 @@ def has_tensorflow():
     return importlib.util.find_spec("tensorflow") is not None
 
 
-def report(task, workers, results):
-    """Prints a table, and returns it."""
-    rivals = [name for name in ("timm", "tf.data") if name in results]
-    heads = [f"{'x ' + rival:>20}" for rival in rivals]
-    print(f"\n{task}, {workers} worker{'s' * (workers > 1)}")
-    print(f"{'':10}{'images/s':>10}{'/CPU s':>9}{''.join(heads)}")
+def summary(results):
+    """By contender, medians, and of ratios within rounds also the least and greatest."""
     table = {}
     for name, rounds in results.items():
         speed, per_cpu = (statistics.median(values) for values in zip(*rounds))
-        row = {"images_per_second": speed, "images_per_cpu_second": per_cpu}
-        line = f"{name:10}{speed:10,.0f}{per_cpu:9,.0f}"
-        for rival in rivals:
-            ratios = [a / b for (a, _), (b, _) in zip(rounds, results[rival])]
-            row[f"times_{rival}"] = [statistics.median(ratios), min(ratios), max(ratios)]
-            low, high = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
-            line += f"{statistics.median(ratios):>8.2f} ({low}-{high})".rjust(20)
-        table[name] = row
-        print(line)
+        table[name] = {"images_per_second": speed, "images_per_cpu_second": per_cpu}
+        for rival in ("timm", "tf.data"):
+            if rival in results:
+                ratios = [a / b for (a, _), (b, _) in zip(rounds, results[rival])]
+                numbers = [statistics.median(ratios), min(ratios), max(ratios)]
+                table[name][f"times_{rival}"] = numbers
     return table
+
+
+def markdown(measured):
+    """A table of what is in a file, by lines."""
+    yield "| task | workers | | images/s | images/s of CPU | times timm | times tf.data |"
+    yield "|---|---|---|---|---|---|---|"
+    for entry in measured.values():
+        for name, row in entry["contenders"].items():
+            cells = [entry["task"], entry["workers"], f"`{name}`"]
+            for key in ("images_per_second", "images_per_cpu_second"):
+                cells.append(f"{row[key]:,.0f}")
+            for rival in ("timm", "tf.data"):
+                numbers = row.get(f"times_{rival}")
+                cells.append("{:.2f} ({:.2f}-{:.2f})".format(*numbers) if numbers else "")
+            yield f"| {' | '.join(map(str, cells))} |"
+
+
+def about(args):
+    """The machine, the versions and how it was measured."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    versions = {"python": platform.python_version()}
+    for package in VERSIONS:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+        "rounds": args.rounds,
+        "batches": args.batches,
+        "command": " ".join(["python", "benchmarks/input.py", *sys.argv[1:]]),
+    }
 
 
 def main():
@@ -283,12 +318,16 @@ def main():
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tasks", nargs="+", default=["crop", "full"])
     parser.add_argument("--images", type=pathlib.Path, help="an image folder of JPEGs")
-    parser.add_argument("--json", type=pathlib.Path, help="where to write the results")
+    parser.add_argument("--json", type=pathlib.Path, help="where to add the results")
+    parser.add_argument("--table", action="store_true", help="print it, measure nothing")
     parser.add_argument("--contender", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contender:
         name, task, workers = args.contender
         contend(name, task, int(workers), args.images)
+        return
+    if args.table:
+        print(*markdown(json.loads((args.json or RESULTS).read_text())), sep="\n")
         return
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise SystemExit(
@@ -303,23 +342,21 @@ def main():
 
             images = pathlib.Path(directory)
             make(images)
-        tables = {
-            f"{task}, {workers} workers": report(
-                task,
-                workers,
-                compare(task, workers, images, rounds=args.rounds, count=args.batches),
-            )
-            for task in args.tasks
-            for workers in args.workers
-        }
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "rounds": args.rounds,
-    }
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine} | tables, indent=2) + "\n")
+        for task in args.tasks:
+            for workers in args.workers:
+                results = compare(
+                    task, workers, images, rounds=args.rounds, count=args.batches
+                )
+                entry = {"task": task, "workers": workers, **about(args)}
+                entry["contenders"] = summary(results)
+                name = f"{task}, {workers} worker{'s' * (workers > 1)}"
+                print(*markdown({name: entry}), sep="\n", flush=True)
+                if args.json:
+                    whole = (
+                        json.loads(args.json.read_text()) if args.json.exists() else {}
+                    )
+                    whole = dict(sorted((whole | {name: entry}).items()))
+                    args.json.write_text(json.dumps(whole, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import simplejpeg
 from sklearn.datasets import load_sample_images
 
 from focalnet_jax.data import BadRecordError
-from focalnet_jax.data.images.decoding import decode
+from focalnet_jax.data.images.decoding import decode, decode_crop
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,17 @@ def rotated(image):
     return encode(image, exif=exif)
 
 
+def by_simplejpeg(image, sampling):
+    return simplejpeg.encode_jpeg(np.asarray(image), colorsubsampling=sampling)
+
+
+def preview(image):
+    """EXIF data with a JPEG inside, whose header comes before that of the image."""
+    exif = PIL.Image.Exif()
+    exif[0x927C] = encode(image.resize((40, 30)))
+    return exif
+
+
 def animated(image, file_format):
     frames = [image.resize((40, 30)).rotate(90 * i) for i in range(3)]
     return encode(frames[0], file_format, save_all=True, append_images=frames[1:])
@@ -43,6 +54,10 @@ IMAGES = {
     "4:2:0": lambda image: encode(image, quality=90),
     "4:2:2": lambda image: encode(image, quality=90, subsampling=1),
     "4:4:4": lambda image: encode(image, quality=95, subsampling=0),
+    "4:4:0": lambda image: by_simplejpeg(image, "440"),
+    "4:1:1": lambda image: by_simplejpeg(image, "411"),
+    "restart markers": lambda image: encode(image, restart_marker_blocks=5),
+    "EXIF with a preview": lambda image: encode(image, exif=preview(image)),
     "progressive": lambda image: encode(image, progressive=True),
     "RGB": lambda image: encode(image, keep_rgb=True),
     "greyscale": lambda image: encode(image.convert("L")),
@@ -74,6 +89,91 @@ def test_pixels_are_pils(kind, photograph):
     np.testing.assert_array_equal(pixels, expected)
 
 
+def pixels_in(encoded, box):
+    left, upper, right, lower = box
+    return np.asarray(PIL.Image.open(io.BytesIO(encoded)).convert("RGB"))[
+        upper:lower, left:right
+    ]
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_crops_have_the_pixels_of_pil(kind, photograph):
+    encoded = IMAGES[kind](photograph)
+    sizes = []
+
+    def choose_box(width, height):
+        sizes.append((width, height))
+        return width // 3, height // 4, width, height // 2 + 1
+
+    crop = decode_crop(encoded, choose_box)
+    [(width, height)] = sizes
+    expected = pixels_in(encoded, choose_box(width, height))
+    assert crop.dtype == np.uint8
+    np.testing.assert_array_equal(crop, expected)
+
+
+@pytest.mark.parametrize("kind", ["4:2:0", "4:2:2", "4:4:4", "4:4:0", "4:1:1"])
+def test_crops_may_end_at_any_row(kind, photograph):
+    """Chroma that is coarser in height is interpolated from the block below."""
+    encoded = IMAGES[kind](photograph)
+    for lower in [*range(1, 36), *range(284, 302)]:
+        box = (0, 0, 403, lower)
+        crop = decode_crop(encoded, lambda *_, box=box: box)
+        np.testing.assert_array_equal(crop, pixels_in(encoded, box))
+
+
+# Those whose rows are in their order in the file.
+SEQUENTIAL = [
+    *["4:2:0", "4:2:2", "4:4:4", "4:4:0", "4:1:1", "RGB", "greyscale"],
+    *["restart markers", "EXIF with a preview"],
+]
+
+
+@pytest.mark.parametrize("kind", SEQUENTIAL)
+def test_what_lies_below_a_crop_is_not_decoded(kind, photograph, monkeypatch):
+    rows = []
+    whole = simplejpeg.decode_jpeg
+
+    def decode_jpeg(encoded, **options):
+        pixels = whole(encoded, **options)
+        rows.append(len(pixels))
+        return pixels
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", decode_jpeg)
+    decode_crop(IMAGES[kind](photograph), lambda *_: (10, 20, 400, 100))
+    decode_crop(IMAGES[kind](photograph), lambda *_: (10, 20, 400, 300))
+    assert rows[0] in (104, 112)  # whole blocks of 8 or 16
+    assert rows[1] == 301
+
+
+def test_crops_of_damaged_images_are_those_of_pil_or_are_refused(photograph):
+    encoded = encode(photograph, quality=95, subsampling=0)
+    rng = np.random.default_rng(0)
+    box = (0, 0, 403, 150)
+    accepted = refused = differing = 0
+    for i in range(90):
+        damaged = bytearray(encoded)
+        for position in rng.integers(len(encoded) - 2, size=3):
+            # In every third image, it looks like a marker.
+            damaged[position] = rng.integers(256) if i % 3 else 0xFF
+            damaged[position + 1] = rng.integers(256)
+        damaged = bytes(damaged)
+        try:
+            expected = pixels_in(damaged, box)
+        except OSError:
+            refused += 1
+            with pytest.raises(BadRecordError):
+                decode_crop(damaged, lambda *_: box)
+            continue
+        accepted += 1
+        crop = decode_crop(damaged, lambda *_: box)
+        np.testing.assert_array_equal(crop, expected)
+        differing += not np.array_equal(crop, pixels_in(encoded, box))
+    assert accepted > 10
+    assert refused > 2
+    assert differing > 10
+
+
 def test_an_exif_rotation_is_not_applied(photograph):
     """timm does not apply it either."""
     assert decode(rotated(photograph)).shape == (301, 403, 3)
@@ -99,8 +199,11 @@ def test_an_image_that_pil_accepts_in_spite_of_a_warning_is_accepted(photograph)
     ],
 )
 def test_bytes_that_are_no_whole_image_are_refused(damage, message, photograph):
+    damaged = damage(encode(photograph))
     with pytest.raises(BadRecordError, match=message):
-        decode(damage(encode(photograph)))
+        decode(damaged)
+    with pytest.raises(BadRecordError, match=message):
+        decode_crop(damaged, lambda *_: (0, 0, 403, 200))
 
 
 def test_samplings_without_a_name_are_left_to_pil(photograph):

@@ -3,18 +3,15 @@
 Images are PIL's, in RGB. The module `fast` has the same functions on numpy arrays.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import PIL.Image
 from PIL import ImageEnhance, ImageOps
 
-from focalnet_jax.data.images.decoding import decode
+from focalnet_jax.data.images.decoding import ChooseBox, decode_crop
 
 Image = PIL.Image.Image
 Fill = tuple[int, int, int]
 Matrix = tuple[float, float, float, float, float, float]  # the rows (a, b, c), (d, e, f)
-ChooseBox = Callable[[int, int], tuple[int, int, int, int]]
 
 INTERPOLATIONS = {
     "bicubic": PIL.Image.Resampling.BICUBIC,
@@ -35,9 +32,7 @@ def crop_and_resize(
       size: height and width of the result, in pixels.
       interpolation: a name in `exact.INTERPOLATIONS`.
     """
-    pixels = decode(encoded)
-    left, upper, right, lower = choose_box(pixels.shape[1], pixels.shape[0])
-    image = PIL.Image.fromarray(pixels[upper:lower, left:right])
+    image = PIL.Image.fromarray(decode_crop(encoded, choose_box))
     return image.resize(size[::-1], INTERPOLATIONS[interpolation])
 
 

@@ -5,20 +5,19 @@ equal PIL's, or differ by one level. Geometric operations differ for two reasons
 cubic kernel has a = -0.75 here and -0.5 in PIL, and the border is treated otherwise.
 """
 
+import functools
 import math
 import threading
-from collections.abc import Callable
 
 import cv2
 import cykooz_resizer
 import numpy as np
 
-from focalnet_jax.data.images.decoding import decode
+from focalnet_jax.data.images.decoding import ChooseBox, decode_crop
 
 Image = np.ndarray
 Fill = tuple[int, int, int]
 Matrix = tuple[float, float, float, float, float, float]  # the rows (a, b, c), (d, e, f)
-ChooseBox = Callable[[int, int], tuple[int, int, int, int]]
 
 # The pipeline has its own threads and processes for all cores.
 cv2.setNumThreads(0)
@@ -48,9 +47,7 @@ def crop_and_resize(
       size: height and width of the result, in pixels.
       interpolation: a name in `exact.INTERPOLATIONS`.
     """
-    pixels = decode(encoded)
-    left, upper, right, lower = choose_box(pixels.shape[1], pixels.shape[0])
-    crop = pixels[upper:lower, left:right]
+    crop = decode_crop(encoded, choose_box)
     height, width, _ = crop.shape
     rgb = cykooz_resizer.PixelType.U8x3
     source = cykooz_resizer.ImageData(width, height, rgb, crop.tobytes())
@@ -61,6 +58,7 @@ def crop_and_resize(
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, 3)
 
 
+@functools.cache
 def _resize_options(interpolation: str) -> cykooz_resizer.ResizeOptions:
     if interpolation == "nearest":
         return cykooz_resizer.ResizeOptions(cykooz_resizer.ResizeAlg.nearest())

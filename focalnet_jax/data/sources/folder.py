@@ -88,11 +88,11 @@ class ImageFolder(Sequence):
         Raises:
           OSError: the file can't be read.
         """
-        return {
-            "image": self.path(index).read_bytes(),
-            "label": self.label(index),
-            "file_name": self.file_name(index),
-        }
+        file_name = self.file_name(index)
+        # By pathlib, it would take almost twice as long.
+        with open(f"{self.root}/{file_name}", "rb") as file:
+            image = file.read()
+        return {"image": image, "label": self.label(index), "file_name": file_name}
 
     def path(self, index: int) -> pathlib.Path:
         """The path of an image."""
