@@ -28,19 +28,25 @@ def layer_norm(
     return _layer_norm(epsilon, x, scale.astype(wide), bias.astype(wide))
 
 
-def _statistics(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
-    """The mean over the channels, and 1 over the standard deviation."""
+def _statistics(x: jax.Array, wide, epsilon: float) -> tuple[jax.Array, jax.Array]:
+    """The mean over the channels, and 1 over the standard deviation, in dtype `wide`."""
+    is_narrow, x = x.dtype == jnp.bfloat16, x.astype(wide)
     mean = x.mean(-1, keepdims=True)
-    # The mean of squares minus the square of the mean would take one pass, and loses
-    # digits where the mean is large.
-    variance = jnp.square(x - mean).mean(-1, keepdims=True)
+    if is_narrow:
+        # One pass over the map. The squares of bfloat16 numbers are exact in float32, and
+        # what their sum loses beside a large mean is less than what the numbers lost when
+        # they were rounded to bfloat16.
+        square = jnp.square(x).mean(-1, keepdims=True)
+        variance = jnp.maximum(square - jnp.square(mean), 0)
+    else:
+        variance = jnp.square(x - mean).mean(-1, keepdims=True)
     return mean, jax.lax.rsqrt(variance + epsilon)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _layer_norm(epsilon, x, scale, bias):
     wide = x.astype(scale.dtype)
-    mean, factor = _statistics(wide, epsilon)
+    mean, factor = _statistics(x, scale.dtype, epsilon)
     return ((wide - mean) * (factor * scale) + bias).astype(x.dtype)
 
 
@@ -48,7 +54,7 @@ def _layer_norm(epsilon, x, scale, bias):
 def _layer_norm_jvp(epsilon, primals, tangents):
     x, scale, bias = primals
     wide = x.astype(scale.dtype)
-    mean, factor = _statistics(wide, epsilon)
+    mean, factor = _statistics(x, scale.dtype, epsilon)
     y = ((wide - mean) * (factor * scale) + bias).astype(x.dtype)
 
     # What is linear in the tangents is computed again from `x` in the backward pass, so

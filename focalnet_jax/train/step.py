@@ -52,9 +52,9 @@ def make_train_step(
 
     It takes the state and a batch with the arrays of `task.batch`. It returns the next
     state, and scalars: `loss`, the parts of the task's loss, `gradient_norm` (before
-    clipping) and `weight_norm` (after the step). If one of these is not finite, nothing
-    but counts of steps changes. Its randomness depends on `seed` and the state's step
-    alone.
+    clipping) and `weight_norm` (after the step). If one of them but the last is not
+    finite, nothing but counts of steps changes. Its randomness depends on `seed` and the
+    state's step alone.
 
     The loss of a batch is the sum of its rows' losses over the sum of their weights. So
     `accumulate_steps` changes nothing but rounding, dropout and stochastic depth, also
@@ -117,6 +117,14 @@ def make_train_step(
         else:  # A batch of which nothing counts has a loss of 0.
             weight = jnp.where(sums.weight > 0, sums.weight, 1)
         gradients = jax.tree.map(lambda leaf: leaf / weight, sums.gradients)
+        metrics = {
+            "loss": sums.total / weight,
+            **{name: value / weight for name, value in sums.parts.items()},
+            "gradient_norm": optax.tree.norm(gradients),
+        }
+        # Asked before the update, it is answered while the update is written. Afterwards
+        # it would take another pass over the state.
+        is_finite = jnp.isfinite(jnp.stack([*metrics.values()])).all()
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.ema_params, state.ema_batch_stats
@@ -124,15 +132,9 @@ def make_train_step(
             average = moving_average(
                 average, (params, batch_stats), state.step, decay=ema_decay
             )
-        metrics = {
-            "loss": sums.total / weight,
-            **{name: value / weight for name, value in sums.parts.items()},
-            "gradient_norm": optax.tree.norm(gradients),
-            "weight_norm": optax.tree.norm(params),
-        }
-        is_finite = jnp.isfinite(jnp.stack([*metrics.values()])).all()
         new = TrainState(state.step + 1, params, opt_state, batch_stats, *average)
-        return _replace_if(is_finite, state, new), metrics
+        new = _replace_if(is_finite, state, new)
+        return new, metrics | {"weight_norm": optax.tree.norm(new.params)}
 
     return train_step
 

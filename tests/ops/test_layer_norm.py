@@ -61,6 +61,25 @@ def test_values_are_flaxs(dtype):
     chex.assert_trees_all_equal(given, expected)
 
 
+@pytest.mark.parametrize("mean", [0, 1, 8, 64])
+def test_bfloat16_beside_a_large_mean(mean):
+    """The one pass takes the difference of squares, of which float32 keeps 24 digits."""
+    rng = np.random.default_rng(0)
+    x = jnp.array(rng.normal(mean, 1, (200, 512)), jnp.bfloat16)
+    given = layer_norm(x, jnp.ones(512), jnp.zeros(512))
+    wide = np.array(x.astype(jnp.float32), np.float64)
+    exact = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(
+        wide.var(-1, keepdims=True) + 1e-5
+    )
+    # Half of a place of the result, and what the squares and the mean lose.
+    np.testing.assert_allclose(
+        given.astype(jnp.float32),
+        exact,
+        rtol=2**-8 + mean**2 * 2**-22,
+        atol=mean * 2**-22,
+    )
+
+
 def test_gradients_of_bfloat16_are_rounded_once():
     """Against the same numbers in float32: half a unit of bfloat16 is 2**-9."""
     x, scale, bias = make_inputs(jnp.bfloat16)
