@@ -24,7 +24,8 @@ ALLOWED = {
     "placement": set(),
     "image_size": {"values"},
     "preprocessing": {"image_size", "values"},
-    "ops": set(),
+    "kernels": set(),
+    "ops": {"chips", "kernels", "placement"},
     "models": {"ops", "placement", "values"},
     "data": {"command_line", "image_size", "paths"},
     "evaluators": set(),
@@ -106,9 +107,11 @@ HOMES = {
 # What `import focalnet_jax` may load beside its own light rooms: paths need etils.
 LIGHT_LIBRARIES = {"focalnet_jax", "etils"}
 LIGHT_ROOMS = {
+    "chips",
     "convert",
     "errors",
     "image_size",
+    "kernels",
     "models",
     "ops",
     "paths",

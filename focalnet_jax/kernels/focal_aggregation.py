@@ -24,8 +24,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from focalnet_jax.ops.gelu import gelu_and_derivative
-
 IMAGES, CHANNELS = 8, 128  # of a vector register of float32
 
 # A tile is a part of a row whose results are in registers together. There are 64 of them.
@@ -36,6 +34,10 @@ MAX_UNROLLED = 1024
 
 # The rest of VMEM is the compiler's.
 USABLE_VMEM = 0.92
+
+
+# Maps float32 numbers to the values of a function and of its derivative.
+Activation = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,12 +171,15 @@ def _bytes_of(bands: Bands, itemsize: int, *, streamed: int, buffers: int, maps:
 
 
 # A net has many equal blocks. With `jit` the kernel is traced and lowered once for them.
-@functools.partial(jax.jit, static_argnames=("bands", "save", "vmem", "interpret"))
+@functools.partial(
+    jax.jit, static_argnames=("activate", "bands", "save", "vmem", "interpret")
+)
 def forward(
     context: jax.Array,
     gates: jax.Array,
     kernels: Sequence[jax.Array],
     *,
+    activate: Activation,
     bands: Bands,
     save: bool,
     vmem: int,
@@ -186,6 +191,7 @@ def forward(
       context: `[height, width, images, channels]`.
       gates: `[height, width, images, levels + 1]`; the last one is not used.
       kernels: `[kernel_height, kernel_width, 1, channels]` for each level.
+      activate: the GELU, and its derivative.
       bands: of `forward_bands`.
       save: returns the maps before the GELU of each level.
       vmem: bytes that the kernel may take.
@@ -203,7 +209,7 @@ def forward(
     own = _map_spec(bands, context.shape)
     block = (IMAGES, CHANNELS)
     total, sums, *pre_activations = pl.pallas_call(
-        functools.partial(_forward_kernel, bands=bands),
+        functools.partial(_forward_kernel, activate=activate, bands=bands),
         name="focal_aggregation",
         grid=_grid(bands, images, channels),
         in_specs=[
@@ -233,7 +239,7 @@ def forward(
     return total, mean, pre_activations
 
 
-def _forward_kernel(context, gates, *refs, bands: Bands):
+def _forward_kernel(context, gates, *refs, activate: Activation, bands: Bands):
     levels = len(bands.sizes)
     kernels, results, buffers = refs[:levels], refs[levels:-3], refs[-3:]
     total, level_sum, *saved = results
@@ -253,13 +259,13 @@ def _forward_kernel(context, gates, *refs, bands: Bands):
             running_total=running_total,
             target=total if is_last else target,
             saved=saved[level] if saved else None,
-            exact=context.dtype != jnp.bfloat16,
+            activate=activate,
         )
         source, target = target, source
 
 
 def _forward_level(
-    program, level, source, kernel, gates, *, running_total, target, saved, exact
+    program, level, source, kernel, gates, *, running_total, target, saved, activate
 ) -> jax.Array:
     """Writes the context of a level, or the sum of all after the last one.
 
@@ -276,7 +282,7 @@ def _forward_level(
             at = y, x + column
             if is_own and saved is not None:
                 saved[at] = value.astype(saved.dtype)
-            value, _ = gelu_and_derivative(value, exact=exact)
+            value, _ = activate(value)
             if not is_last:
                 target[program.at(*at)] = value
             if not is_own:
@@ -298,7 +304,7 @@ def _forward_level(
 # --- Backward ----------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames=("bands", "vmem", "interpret"))
+@functools.partial(jax.jit, static_argnames=("activate", "bands", "vmem", "interpret"))
 def backward(
     context: jax.Array,
     gates: jax.Array,
@@ -308,6 +314,7 @@ def backward(
     cotangent: jax.Array,
     mean_cotangent: jax.Array,
     *,
+    activate: Activation,
     bands: Bands,
     vmem: int,
     interpret: bool = False,
@@ -315,7 +322,7 @@ def backward(
     """The cotangents of context, gates and kernels.
 
     Args:
-      context, gates, kernels, vmem, interpret: as for `forward`.
+      context, gates, kernels, activate, vmem, interpret: as for `forward`.
       pre_activations: the maps that it saved.
       global_context: the GELU of the mean, `[1, 1, images, channels]` in float32. Its
         product with the cotangent is that of the last gate.
@@ -338,7 +345,11 @@ def backward(
     gates_dtype = gates.dtype if grid[2] == 1 else jnp.float32
     context_cotangent, gates_cotangent, *kernel_cotangents = pl.pallas_call(
         functools.partial(
-            _backward_kernel, bands=bands, images=images, channels=channels
+            _backward_kernel,
+            activate=activate,
+            bands=bands,
+            images=images,
+            channels=channels,
         ),
         name="focal_aggregation_gradient",
         grid=grid,
@@ -390,6 +401,7 @@ def _backward_kernel(
     cotangent,
     mean_cotangent,
     *refs,
+    activate: Activation,
     bands: Bands,
     images: int,
     channels: int,
@@ -400,7 +412,6 @@ def _backward_kernel(
     source, target, inputs, slopes = refs[-4:]
     program = _Program(bands)
     halo = bands.whole_halo
-    exact = context.dtype != jnp.bfloat16
     _zero_outside(program, source, target, inputs)
 
     def given(y, x):
@@ -420,15 +431,15 @@ def _backward_kernel(
             total += jnp.where(gate_index == level, product.sum(1, keepdims=True), 0)
         gates_cotangent[y, x] = total.astype(gates_cotangent.dtype)
 
-    def activate(level, rows, y, x):
+    def through_activation(level, rows, y, x):
         """The context of a level, and the derivative of its GELU."""
         at = program.row_in_block(y, rows), x
         before = pre_activations[level][at].astype(jnp.float32)
-        return gelu_and_derivative(before, exact=exact)
+        return activate(before)
 
     def through_last_activation(is_own, y, x, width, _):
         for at in ((y, x + column) for column in range(width)):
-            value, slope = activate(levels - 1, halo, *at)
+            value, slope = through_activation(levels - 1, halo, *at)
             toward = given(*at) * gate(*at, levels - 1) + mean_cotangent[0, 0]
             source[program.at(*at)] = toward * slope
             if is_own:
@@ -440,7 +451,7 @@ def _backward_kernel(
 
     def compute_inputs(level, is_own, y, x, width, _):
         for at in ((y, x + column) for column in range(width)):
-            value, slope = activate(level - 1, bands.inputs_halo(level), *at)
+            value, slope = through_activation(level - 1, bands.inputs_halo(level), *at)
             inputs[program.at(*at)] = value
             slopes[y + halo, at[1]] = slope
             if is_own:

@@ -21,7 +21,7 @@ from focalnet_jax.chips import chip_of
 from focalnet_jax.kernels import focal_aggregation
 from focalnet_jax.ops.depthwise_conv import depthwise_conv
 from focalnet_jax.ops.focal_modulation import aggregate_level_by_level
-from focalnet_jax.ops.gelu import gelu
+from focalnet_jax.ops.gelu import gelu, gelu_and_derivative
 from focalnet_jax.ops.varying import vary_alike
 from focalnet_jax.placement import NotSplitByBatch, run_on_shards
 
@@ -207,6 +207,11 @@ def _cotangent_in_jax(*arguments) -> list[jax.Array]:
 
 # --- The same by the kernels -------------------------------------------------
 
+_ACTIVATIONS = {
+    jnp.dtype(dtype): functools.partial(gelu_and_derivative, exact=exact)
+    for dtype, exact in ((jnp.float32, True), (jnp.bfloat16, False))
+}
+
 
 def _levels_by_kernel(
     context, gates, *kernels, save: bool, interpret: bool, vmem: int
@@ -214,6 +219,7 @@ def _levels_by_kernel(
     aggregated, mean, saved = focal_aggregation.forward(
         *map(_images_third, (context, gates)),
         kernels,
+        activate=_ACTIVATIONS[context.dtype],
         bands=_bands(focal_aggregation.forward_bands, context, kernels, vmem),
         save=save,
         vmem=vmem,
@@ -248,6 +254,7 @@ def _cotangent_by_kernel(
         list(map(_images_third, saved)),
         *map(_images_third, (value, cotangent)),
         _images_third(of_mean / (context.shape[1] * context.shape[2])),
+        activate=_ACTIVATIONS[context.dtype],
         bands=bands,
         vmem=vmem,
         interpret=interpret,

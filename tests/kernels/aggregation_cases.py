@@ -1,6 +1,7 @@
 """Inputs of the kernels, their results, and what these should be in float64."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 
 from focalnet_jax.kernels import focal_aggregation
 from focalnet_jax.ops.depthwise_conv import depthwise_conv
-from focalnet_jax.ops.gelu import gelu
+from focalnet_jax.ops.gelu import gelu, gelu_and_derivative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,8 @@ def draw_inputs(case: Case, seed: int = 0) -> dict:
 def by_kernels(case: Case, inputs: dict, module=focal_aggregation) -> dict:
     """What the kernels of a module compute, interpreted, with images first."""
     bands = module.Bands(case.height, case.width, case.sizes, case.rows)
-    options = dict(bands=bands, vmem=1 << 24, interpret=True)
+    activate = functools.partial(gelu_and_derivative, exact=case.dtype == "float32")
+    options = dict(activate=activate, bands=bands, vmem=1 << 24, interpret=True)
 
     def third(x):
         return x.transpose(1, 2, 0, 3)
