@@ -1,10 +1,12 @@
 """Layers that the blocks of a FocalNet, and operators in them, are made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from focalnet_jax.models import initializers
@@ -42,6 +44,40 @@ class Dense(nn.Dense):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         return cotangent_written_once(super().__call__(inputs))
+
+
+class SplitDense(Dense):
+    """A dense layer whose output is wanted in parts: `[..., c] -> [..., d]` for each.
+
+    Each part is a product of its own with its columns of the one kernel. So no part is
+    cut out of a wider map, and none has a width that a matrix unit dislikes because of
+    another part.
+
+    Attributes:
+      parts: the channels of each part; they add up to `features`.
+    """
+
+    parts: Sequence[int] = ()
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> list[jax.Array]:
+        chex.assert_equal(sum(self.parts), self.features)
+        shape = inputs.shape[-1], self.features
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = self.param("bias", self.bias_init, shape[1:], self.param_dtype)
+        product = self.dot_general or jax.lax.dot_general
+        axes = ((inputs.ndim - 1,), (0,)), ((), ())
+        ends = np.cumsum(self.parts)[:-1]
+
+        def part(kernel, bias):
+            x, kernel, bias = nn.dtypes.promote_dtype(
+                inputs, kernel, bias, dtype=self.dtype
+            )
+            return cotangent_written_once(product(x, kernel, axes) + bias)
+
+        # Cut before they are cast: so the parts of the gradient are joined uncast.
+        kernels, biases = jnp.split(kernel, ends, axis=-1), jnp.split(bias, ends)
+        return [part(kernel, bias) for kernel, bias in zip(kernels, biases)]
 
 
 class Mlp(nn.Module):

@@ -50,7 +50,7 @@ from flax import linen as nn
 
 from focalnet_jax.errors import OptionError, did_you_mean
 from focalnet_jax.models import initializers
-from focalnet_jax.models.layers import Dense, LayerNorm
+from focalnet_jax.models.layers import Dense, LayerNorm, SplitDense
 from focalnet_jax.ops import aggregate_context
 
 Outputs = dict[str, jax.Array]
@@ -108,8 +108,8 @@ class FocalModulation(nn.Module):
         channels = x.shape[-1]
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
 
-        projected = Dense(2 * channels + self.focal_level + 1, name="f", **types)(x)
-        query, context, gates = jnp.split(projected, [channels, 2 * channels], axis=-1)
+        parts = channels, channels, self.focal_level + 1
+        query, context, gates = SplitDense(sum(parts), parts=parts, name="f", **types)(x)
 
         layers = [
             Depthwise(
