@@ -12,7 +12,9 @@ from focalnet_jax.errors import SetupError
 class NonFiniteSteps:
     """Counts such steps, and stops a run that has more of them than are allowed.
 
-    They have left parameters and optimiser as they were: see `make_train_step`.
+    They have left parameters and optimiser as they were: see `make_train_step`. Weights
+    that are not finite after a step whose gradient was finite end a run at once, for no
+    later step could mend them.
 
     Args:
       allowed: how many there may be.
@@ -63,6 +65,11 @@ class NonFiniteSteps:
         self.count += 1
         first = wrong[0].replace("_", " ")  # The other metrics follow from this one.
         what = f"the {first} of step {step:,} is {values[wrong[0]]}"
+        if wrong == ["weight_norm"]:
+            raise SetupError(
+                f"{what}; {self._describe_newest_checkpoint()}. A lower learning_rate "
+                "may help"
+            )
         if self.count <= self._allowed:
             self._say(f"{what}; skipped ({self.count} of {self._allowed})")
             return
