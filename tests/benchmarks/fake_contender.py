@@ -27,7 +27,7 @@ def prepare(task):
     if kind == "dies":
         print("Check failed: no card", file=sys.stderr)
         os._exit(7)
-    if kind == "hangs":
+    if kind == "hangs" and task != "warm-up":
         time.sleep(600)
     return turn, {"losses": [1.0]}
 

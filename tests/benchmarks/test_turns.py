@@ -96,8 +96,9 @@ def test_time_is_up_while_one_prepares(start):
 
 def test_contenders_of_a_lane_are_prepared_in_turn(start, tmp_path):
     contenders = [start("dies"), start("hangs"), start("good", lane="another")]
-    contenders[2].prepare("before", timeout=60)
-    soon = time.monotonic() + 2
+    for contender in contenders[1:]:  # Their processes are there before the clock runs.
+        contender.prepare("warm-up", timeout=60)
+    soon = time.monotonic() + 5  # The first one has to start, and to die.
     results, _ = turns.compare(contenders, "task", rounds=1, prepare_until=soon)
     assert list(results) == ["dies", "good"]
     prepared = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
