@@ -52,6 +52,7 @@ import tempfile
 import time
 import uuid
 
+import recorded
 import turns
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -301,7 +302,7 @@ def about_here():
         "driver": driver(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in VERSIONS},
-        "command": " ".join(["python", *sys.argv]),
+        "command": recorded.command("benchmarks/gpu.py"),
     }
 
 

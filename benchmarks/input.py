@@ -38,6 +38,8 @@ import sys
 import tempfile
 import time
 
+import recorded
+
 BATCH_SIZE = 64
 SIZE = 224
 POLICY = "rand-m9-mstd0.5-inc1"
@@ -307,7 +309,7 @@ def about(args):
         "versions": versions,
         "rounds": args.rounds,
         "batches": args.batches,
-        "command": " ".join(["python", "benchmarks/input.py", *sys.argv[1:]]),
+        "command": recorded.command("benchmarks/input.py"),
     }
 
 

@@ -26,11 +26,12 @@ import os
 import pathlib
 import platform
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
+
+import recorded
 
 from focalnet_jax.chips import model_flops_utilization
 from focalnet_jax.errors import SetupError
@@ -176,7 +177,7 @@ def versions():
     packages = ("jax", "jaxlib", "libtpu", "flax")
     return {name: importlib.metadata.version(name) for name in packages} | {
         "python": platform.python_version(),
-        "command": shlex.join(["python", "benchmarks/tpu.py", *sys.argv[1:]]),
+        "command": recorded.command("benchmarks/tpu.py"),
     }
 
 
