@@ -35,8 +35,9 @@ def draw_inputs(case: Case, seed: int = 0) -> dict:
     """Arrays with images first, whose values the dtype of the case can hold."""
     rng = np.random.default_rng(seed)
 
-    def draw(*shape):
-        return np.asarray(jnp.asarray(rng.normal(size=shape), case.dtype), np.float64)
+    def draw(*shape, scale=1):
+        values = jnp.asarray(scale * rng.normal(size=shape), case.dtype)
+        return np.asarray(values, np.float64)
 
     space = (case.images, case.height, case.width)
     per_image = (case.images, 1, 1, case.channels)
@@ -44,7 +45,8 @@ def draw_inputs(case: Case, seed: int = 0) -> dict:
         context=draw(*space, case.channels),
         gates=draw(*space, len(case.sizes) + 1),
         kernels=[
-            draw(*size, 1, case.channels) / np.sqrt(np.prod(size)) for size in case.sizes
+            draw(*size, 1, case.channels, scale=np.prod(size) ** -0.5)
+            for size in case.sizes
         ],
         global_context=draw(*per_image),
         cotangent=draw(*space, case.channels),
