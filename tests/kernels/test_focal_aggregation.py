@@ -104,8 +104,8 @@ MISTAKES = {
         "column = program.at(y + row - height // 2, x - width // 2)",
         "column = program.at(y + row - height // 2, x - width // 2 + 1)",
     ),
-    "a mean over the halo, too": (
-        "                if not is_own:\n                    continue\n",
+    "a level without its halo": (
+        "    program.for_halo_tiles(program.bands.halo(*beyond), tile)\n",
         "",
     ),
     "a mean over padding": (
@@ -160,9 +160,9 @@ MISTAKES = {
         "total = _within(total, images, axis=0, block=program.image_block)",
         "pass",
     ),
-    "kernel gradients over the halo": (
-        "program.for_tiles(*program.span(0), tile, zeros)",
-        "program.for_tiles(*program.span(1), tile, zeros)",
+    "a halo below the last band, and none below the first": (
+        "@pl.when(self.start + rows < height)",
+        "@pl.when(self.start > 0)",
     ),
     "a halo that is too small by a row": (
         "        return reach if self.count > 1 else 0",
@@ -173,16 +173,21 @@ MISTAKES = {
         "return y + halo",
     ),
     "rows beyond the map in the last band": (
-        "jnp.minimum(self.bands.rows + halo, self.bands.height - self.start)",
-        "self.bands.rows + halo",
+        "return jnp.minimum(rows, self.bands.height - self.start)",
+        "return rows",
     ),
 }
 
 
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_fit_the_source(mistake):
+    source = pathlib.Path(focal_aggregation.__file__).read_text(encoding="utf-8")
+    assert source.count(MISTAKES[mistake][0]) == 1
+
+
 def mutated(old: str, new: str):
     """The module of the kernels with a piece of its source replaced."""
-    source = pathlib.Path(focal_aggregation.__file__).read_text()
-    assert source.count(old) == 1, "the source has changed; change this mistake as well"
+    source = pathlib.Path(focal_aggregation.__file__).read_text(encoding="utf-8")
     module = types.ModuleType("mutated_focal_aggregation")
     sys.modules[module.__name__] = module  # which `dataclasses` looks up
     try:
