@@ -6,17 +6,14 @@ pass is a second kernel. For it the forward pass saves the maps before each GELU
 
 Maps are `[height, width, images, channels]`, which is the order in which XLA keeps them
 on a TPU. Images lie on sublanes and channels on lanes. So a shift in space is another
-address and costs nothing. A program of the grid has 8 images and 128 channels, and as
-many rows as fit into VMEM: a band. Bands overlap, and what lies in the overlap is
-computed twice.
+address and costs nothing. A program of the grid has 8 images, 128 channels and a band of
+rows, see `bands.py`.
 
 The kernels take the mean of the last level. What follows from it, the global level, is
 left to XLA, because no band knows the mean before all bands are done.
 """
 
-import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -24,147 +21,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-IMAGES, CHANNELS = 8, 128  # of a vector register of float32
+from focalnet_jax.kernels.bands import CHANNELS, IMAGES, Bands
 
-# A tile is a part of a row whose results are in registers together. There are 64 of them.
-MAX_TILE_WIDTH = 14
 # Above this number of multiply-adds for a tile, the rows of a kernel are a loop. Unrolled
 # code is faster, and takes long to compile.
 MAX_UNROLLED = 1024
 
-# The rest of VMEM is the compiler's.
-USABLE_VMEM = 0.92
-
-
 # Maps float32 numbers to the values of a function and of its derivative.
 Activation = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Bands:
-    """How a map is cut.
-
-    Attributes:
-      height, width: of the map.
-      sizes: height and width of the depthwise kernel of each level; all are odd.
-      rows: of a band; the last band may have less.
-    """
-
-    height: int
-    width: int
-    sizes: tuple[tuple[int, int], ...]
-    rows: int
-
-    @property
-    def count(self) -> int:
-        return math.ceil(self.height / self.rows)
-
-    def halo(self, *levels: int) -> int:
-        """How many rows beyond a band the kernels of these levels reach together.
-
-        Nothing is beyond a band that is the whole map.
-        """
-        reach = sum(self.sizes[level][0] // 2 for level in levels)
-        return reach if self.count > 1 else 0
-
-    @property
-    def whole_halo(self) -> int:
-        return self.halo(*range(len(self.sizes)))
-
-    @property
-    def margin(self) -> tuple[int, int]:
-        """Rows and columns around a band in a buffer; beyond the map they are 0."""
-        rows = max(self.whole_halo, *(height // 2 for height, _ in self.sizes))
-        return rows, max(width // 2 for _, width in self.sizes)
-
-    @property
-    def buffer_shape(self) -> tuple[int, int]:
-        rows, columns = self.margin
-        return self.rows + 2 * rows, self.width + 2 * columns
-
-    @property
-    def tile_width(self) -> int:
-        return math.ceil(self.width / math.ceil(self.width / MAX_TILE_WIDTH))
-
-    def rows_with(self, halo: int) -> int:
-        """Rows of a block that holds a band and its halo."""
-        return min(self.rows + 2 * halo, self.height)
-
-    def first_row(self, start, halo: int):
-        """Where such a block begins: at the edges of the map it is moved inward."""
-        return jnp.clip(start - halo, 0, self.height - self.rows_with(halo))
-
-    def inputs_halo(self, level: int) -> int:
-        """Of the inputs of a level in the backward pass.
-
-        They are needed for the gradient of its kernel, and for what their own gradient is
-        multiplied by.
-        """
-        return max(self.halo(level), self.halo(*range(level)))
-
-
-def forward_bands(
-    height: int, width: int, sizes: Sequence[tuple[int, int]], *, itemsize: int, vmem: int
-) -> Bands | None:
-    """The fewest bands with which the forward pass fits into so many bytes.
-
-    Args:
-      height, width: of the map.
-      sizes: height and width of each depthwise kernel.
-      itemsize: bytes of an entry of the map.
-      vmem: bytes.
-
-    Returns:
-      None if no number of bands does.
-    """
-    return _fewest_bands(height, width, sizes, itemsize, vmem, _bytes_of_forward)
-
-
-def backward_bands(
-    height: int, width: int, sizes: Sequence[tuple[int, int]], *, itemsize: int, vmem: int
-) -> Bands | None:
-    """As `forward_bands`, for the backward pass."""
-    return _fewest_bands(height, width, sizes, itemsize, vmem, _bytes_of_backward)
-
-
-def _fewest_bands(height, width, sizes, itemsize, vmem, bytes_of) -> Bands | None:
-    for count in range(1, height + 1):
-        bands = Bands(height, width, tuple(sizes), math.ceil(height / count))
-        # With thin bands, most of the work would be done twice.
-        if bands.rows < bands.whole_halo:
-            return None
-        if bytes_of(bands, itemsize) <= USABLE_VMEM * vmem:
-            return bands
-    return None
-
-
-def _bytes_of_forward(bands: Bands, itemsize: int) -> int:
-    levels, halo = len(bands.sizes), bands.whole_halo
-    # Context, gates and result; and the saved maps.
-    streamed = bands.rows + 2 * halo + (2 + levels) * bands.rows
-    return _bytes_of(bands, itemsize, streamed=streamed, buffers=2, maps=bands.rows)
-
-
-def _bytes_of_backward(bands: Bands, itemsize: int) -> int:
-    levels, halo = len(bands.sizes), bands.whole_halo
-    with_halo = 2 + levels  # cotangent, gates and the saved maps
-    streamed = bands.rows + 2 * bands.inputs_halo(0) + with_halo * (bands.rows + 2 * halo)
-    streamed += bands.rows + bands.rows * 4 // itemsize  # cotangents of context and gates
-    return _bytes_of(
-        bands, itemsize, streamed=streamed, buffers=3, maps=bands.rows + 2 * halo
-    )
-
-
-def _bytes_of(bands: Bands, itemsize: int, *, streamed: int, buffers: int, maps: int):
-    """Of rows that come and go, and of those that stay.
-
-    The former are there twice, because of double buffering. A row of gates takes as much
-    as one of a map, for its lanes are filled up, and so does an entry of a kernel.
-    """
-    cell = IMAGES * CHANNELS
-    taps = sum(map(math.prod, bands.sizes))
-    stay = buffers * math.prod(bands.buffer_shape) + maps * bands.width + 4 * taps
-    return cell * (2 * itemsize * streamed * bands.width + 4 * stay)
 
 
 # --- Forward -----------------------------------------------------------------

@@ -19,6 +19,7 @@ from jax.interpreters import ad, batching, mlir
 
 from focalnet_jax.chips import chip_of
 from focalnet_jax.kernels import focal_aggregation
+from focalnet_jax.kernels.bands import backward_bands, forward_bands
 from focalnet_jax.ops.depthwise_conv import depthwise_conv
 from focalnet_jax.ops.focal_modulation import aggregate_level_by_level
 from focalnet_jax.ops.gelu import gelu, gelu_and_derivative
@@ -110,7 +111,7 @@ def _check_reach(
         raise OutOfReach(f"it takes kernels of odd sizes, and these are {sizes}")
     if vmem is None:
         raise OutOfReach("the program is not for a kind of TPU that is known")
-    if _bands(focal_aggregation.forward_bands, context, kernels, vmem) is None:
+    if _bands(forward_bands, context, kernels, vmem) is None:
         raise OutOfReach(
             f"maps of {' x '.join(map(str, spatial))} with kernels of {sizes} take more "
             f"than the {vmem >> 20} MiB beside a vector unit"
@@ -220,7 +221,7 @@ def _levels_by_kernel(
         *map(_images_third, (context, gates)),
         kernels,
         activate=_ACTIVATIONS[context.dtype],
-        bands=_bands(focal_aggregation.forward_bands, context, kernels, vmem),
+        bands=_bands(forward_bands, context, kernels, vmem),
         save=save,
         vmem=vmem,
         interpret=interpret,
@@ -235,7 +236,7 @@ def _cotangent_by_kernel(
 ) -> list[jax.Array]:
     levels = gates.shape[-1] - 1
     kernels, (mean, *saved, cotangent) = rest[:levels], rest[levels:]
-    bands = _bands(focal_aggregation.backward_bands, context, kernels, vmem)
+    bands = _bands(backward_bands, context, kernels, vmem)
     if bands is None:
         _warn(
             f"the gradient of the fused operator does not reach maps of "

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from focalnet_jax.kernels import focal_aggregation
+from focalnet_jax.kernels import bands, focal_aggregation
 from focalnet_jax.ops.depthwise_conv import depthwise_conv
 from focalnet_jax.ops.gelu import gelu, gelu_and_derivative
 
@@ -54,11 +54,11 @@ def draw_inputs(case: Case, seed: int = 0) -> dict:
     )
 
 
-def by_kernels(case: Case, inputs: dict, module=focal_aggregation) -> dict:
+def by_kernels(case: Case, inputs: dict, kernels=focal_aggregation, bands=bands) -> dict:
     """What the kernels of a module compute, interpreted, with images first."""
-    bands = module.Bands(case.height, case.width, case.sizes, case.rows)
+    cut = bands.Bands(case.height, case.width, case.sizes, case.rows)
     activate = functools.partial(gelu_and_derivative, exact=case.dtype == "float32")
-    options = dict(activate=activate, bands=bands, vmem=1 << 24, interpret=True)
+    options = dict(activate=activate, bands=cut, vmem=1 << 24, interpret=True)
 
     def third(x):
         return x.transpose(1, 2, 0, 3)
@@ -71,8 +71,8 @@ def by_kernels(case: Case, inputs: dict, module=focal_aggregation) -> dict:
         given = {name: jax.tree.map(third, value) for name, value in inputs.items()}
         given["kernels"] = inputs["kernels"]
         maps = given["context"], given["gates"], given["kernels"]
-        total, mean, saved = module.forward(*maps, save=True, **options)
-        of_context, of_gates, of_kernels = module.backward(
+        total, mean, saved = kernels.forward(*maps, save=True, **options)
+        of_context, of_gates, of_kernels = kernels.backward(
             *maps,
             saved,
             given["global_context"],

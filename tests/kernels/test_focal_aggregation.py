@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from focalnet_jax.kernels import focal_aggregation
+from focalnet_jax.kernels import bands, focal_aggregation
 from tests.kernels.aggregation_cases import (
     EVERYTHING,
     Case,
@@ -32,11 +32,8 @@ def draw_cases(count: int) -> list[Case]:
         height, width = rng.integers(1, 12, size=2)
         levels = rng.integers(1, 6)
         sizes = tuple(tuple(1 + 2 * rng.integers(0, 4, size=2)) for _ in range(levels))
-        bands = [
-            focal_aggregation.Bands(height, width, sizes, rows)
-            for rows in range(1, height + 1)
-        ]
-        allowed = [b.rows for b in bands if b.rows >= b.whole_halo]
+        cuts = [bands.Bands(height, width, sizes, rows) for rows in range(1, height + 1)]
+        allowed = [cut.rows for cut in cuts if cut.rows >= cut.whole_halo]
         cases.append(
             Case(
                 *map(int, (height, width)),
@@ -179,22 +176,28 @@ MISTAKES = {
 }
 
 
+SOURCES = {
+    name: pathlib.Path(module.__file__).read_text(encoding="utf-8")
+    for name, module in (("kernels", focal_aggregation), ("bands", bands))
+}
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_fit_the_source(mistake):
-    source = pathlib.Path(focal_aggregation.__file__).read_text(encoding="utf-8")
-    assert source.count(MISTAKES[mistake][0]) == 1
+    old, _ = MISTAKES[mistake]
+    assert sum(source.count(old) for source in SOURCES.values()) == 1
 
 
-def mutated(old: str, new: str):
-    """The module of the kernels with a piece of its source replaced."""
-    source = pathlib.Path(focal_aggregation.__file__).read_text(encoding="utf-8")
-    module = types.ModuleType("mutated_focal_aggregation")
+def mutated(old: str, new: str) -> dict:
+    """The module that has a piece of source, with another one in its place, by name."""
+    [name] = [name for name, source in SOURCES.items() if old in source]
+    module = types.ModuleType(f"mutated_{name}")
     sys.modules[module.__name__] = module  # which `dataclasses` looks up
     try:
-        exec(source.replace(old, new), module.__dict__)
+        exec(SOURCES[name].replace(old, new), module.__dict__)
     finally:
         del sys.modules[module.__name__]
-    return module
+    return {name: module}
 
 
 @pytest.mark.usefixtures("float64")
@@ -208,7 +211,7 @@ def mutated(old: str, new: str):
 def test_a_mistake_is_noticed(mistake):
     """In a map whose bands, images and channels all have a rest."""
     inputs = draw_inputs(EVERYTHING)
-    given = by_kernels(EVERYTHING, inputs, mutated(*MISTAKES[mistake]))
+    given = by_kernels(EVERYTHING, inputs, **mutated(*MISTAKES[mistake]))
     worst = differences(given, in_float64(EVERYTHING, inputs))
     # A result may also be NaN, of what lies beyond an array.
     assert not np.max([*worst.values()]) < 100 * EXACT, worst

@@ -3,6 +3,7 @@
 import functools
 import logging
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,11 +108,7 @@ def test_each_device_computes_its_part_of_the_batch(shape, reaches, caplog):
             return jax.value_and_grad(squares_of("interpreted"), (0, 1, 2))(*inputs)
 
     expected = jax.value_and_grad(squares_of("lax"), (0, 1, 2))(*inputs)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **CLOSE),
-        gradients(*inputs),
-        expected,
-    )
+    chex.assert_trees_all_close(gradients(*inputs), expected, **CLOSE)
     assert ("devices share the maps of an image" in caplog.text) == (not reaches)
 
 
@@ -139,11 +136,7 @@ def test_inside_shard_map_gradients_of_kernels_are_summed():
         return jax.grad(squares_of("interpreted"), (0, 1, 2))(*inputs)
 
     expected = jax.grad(squares_of("lax"), (0, 1, 2))(*inputs)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **CLOSE),
-        gradients(*inputs),
-        expected,
-    )
+    chex.assert_trees_all_close(gradients(*inputs), expected, **CLOSE)
 
 
 # --- Which program holds the kernels -----------------------------------------
