@@ -7,9 +7,12 @@ each of them is split, by `map_axes_over`. Outside of it nothing here has an eff
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 from flax import linen as nn
+
+PyTree = Any
 
 # The names of the spatial axes of a map, by their number. Only one of them is split: the
 # frames of a video are few.
@@ -74,19 +77,18 @@ class NotSplitByBatch(Exception):
 
 
 def run_on_shards(
-    function: Callable[..., jax.Array],
-    maps: Sequence[jax.Array],
-    others: Sequence[jax.Array],
-) -> jax.Array:
+    function: Callable[..., PyTree], maps: Sequence[PyTree], others: Sequence[PyTree]
+) -> PyTree:
     """Has each device compute a function of maps for its part of the batch.
 
     For what XLA can't split by itself. Without `map_axes_over` the function is called as
     it is.
 
     Args:
-      function: takes the maps and the others one by one, and returns a map.
-      maps: `[b, *spatial, c]`.
-      others: arrays that every device has whole.
+      function: takes the maps and the others one by one, and returns maps.
+      maps: trees of arrays whose first axis is the batch. The first one is a map, `[b,
+        *spatial, c]`.
+      others: trees of arrays that every device has whole.
 
     Raises:
       NotSplitByBatch: other axes are split, too, or the parts are not equal.
@@ -95,11 +97,12 @@ def run_on_shards(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or "batch" not in rules:
         return function(*maps, *others)
-    names = (*_spatial_axes(maps[0].ndim - 2), "channels")
+    shape = jax.tree.leaves(maps)[0].shape
+    names = (*_spatial_axes(len(shape) - 2), "channels")
     if any(_devices_along(name) > 1 for name in names):
         raise NotSplitByBatch("devices share the maps of an image")
-    if maps[0].shape[0] % (count := _devices_along("batch")):
-        raise NotSplitByBatch(f"{maps[0].shape[0]} images on {count} devices")
+    if shape[0] % (count := _devices_along("batch")):
+        raise NotSplitByBatch(f"{shape[0]} images on {count} devices")
     part = jax.sharding.PartitionSpec(rules["batch"])
     whole = jax.sharding.PartitionSpec()
     return jax.shard_map(

@@ -7,16 +7,16 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from focalnet_jax.models import initializers
-from focalnet_jax.models.layers import DropPath, LayerNorm, Mlp
-from focalnet_jax.models.modulation import Modulation, Outputs, accepted
-from focalnet_jax.ops.fusion import written_once
+from focalnet_jax.models.layers import Dense, DropPath, LayerNorm, Weights
+from focalnet_jax.models.modulation import Modulation, Outputs, accepted, takes_norm
+from focalnet_jax.ops.positionwise import Layers, positionwise
 from focalnet_jax.placement import place_map, sizes_divide
 
 # What each block stores for the backward pass, which computes the rest again. "dots"
@@ -44,6 +44,7 @@ class FocalNetBlock(nn.Module):
       use_postln: puts the norms after the operator and the MLP, not before them.
       drop_rate: dropout in the MLP.
       drop_path_rate: probability of dropping each branch.
+      implementation: of the layers around the operator, see `ops/positionwise.py`.
       dtype, param_dtype: of the computation and of the parameters.
     """
 
@@ -53,6 +54,7 @@ class FocalNetBlock(nn.Module):
     use_postln: bool = False
     drop_rate: float = 0.0
     drop_path_rate: float | jax.Array = 0.0
+    implementation: str = "auto"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -63,31 +65,107 @@ class FocalNetBlock(nn.Module):
         Returns:
           The result, and the outputs of the operator.
         """
-        channels = x.shape[-1]
+        batch, channels = x.shape[0], x.shape[-1]
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
 
-        def scale(y, name):
+        def scale(name):
             if self.layerscale_value is None:
-                return y
+                return None
             value = nn.initializers.constant(self.layerscale_value)
-            gamma = self.param(name, value, (channels,), self.param_dtype)
-            return y * gamma.astype(self.dtype)
+            return self.param(name, value, (channels,), self.param_dtype)
 
-        norm1 = LayerNorm(name="norm1", **types)
+        norm1, norm2 = (LayerNorm(name=name, **types) for name in ("norm1", "norm2"))
         modulation = self.modulation(
             name="modulation", **accepted(self.modulation, types)
         )
-        y, outputs = modulation(x if self.use_postln else norm1(x), train=train)
-        y = scale(norm1(y) if self.use_postln else y, "gamma_1")
-        x = written_once(x + DropPath(self.drop_path_rate)(y, train=train))
+        if self.use_postln:
+            y, outputs = modulation(x, train=train)
+        elif takes_norm(modulation):
+            y, outputs = modulation(x, norm=norm1, train=train)
+        else:
+            y, outputs = modulation(norm1(x), train=train)
 
-        norm2 = LayerNorm(name="norm2", **types)
         hidden_dim = int(channels * self.mlp_ratio)
-        mlp = Mlp(hidden_dim, drop_rate=self.drop_rate, name="mlp", **types)
-        y = mlp(x if self.use_postln else norm2(x), train=train)
-        y = scale(norm2(y) if self.use_postln else y, "gamma_2")
-        x = written_once(x + DropPath(self.drop_path_rate)(y, train=train))
+        weights = BlockWeights(
+            norm1.weights(channels) if self.use_postln else None,
+            scale("gamma_1"),
+            norm2.weights(channels),
+            *Mlp(hidden_dim, name="mlp", **types)(channels),
+            scale("gamma_2"),
+        )
+        keep = [DropPath(self.drop_path_rate)(batch, train=train) for _ in range(2)]
+        dropout = None
+        if self.drop_rate and train:
+            dropout = nn.Dropout(self.drop_rate, deterministic=False)
+        [x] = positionwise(
+            postnorm_branches if self.use_postln else prenorm_branches,
+            (x, y),
+            weights,
+            images=keep,
+            dropout=dropout,
+            dtype=self.dtype,
+            implementation=self.implementation,
+        )
         return x, outputs
+
+
+class BlockWeights(NamedTuple):
+    """Weights of a block, but for those of its operator."""
+
+    norm1: Weights | None
+    gamma_1: jax.Array | None
+    norm2: Weights
+    fc1: Weights
+    fc2: Weights
+    gamma_2: jax.Array | None
+
+
+class Mlp(nn.Module):
+    """Holds the weights of two dense layers: `c -> hidden_dim -> c` channels.
+
+    Attributes:
+      hidden_dim: channels between the two layers.
+      dtype, param_dtype: of the computation and of the parameters.
+    """
+
+    hidden_dim: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[Weights, Weights]:
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        fc1 = Dense(self.hidden_dim, name="fc1", **types)
+        fc2 = Dense(channels, name="fc2", **types)
+        return fc1.weights(channels), fc2.weights(self.hidden_dim)
+
+
+# The functions of positions of a block, see `ops/positionwise.py`. They add to `x` the
+# branch of the operator, `y`, and that of the MLP.
+
+
+def prenorm_branches(
+    layers: Layers, maps, images, weights: BlockWeights
+) -> list[jax.Array]:
+    (x, y), (keep_1, keep_2) = maps, images
+    x = layers.add_branch(x, y, scale=weights.gamma_1, keep=keep_1)
+    y = _mlp(layers, layers.layer_norm(x, *weights.norm2), weights)
+    return [layers.add_branch(x, y, scale=weights.gamma_2, keep=keep_2)]
+
+
+def postnorm_branches(
+    layers: Layers, maps, images, weights: BlockWeights
+) -> list[jax.Array]:
+    (x, y), (keep_1, keep_2) = maps, images
+    y = layers.layer_norm(y, *weights.norm1)
+    x = layers.add_branch(x, y, scale=weights.gamma_1, keep=keep_1)
+    y = layers.layer_norm(_mlp(layers, x, weights), *weights.norm2)
+    return [layers.add_branch(x, y, scale=weights.gamma_2, keep=keep_2)]
+
+
+def _mlp(layers: Layers, x: jax.Array, weights: BlockWeights) -> jax.Array:
+    x = layers.dropout(layers.gelu(layers.dense(x, *weights.fc1)))
+    return layers.dropout(layers.dense(x, *weights.fc2))
 
 
 class PatchEmbed(nn.Module):

@@ -116,8 +116,8 @@ class FocalNetEncoder(nn.Module):
         variables than `params`.
       modulation: the operator of the blocks: a name in `MODULATIONS`, a module class or
         a `functools.partial` of one, see `focalnet_jax/models/modulation.py`.
-      implementation: how focal modulation gathers context: a name in
-        `focalnet_jax.ops.IMPLEMENTATIONS`.
+      implementation: how blocks are computed, above all how focal modulation gathers
+        context: a name in `focalnet_jax.ops.IMPLEMENTATIONS`.
       dtype: the type of the numbers that are computed with.
       param_dtype: the type of the numbers that parameters are stored as.
     """
@@ -169,6 +169,7 @@ class FocalNetEncoder(nn.Module):
                 layerscale_value=self.layerscale_value if self.use_layerscale else None,
                 use_postln=self.use_postln,
                 drop_rate=self.drop_rate,
+                implementation=self.implementation,
                 **types,
             )
             stage_rates, rates = rates[:depth], rates[depth:]

@@ -50,8 +50,9 @@ from flax import linen as nn
 
 from focalnet_jax.errors import OptionError, did_you_mean
 from focalnet_jax.models import initializers
-from focalnet_jax.models.layers import Dense, LayerNorm, SplitDense
+from focalnet_jax.models.layers import Dense, LayerNorm, Weights, split_weights
 from focalnet_jax.ops import aggregate_context
+from focalnet_jax.ops.positionwise import Layers, positionwise
 
 Outputs = dict[str, jax.Array]
 
@@ -98,8 +99,15 @@ class FocalModulation(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
+    def __call__(
+        self, x: jax.Array, *, train: bool, norm: LayerNorm | None = None
+    ) -> tuple[jax.Array, Outputs]:
         """Maps `[b, *spatial, c]` to the same shape.
+
+        Args:
+          x: the map.
+          train: whether there is dropout.
+          norm: what `x` goes through first.
 
         Returns:
           The result, and `gates`, `[b, *spatial, focal_level + 1]`, and `modulator`,
@@ -107,9 +115,17 @@ class FocalModulation(nn.Module):
         """
         channels = x.shape[-1]
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        on_positions = functools.partial(
+            positionwise, dtype=self.dtype, implementation=self.implementation
+        )
 
         parts = channels, channels, self.focal_level + 1
-        query, context, gates = SplitDense(sum(parts), parts=parts, name="f", **types)(x)
+        f = Dense(sum(parts), name="f", **types).weights(channels)
+        query, context, gates = on_positions(
+            projection,
+            x,
+            (_weights_of(norm, channels), split_weights(f, parts)),
+        )
 
         layers = [
             Depthwise(
@@ -126,21 +142,24 @@ class FocalModulation(nn.Module):
             biases = {"biases": [layer.bias for layer in layers]}
         aggregated = self.aggregate(context, gates, kernels, **biases)
         # A 1x1 convolution in the official code, so initialised as one.
-        modulator = Dense(
+        h = Dense(
             channels,
             kernel_init=initializers.conv_kernel,
             bias_init=initializers.conv_bias(channels),
             name="h",
             **types,
-        )(aggregated)
-
-        y = query * modulator
-        if self.use_postln_in_modulation:
-            y = LayerNorm(name="ln", **types)(y)
-        y = Dense(channels, name="proj", **types)(y)
+        )
+        ln = LayerNorm(name="ln", **types) if self.use_postln_in_modulation else None
+        proj = Dense(channels, name="proj", **types)
+        [y] = on_positions(
+            modulated,
+            (query, aggregated),
+            [_weights_of(layer, channels) for layer in (h, ln, proj)],
+        )
         y = nn.Dropout(self.drop_rate)(y, deterministic=not train)
         chex.assert_equal_shape([x, y])
-        return y, {"gates": gates, "modulator": modulator}
+        # No kernel returns the modulator. Where nobody reads it, it is not computed.
+        return y, {"gates": gates, "modulator": h(aggregated)}
 
     @nn.nowrap
     def kernel_sizes(self, spatial_rank: int) -> list[tuple[int, ...]]:
@@ -184,6 +203,30 @@ class FocalModulation(nn.Module):
             global_axes=self.global_axes,
             implementation=self.implementation,
         )
+
+
+def _weights_of(layer: Dense | LayerNorm | None, channels: int) -> Weights | None:
+    return None if layer is None else layer.weights(channels)
+
+
+# The functions of positions of focal modulation, see `ops/positionwise.py`.
+
+
+def projection(layers: Layers, x, images, weights) -> list[jax.Array]:
+    """Query, context and gates."""
+    norm, parts = weights
+    if norm is not None:
+        x = layers.layer_norm(x, *norm)
+    return [layers.dense(x, *part) for part in parts]
+
+
+def modulated(layers: Layers, maps, images, weights) -> list[jax.Array]:
+    """The query times the modulator, projected."""
+    (query, aggregated), (h, ln, proj) = maps, weights
+    y = query * layers.dense(aggregated, *h)
+    if ln is not None:
+        y = layers.layer_norm(y, *ln)
+    return [layers.dense(y, *proj)]
 
 
 class DepthwiseParams(NamedTuple):
@@ -246,6 +289,11 @@ def find_modulation(modulation: str | Modulation) -> Modulation:
             "has been imported",
         )
     return MODULATIONS[modulation]
+
+
+def takes_norm(operator: nn.Module) -> bool:
+    """Whether it is to be called with the LayerNorm before it, as `norm`."""
+    return "norm" in inspect.signature(operator).parameters
 
 
 def accepted(make: Modulation, options: dict[str, Any]) -> dict[str, Any]:

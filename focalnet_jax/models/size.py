@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from focalnet_jax.errors import OptionError, counted, shown
 from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone
@@ -60,14 +61,17 @@ def count_multiply_adds(model: Model, image_size: int | Sequence[int]) -> int:
     images = _abstract_images(model, size)
 
     def forward(params, images):
-        return model.apply({"params": params}, images)
+        result = model.apply({"params": params}, images)
+        return result[0] if isinstance(model, FocalNet) else result
 
     def encode(params, images):
         return model.encoder.apply({"params": params}, images)[1]
 
-    program = jax.make_jaxpr(forward)(params, images)
+    program = jax.make_jaxpr(forward)(params, images).jaxpr
+    # Without what only the named maps need, such as modulators: `jit` doesn't compute it.
+    program, _ = dce_jaxpr(program, [True] * len(program.outvars))
     outputs = jax.eval_shape(encode, params, images)
-    return _matrix_multiply_adds(program.jaxpr) + _elementwise_multiply_adds(
+    return _matrix_multiply_adds(program) + _elementwise_multiply_adds(
         outputs, has_ln=model.encoder.use_postln_in_modulation
     )
 

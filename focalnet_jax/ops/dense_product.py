@@ -19,7 +19,19 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
+from focalnet_jax.ops.fusion import cotangent_written_once
 from focalnet_jax.ops.varying import vary_alike
+
+
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """A dense layer, `[..., c]` to `[..., d]`, in the dtype of `x`.
+
+    Args:
+      x: `[..., c]`.
+      kernel, bias: `[c, d]` and `[d]`, which are cast.
+    """
+    product = dense_product(x, kernel.astype(x.dtype))
+    return cotangent_written_once(product + bias.astype(x.dtype))
 
 
 def dense_product(

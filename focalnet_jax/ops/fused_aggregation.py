@@ -9,27 +9,28 @@ level by level, and a warning says why.
 """
 
 import functools
-import logging
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
 
-from focalnet_jax.chips import chip_of
 from focalnet_jax.kernels import focal_aggregation
 from focalnet_jax.kernels.bands import backward_bands, forward_bands
 from focalnet_jax.ops.depthwise_conv import depthwise_conv
 from focalnet_jax.ops.focal_modulation import aggregate_level_by_level
 from focalnet_jax.ops.gelu import gelu, gelu_and_derivative
+from focalnet_jax.ops.kernel_operation import (
+    OutOfReach,
+    Target,
+    chip_of_program,
+    define,
+    target_of_program,
+    warn_once,
+)
 from focalnet_jax.ops.varying import vary_alike
 from focalnet_jax.placement import NotSplitByBatch, run_on_shards
-
-_log = logging.getLogger("focalnet_jax")
-
-# Interpreted kernels behave as those of a chip with that many bytes.
-INTERPRETED_VMEM = 16 << 20
 
 
 def aggregate_where_it_suits(
@@ -40,7 +41,7 @@ def aggregate_where_it_suits(
     It decides by the mesh that the program is traced for, and by the default device if
     there is none.
     """
-    if _vmem_of_chip():
+    if chip_of_program():
         return fused_aggregation(context, gates, kernels, **options)
     return aggregate_level_by_level(
         context, gates, kernels, convolution="auto", **options
@@ -70,15 +71,15 @@ def fused_aggregation(
     Returns:
       The aggregated context, `[batch, *spatial, channels]`, in the dtype of `context`.
     """
-    vmem = INTERPRETED_VMEM if interpret else _vmem_of_chip()
     try:
+        target = target_of_program(interpret=interpret)
         if biases or causal or global_axes:
             raise OutOfReach("it has no biases, no causal form and no axes of the mean")
-        _check_reach(context, kernels, vmem)
-        levels = functools.partial(_aggregate_map, interpret=interpret, vmem=vmem)
+        _check_reach(context, kernels, target.vmem)
+        levels = functools.partial(_aggregate_map, target=target)
         aggregated = run_on_shards(levels, (context, gates), tuple(kernels))
     except (OutOfReach, NotSplitByBatch) as reason:
-        _warn(f"the fused operator does not reach this net: {reason}")
+        warn_once(f"the fused operator does not reach this net: {reason}")
         return aggregate_level_by_level(
             context,
             gates,
@@ -92,12 +93,8 @@ def fused_aggregation(
     return aggregated / gates.shape[-1] if normalize else aggregated
 
 
-class OutOfReach(Exception):
-    """The kernel can't compute something; the message says why."""
-
-
 def _check_reach(
-    context: jax.Array, kernels: Sequence[jax.Array], vmem: int | None
+    context: jax.Array, kernels: Sequence[jax.Array], vmem: int
 ) -> None:
     """Raises `OutOfReach` for what the kernel can't compute."""
     spatial, sizes = context.shape[1:-1], [kernel.shape[:-2] for kernel in kernels]
@@ -109,27 +106,11 @@ def _check_reach(
         raise OutOfReach("the sizes of its maps are not known yet")
     if any(length % 2 == 0 for size in sizes for length in size):
         raise OutOfReach(f"it takes kernels of odd sizes, and these are {sizes}")
-    if vmem is None:
-        raise OutOfReach("the program is not for a kind of TPU that is known")
     if _bands(forward_bands, context, kernels, vmem) is None:
         raise OutOfReach(
             f"maps of {' x '.join(map(str, spatial))} with kernels of {sizes} take more "
             f"than the {vmem >> 20} MiB beside a vector unit"
         )
-
-
-def _vmem_of_chip() -> int | None:
-    """Bytes beside a vector unit, if the program is traced for a TPU."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
-    chip = chip_of(device or jax.devices()[0])
-    return chip.vmem if chip else None
-
-
-@functools.cache
-def _warn(message: str) -> None:
-    """Says it once; a net has many blocks."""
-    _log.warning(message)
 
 
 # --- The operator in parts, and its derivative in plain JAX ------------------
@@ -138,12 +119,12 @@ def _warn(message: str) -> None:
 # are the mean of the last level over space and the maps before each GELU.
 
 
-def _aggregate_map(context, gates, *kernels, interpret: bool, vmem: int) -> jax.Array:
+def _aggregate_map(context, gates, *kernels, target: Target) -> jax.Array:
     """Aggregates on one device."""
     arrays = vary_alike(
         *map(_as_plane, (context, gates)), *map(_kernel_as_plane, kernels)
     )
-    [aggregated] = _aggregate.bind(*arrays, interpret=interpret, vmem=vmem)
+    [aggregated] = _aggregate.bind(*arrays, target=target)
     return aggregated.reshape(context.shape)
 
 
@@ -215,16 +196,16 @@ _ACTIVATIONS = {
 
 
 def _levels_by_kernel(
-    context, gates, *kernels, save: bool, interpret: bool, vmem: int
+    context, gates, *kernels, save: bool, target: Target
 ) -> list[jax.Array]:
     aggregated, mean, saved = focal_aggregation.forward(
         *map(_images_third, (context, gates)),
         kernels,
         activate=_ACTIVATIONS[context.dtype],
-        bands=_bands(forward_bands, context, kernels, vmem),
+        bands=_bands(forward_bands, context, kernels, target.vmem),
         save=save,
-        vmem=vmem,
-        interpret=interpret,
+        vmem=target.vmem,
+        interpret=target.interpret,
     )
     mean, *saved = map(_images_first, (mean, *saved))
     result = _add_global_level(_images_first(aggregated), mean, gates)
@@ -232,16 +213,16 @@ def _levels_by_kernel(
 
 
 def _cotangent_by_kernel(
-    context, gates, *rest, interpret: bool, vmem: int
+    context, gates, *rest, target: Target
 ) -> list[jax.Array]:
     levels = gates.shape[-1] - 1
     kernels, (mean, *saved, cotangent) = rest[:levels], rest[levels:]
-    bands = _bands(backward_bands, context, kernels, vmem)
+    bands = _bands(backward_bands, context, kernels, target.vmem)
     if bands is None:
-        _warn(
+        warn_once(
             f"the gradient of the fused operator does not reach maps of "
             f"{context.shape[1]} x {context.shape[2]}: it takes more than the "
-            f"{vmem >> 20} MiB beside a vector unit, so it is computed level by level"
+            f"{target.vmem >> 20} MiB beside a vector unit, so it is computed level by level"
         )
         return _cotangent_in_jax(context, gates, *rest)
     # The global level: its share in the cotangent of each position of the last level.
@@ -257,8 +238,8 @@ def _cotangent_by_kernel(
         _images_third(of_mean / (context.shape[1] * context.shape[2])),
         activate=_ACTIVATIONS[context.dtype],
         bands=bands,
-        vmem=vmem,
-        interpret=interpret,
+        vmem=target.vmem,
+        interpret=target.interpret,
     )
     return [*map(_images_first, (of_context, of_gates)), *of_kernels]
 
@@ -310,91 +291,29 @@ def _transpose(cotangents, *arguments, **options):
     return [None] * len(known) + wanted
 
 
-def _describe_saving(context, gates, *kernels, **_):
+def _describe_saving(context, gates, *kernels):
     mean = (context.shape[0], 1, 1, context.shape[-1])
     saved = [context] * len(kernels)
     return [context, context.update(shape=mean, dtype=jnp.dtype("float32")), *saved]
 
 
-def _describe_cotangent(*arguments, **_):
+def _describe_cotangent(*arguments):
     return list(arguments[: arguments[1].shape[-1] + 1])
 
 
-def _define(primitive: Primitive, describe, in_jax, by_kernel=None) -> None:
-    """Says what the results are like, and how a program computes them."""
-    primitive.multiple_results = True
-
-    def plain(*arguments, **_):
-        return in_jax(*arguments)
-
-    def lower(context, *values, interpret, vmem, on_tpu=False):
-        fits = interpret or (
-            on_tpu and not _is_partitioned_by_xla(context.module_context)
-        )
-        if not by_kernel or not fits:
-            return mlir.lower_fun(plain, multiple_results=True)(context, *values)
-        kernel = functools.partial(by_kernel, interpret=interpret, vmem=vmem)
-        # Over which devices an array differs matters no more, and kernels can't tell.
-        context = context.replace(
-            avals_in=[jax.core.ShapedArray(a.shape, a.dtype) for a in context.avals_in],
-            avals_out=[jax.core.ShapedArray(a.shape, a.dtype) for a in context.avals_out],
-        )
-        return mlir.lower_fun(kernel, multiple_results=True)(context, *values)
-
-    def differentiate(arguments, tangents, **_):
-        tangents = map(ad.instantiate_zeros, tangents)
-        return jax.jvp(in_jax, tuple(arguments), tuple(tangents))
-
-    def batch(arguments, axes, **_):
-        results = jax.vmap(in_jax, in_axes=tuple(axes))(*arguments)
-        return results, [0] * len(results)
-
-    primitive.def_abstract_eval(
-        lambda *arguments, **_: [a.update(weak_type=False) for a in describe(*arguments)]
-    )
-    primitive.def_impl(functools.partial(_run, primitive))
-    mlir.register_lowering(primitive, lower)
-    on_tpu = functools.partial(lower, on_tpu=True)
-    mlir.register_lowering(primitive, on_tpu, platform="tpu")
-    ad.primitive_jvps[primitive] = differentiate
-    batching.primitive_batchers[primitive] = batch
-
-
-def _is_partitioned_by_xla(module_context) -> bool:
-    """Whether a program runs on several devices, and XLA says which part goes where.
-
-    It can't say so of a kernel. Inside `jax.shard_map` the program itself says it.
-    """
-    axes = module_context.axis_context
-    if isinstance(axes, mlir.ShardingContext):
-        return axes.num_devices != 1
-    manual = axes.manual_axes | set(axes.mesh.manual_axes)
-    return manual != frozenset(axes.mesh.axis_names)
-
-
-@functools.partial(jax.jit, static_argnames=("primitive", "interpret", "vmem"))
-def _compiled(primitive, *arguments, interpret, vmem):
-    return primitive.bind(*arguments, interpret=interpret, vmem=vmem)
-
-
-def _run(primitive, *arguments, **options):
-    with jax.disable_jit(False):  # Else this would call itself.
-        return _compiled(primitive, *arguments, **options)
-
-
-_define(
+define(
     _aggregate,
     lambda context, *_: [context],
     lambda *arrays: _levels_in_jax(*arrays)[:1],
     functools.partial(_levels_by_kernel, save=False),
 )
-_define(
+define(
     _save,
     _describe_saving,
     _levels_in_jax,
     functools.partial(_levels_by_kernel, save=True),
 )
-_define(_tangent, lambda context, *_: [context], _tangent_in_jax)
-_define(_cotangent, _describe_cotangent, _cotangent_in_jax, _cotangent_by_kernel)
+define(_tangent, lambda context, *_: [context], _tangent_in_jax)
+define(_cotangent, _describe_cotangent, _cotangent_in_jax, _cotangent_by_kernel)
 ad.primitive_jvps[_aggregate] = _differentiate
 ad.primitive_transposes[_tangent] = _transpose

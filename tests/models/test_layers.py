@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from focalnet_jax.models.layers import SplitDense
+from focalnet_jax.models.layers import Dense, LayerNorm, split_weights
+from focalnet_jax.ops.dense_product import dense
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -31,28 +32,33 @@ def value_and_gradients(apply, params, x):
     return y, gradients
 
 
-def test_a_split_dense_layer_is_a_dense_layer_and_a_split():
+@pytest.mark.parametrize(
+    ("ours", "flax"),
+    [(Dense(9), nn.Dense(9)), (LayerNorm(), nn.LayerNorm(epsilon=1e-5))],
+    ids=["dense", "layer norm"],
+)
+def test_a_layer_is_that_of_flax(ours, flax):
     x = jnp.array(np.random.default_rng(1).normal(size=(2, 4, 3)))
-    types = dict(dtype=x.dtype, param_dtype=x.dtype)
-    dense, split = nn.Dense(9, **types), SplitDense(9, parts=(3, 4, 2), **types)
-    params = random_params(dense, x)
-    parts = split.apply(params, x)
-    assert [part.shape[-1] for part in parts] == [3, 4, 2]
-
-    def joined(params, x):
-        return jnp.concatenate(split.apply(params, x), axis=-1)
-
+    ours, flax = (m.clone(dtype=x.dtype, param_dtype=x.dtype) for m in (ours, flax))
+    params = random_params(flax, x)
     given, expected = (
-        value_and_gradients(apply, params, x) for apply in (joined, dense.apply)
+        value_and_gradients(module.apply, params, x) for module in (ours, flax)
     )
     chex.assert_trees_all_close(given, expected, **SAME)
 
 
-def test_a_split_dense_layer_begins_as_one_layer():
-    x = jnp.ones((1, 3))
-    same = dict(kernel_init=nn.initializers.normal(), dtype=x.dtype, param_dtype=x.dtype)
+def test_a_split_dense_layer_is_a_dense_layer_and_a_split():
+    x = jnp.array(np.random.default_rng(1).normal(size=(2, 4, 3)))
+    module = Dense(9, dtype=x.dtype, param_dtype=x.dtype)
+    params = random_params(module, x)
+
+    def joined(params, x):
+        weights = params["params"]["kernel"], params["params"]["bias"]
+        parts = [dense(x, *part) for part in split_weights(weights, (3, 4, 2))]
+        assert [part.shape[-1] for part in parts] == [3, 4, 2]
+        return jnp.concatenate(parts, axis=-1)
+
     given, expected = (
-        module.init(jax.random.key(0), x)
-        for module in (SplitDense(9, parts=(3, 6), **same), nn.Dense(9, **same))
+        value_and_gradients(apply, params, x) for apply in (joined, module.apply)
     )
-    chex.assert_trees_all_equal(given, expected)
+    chex.assert_trees_all_close(given, expected, **SAME)

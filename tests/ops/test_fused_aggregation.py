@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from focalnet_jax.ops import aggregate_context, fused_aggregation
+from focalnet_jax.ops import aggregate_context, fused_aggregation, kernel_operation
 from focalnet_jax.placement import map_axes_over
 
 # Sums of some hundred terms of order 1 in float32, taken in another order.
@@ -95,7 +95,7 @@ def mesh_of(*shape):
     ("shape", "reaches"), [((8,), True), ((4, 2), False), ((1, 8), False)], ids=str
 )
 def test_each_device_computes_its_part_of_the_batch(shape, reaches, caplog):
-    fused_aggregation._warn.cache_clear()
+    kernel_operation.warn_once.cache_clear()
     mesh = mesh_of(*shape)
     axes = {"batch": "data", "height": "spatial"} if len(shape) > 1 else {"batch": "data"}
     inputs = make_inputs((8, 3), batch=8)
@@ -113,7 +113,7 @@ def test_each_device_computes_its_part_of_the_batch(shape, reaches, caplog):
 
 
 def test_a_batch_that_devices_cannot_share_is_aggregated_level_by_level(caplog):
-    fused_aggregation._warn.cache_clear()
+    kernel_operation.warn_once.cache_clear()
     inputs = make_inputs(batch=3)
     with map_axes_over(mesh_of(2), {"batch": "data"}):
         given = jax.jit(aggregate("interpreted"))(*inputs)
@@ -176,7 +176,7 @@ def test_auto_takes_the_kernels_in_programs_for_tpus():
 def test_maps_that_do_not_fit_are_aggregated_level_by_level(
     chip, side, levels, calls, caplog
 ):
-    fused_aggregation._warn.cache_clear()
+    kernel_operation.warn_once.cache_clear()
     sizes = (3, 5, 7, 9)[:levels]
     text = text_for("tpu", "fused", chip, spatial=(side, side), sizes=sizes)
     assert text.count("tpu_custom_call") == calls
@@ -193,7 +193,7 @@ def test_maps_that_do_not_fit_are_aggregated_level_by_level(
     ],
 )
 def test_what_it_does_not_reach_is_said(inputs, options, reason, caplog):
-    fused_aggregation._warn.cache_clear()
+    kernel_operation.warn_once.cache_clear()
     inputs = make_inputs(**inputs)
     with caplog.at_level(logging.WARNING):
         given = aggregate("interpreted")(*inputs, **options)
@@ -207,7 +207,7 @@ def test_a_program_that_xla_partitions_holds_no_kernel():
     split = NamedSharding(mesh, PartitionSpec("data"))
     context, gates, kernels = make_inputs(dtype=jnp.bfloat16)
     compute = functools.partial(
-        fused_aggregation._aggregate_map, interpret=False, vmem=128 << 20
+        fused_aggregation._aggregate_map, target=kernel_operation.Target(vmem=128 << 20)
     )
 
     def text(**options):

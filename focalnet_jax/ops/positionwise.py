@@ -1,0 +1,346 @@
+"""Functions of single positions, by one kernel on TPUs.
+
+A block is two things: focal aggregation, which gathers from other positions, and layers
+that each position goes through by itself. Such layers are written here as one function,
+
+    def mlp(layers, maps, images, weights):
+        [x] = maps
+        return [layers.dense(layers.gelu(layers.dense(x, *weights.fc1)), *weights.fc2)]
+
+and `positionwise(mlp, ...)` computes it: by one kernel for it all in programs for TPUs,
+and layer by layer in others. The kernel of the gradient is derived from the function.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad
+
+from focalnet_jax.kernels import layers as kernel_layers
+from focalnet_jax.kernels import positionwise as kernels
+from focalnet_jax.ops.dense_product import dense
+from focalnet_jax.ops.fusion import written_once
+from focalnet_jax.ops.gelu import gelu, gelu_and_derivative
+from focalnet_jax.ops.kernel_operation import (
+    OutOfReach,
+    Target,
+    chip_of_program,
+    define,
+    target_of_program,
+    warn_once,
+)
+from focalnet_jax.ops.layer_norm import layer_norm
+from focalnet_jax.ops.varying import vary_alike
+from focalnet_jax.placement import NotSplitByBatch, run_on_shards
+
+PyTree = Any
+
+
+class Layers(NamedTuple):
+    """What a function of positions is made of. Weights come as they are stored.
+
+    Attributes:
+      dense: from `x`, a kernel and a bias.
+      layer_norm: from `x`, scales and biases.
+      gelu: of `x`.
+      dropout: of `x`.
+      add_branch: from `x` and a branch, `x + scale * keep * branch`; `scale`, of the
+        channels, and `keep`, of the images, are keywords and may be None.
+    """
+
+    dense: Callable[..., jax.Array]
+    layer_norm: Callable[..., jax.Array]
+    gelu: Callable[[jax.Array], jax.Array]
+    dropout: Callable[[jax.Array], jax.Array]
+    add_branch: Callable[..., jax.Array]
+
+
+# From layers, maps, factors of images, and weights to maps.
+Function = Callable[[Layers, PyTree, PyTree, PyTree], Sequence[jax.Array]]
+
+
+def positionwise(
+    function: Function,
+    maps: PyTree,
+    weights: PyTree,
+    *,
+    images: PyTree = (),
+    dtype: Any,
+    implementation: str = "auto",
+    dropout: Callable[[jax.Array], jax.Array] | None = None,
+) -> list[jax.Array]:
+    """Computes a function of single positions.
+
+    Args:
+      function: must be the same object each time, so that equal blocks share a kernel.
+      maps: arrays of `[batch, *spatial, channels]` in a tree that the function knows.
+      weights: kernels, `[c, d]`, and vectors of channels, `[c]`.
+      images: a factor for each image, `[batch]`.
+      dtype: of the results, and of all numbers between layers that no kernel keeps.
+      implementation: as for `aggregate_context`: `"auto"` computes by a kernel in
+        programs for TPUs, `"fused"` and `"interpreted"` ask for it, and others ask for no
+        kernel.
+      dropout: for a function that calls `layers.dropout`; no kernel has it.
+
+    Returns:
+      The maps that the function returns, in `dtype`.
+    """
+    dtype = jnp.dtype(dtype)
+    layers = _layers_of(dtype)
+    is_wanted = {
+        "auto": chip_of_program() is not None,
+        "fused": True,
+        "interpreted": True,
+    }
+    if is_wanted.get(implementation) and dropout is None:
+        interpret = implementation == "interpreted"
+        try:
+            return _by_kernel(function, maps, images, weights, dtype, interpret)
+        except (OutOfReach, NotSplitByBatch) as reason:
+            warn_once(f"kernels of positions do not reach this net: {reason}")
+    if dropout is not None:
+        layers = layers._replace(dropout=dropout)
+    return list(function(layers, maps, images, weights))
+
+
+@functools.cache
+def _layers_of(dtype: jnp.dtype) -> Layers:
+    """Layers in plain JAX, for maps of `[batch, *spatial, channels]`."""
+
+    def add_branch(x, y, *, scale=None, keep=None):
+        if scale is not None:
+            y = y * scale.astype(dtype)
+        if keep is not None:
+            keep = keep.reshape(-1, *(1,) * (y.ndim - 1))
+            y = (y * keep.astype(jnp.promote_types(dtype, jnp.float32))).astype(dtype)
+        return written_once(x + y)
+
+    return Layers(
+        dense=lambda x, *weights: dense(x.astype(dtype), *weights),
+        layer_norm=lambda x, *weights: layer_norm(x.astype(dtype), *weights),
+        gelu=gelu,
+        dropout=lambda x: x,
+        add_branch=add_branch,
+    )
+
+
+# --- By kernels --------------------------------------------------------------
+#
+# Primitives take maps, factors of images and weights as one list of arrays; `tree` says
+# how it is divided.
+
+
+def _by_kernel(function, maps, images, weights, dtype, interpret) -> list[jax.Array]:
+    """Raises `OutOfReach` or `NotSplitByBatch` for what kernels can't compute."""
+    shapes = [array.shape for array in jax.tree.leaves(maps)]
+    kinds = {str(array.dtype) for array in jax.tree.leaves(maps)}
+    if kinds - {str(dtype)} or dtype not in (jnp.bfloat16, jnp.float32):
+        raise OutOfReach(f"they compute in bfloat16 or float32, not {dtype} of {kinds}")
+    if not all(isinstance(size, int) for shape in shapes for size in shape):
+        raise OutOfReach("the sizes of their maps are not known yet")
+    target = target_of_program(interpret=interpret)
+
+    def apply(maps, images, weights):
+        leaves, tree = jax.tree.flatten((maps, images, weights))
+        if _tiles(function, tree, leaves, target=target, backward=False) is None:
+            raise OutOfReach(f"the weights don't fit into {target.vmem >> 20} MiB")
+        options = dict(function=function, tree=tree, target=target)
+        return _apply.bind(*vary_alike(*leaves), **options)
+
+    return run_on_shards(apply, (maps, images), (weights,))
+
+
+def _apply_in_jax(*leaves, function, tree) -> list[jax.Array]:
+    maps, images, weights = jax.tree.unflatten(tree, leaves)
+    [dtype] = {array.dtype for array in jax.tree.leaves(maps)}
+    return list(function(_layers_of(dtype), maps, images, weights))
+
+
+def _tangent_in_jax(*leaves, function, tree, varied) -> list[jax.Array]:
+    """The tangents of the results, from those of the arguments with these numbers."""
+    known, tangents = leaves[: tree.num_leaves], leaves[tree.num_leaves :]
+    apply = functools.partial(_apply_in_jax, function=function, tree=tree)
+    return jax.jvp(_of_some(apply, known, varied), _chosen(known, varied), tangents)[1]
+
+
+def _cotangent_in_jax(*leaves, function, tree, varied) -> list[jax.Array]:
+    """The cotangents of the arguments with these numbers, from those of the results."""
+    known, cotangents = leaves[: tree.num_leaves], leaves[tree.num_leaves :]
+    apply = functools.partial(_apply_in_jax, function=function, tree=tree)
+    _, pull = jax.vjp(_of_some(apply, known, varied), *_chosen(known, varied))
+    return list(pull(list(cotangents)))
+
+
+def _chosen(leaves, numbers) -> tuple:
+    return tuple(leaves[number] for number in numbers)
+
+
+def _of_some(function, leaves, numbers):
+    """The function of the leaves with these numbers; the others are as they are."""
+
+    def of_some(*values):
+        own = dict(zip(numbers, values, strict=True))
+        return function(*[own.get(n, leaf) for n, leaf in enumerate(leaves)])
+
+    return of_some
+
+
+def _apply_by_kernel(*leaves, function, tree, target) -> list[jax.Array]:
+    tiles = _tiles(function, tree, leaves, target=target, backward=False)
+    arguments = _arguments(tree, leaves)
+    results = kernels.forward(
+        arguments,
+        function=_of_tiles(function, tree, arguments.maps[0].dtype),
+        tiles=tiles,
+        vmem=target.vmem,
+        interpret=target.interpret,
+    )
+    shape = leaves[0].shape
+    return [_as_images(result, shape) for result in results]
+
+
+def _cotangent_by_kernel(
+    *leaves, function, tree, varied, target
+) -> list[jax.Array]:
+    known, cotangents = leaves[: tree.num_leaves], leaves[tree.num_leaves :]
+    tiles = _tiles(function, tree, known, target=target, backward=True)
+    arguments = _arguments(tree, known)
+    count, others = len(arguments.maps), len(arguments.images)
+    of_images = range(count, count + others)
+    if tiles is None or set(of_images) & set(varied):
+        if tiles is None:
+            warn_once(
+                f"the gradient of {function.__name__} is not computed by a kernel: its "
+                f"weights and their gradients don't fit into {target.vmem >> 20} MiB"
+            )
+        return _cotangent_in_jax(*leaves, function=function, tree=tree, varied=varied)
+    of_maps, of_weights = kernels.backward(
+        arguments,
+        list(map(_as_positions, cotangents)),
+        function=_of_tiles(function, tree, arguments.maps[0].dtype),
+        tiles=tiles,
+        vmem=target.vmem,
+        interpret=target.interpret,
+    )
+    of_maps = [_as_images(of_map, known[0].shape) for of_map in of_maps]
+    results = [*of_maps, *[None] * others, *of_weights]
+    return [
+        result.reshape(leaf.shape).astype(leaf.dtype)
+        for result, leaf in zip(_chosen(results, varied), _chosen(known, varied))
+    ]
+
+
+def _tiles(function, tree, leaves, *, target: Target, backward: bool):
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+    arguments = jax.eval_shape(functools.partial(_arguments, tree), shapes)
+    return kernels.choose_tiles(
+        _of_tiles(function, tree, arguments.maps[0].dtype),
+        arguments,
+        vmem=target.vmem,
+        cores=target.cores if backward else 1,
+        backward=backward,
+    )
+
+
+def _arguments(tree, leaves) -> kernels.Arguments:
+    """The arguments of a kernel. Matrices are cast here, once for all tiles."""
+    maps, images, weights = map(jax.tree.leaves, jax.tree.unflatten(tree, leaves))
+    return kernels.Arguments(
+        [_as_positions(array) for array in maps],
+        [factor.astype(jnp.float32)[:, None] for factor in images],
+        [
+            w.astype(maps[0].dtype) if w.ndim == 2 else w.astype(jnp.float32)[None]
+            for w in weights
+        ],
+    )
+
+
+@functools.cache  # Equal blocks then share a kernel.
+def _of_tiles(function, tree, dtype) -> kernels.Function:
+    """The function of a kernel."""
+    layers = _layers_of_kernels(dtype)
+
+    @functools.wraps(function)
+    def of_tiles(arguments: kernels.Arguments):
+        leaves = [*arguments.maps, *arguments.images, *arguments.weights]
+        return function(layers, *jax.tree.unflatten(tree, leaves))
+
+    return of_tiles
+
+
+@functools.cache
+def _layers_of_kernels(dtype) -> Layers:
+    both = functools.partial(gelu_and_derivative, exact=dtype != jnp.bfloat16)
+    return Layers(
+        dense=kernel_layers.dense,
+        layer_norm=kernel_layers.layer_norm,
+        gelu=kernel_layers.activation(both),
+        dropout=lambda x: x,
+        add_branch=kernel_layers.add_branch,
+    )
+
+
+def _as_positions(x: jax.Array) -> jax.Array:
+    """`[batch, *spatial, c]` to `[positions, batch, c]`; free for XLA on a TPU."""
+    x = jnp.moveaxis(x, 0, -2)
+    return x.reshape(-1, *x.shape[-2:])
+
+
+def _as_images(x: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """The way back; `shape` is that of any map."""
+    x = x.reshape(*shape[1:-1], shape[0], x.shape[-1])
+    return jnp.moveaxis(x, -2, 0)
+
+
+# --- Three operations for JAX ------------------------------------------------
+#
+# As those of the fused operator: the derivative in forward mode is linear in the tangents,
+# and its transpose is the kernel of the gradient.
+
+_apply = Primitive("positionwise")  # arrays -> results
+_tangent = Primitive("positionwise_tangent")  # arrays, tangents -> tangents
+_cotangent = Primitive("positionwise_cotangent")  # arrays, cotangents -> cotangents
+
+
+def _differentiate(arrays, tangents, **options):
+    results = _apply.bind(*arrays, **options)
+    varied = tuple(n for n, t in enumerate(tangents) if type(t) is not ad.Zero)
+    options |= {"varied": varied}
+    return results, _tangent.bind(*arrays, *_chosen(tangents, varied), **options)
+
+
+def _transpose(cotangents, *leaves, tree, **options):
+    known, linear = leaves[: tree.num_leaves], leaves[tree.num_leaves :]
+    if all(type(cotangent) is ad.Zero for cotangent in cotangents):
+        return [None] * len(leaves)
+    cotangents = map(ad.instantiate_zeros, cotangents)
+    results = _cotangent.bind(*known, *cotangents, tree=tree, **options)
+    wanted = [
+        result if ad.is_undefined_primal(argument) else None
+        for result, argument in zip(results, linear, strict=True)
+    ]
+    return [None] * len(known) + wanted
+
+
+def _describe(*leaves, function, tree, varied=()):
+    del varied
+    leaves = leaves[: tree.num_leaves]
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+    apply = functools.partial(_apply_in_jax, function=function, tree=tree)
+    results = jax.eval_shape(apply, *shapes)
+    return [leaves[0].update(shape=r.shape, dtype=r.dtype) for r in results]
+
+
+def _describe_cotangent(*leaves, varied, **_):
+    return list(_chosen(leaves, varied))
+
+
+define(_apply, _describe, _apply_in_jax, _apply_by_kernel)
+define(_tangent, _describe, _tangent_in_jax)
+define(_cotangent, _describe_cotangent, _cotangent_in_jax, _cotangent_by_kernel)
+ad.primitive_jvps[_apply] = _differentiate
+ad.primitive_transposes[_tangent] = _transpose
