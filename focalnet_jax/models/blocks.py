@@ -81,7 +81,7 @@ class FocalNetBlock(nn.Module):
         if self.use_postln:
             y, outputs = modulation(x, train=train)
         elif takes_norm(modulation):
-            y, outputs = modulation(x, norm=norm1, train=train)
+            (x, y), outputs = modulation(x, norm=norm1, train=train)
         else:
             y, outputs = modulation(norm1(x), train=train)
 

@@ -5,7 +5,9 @@ An operator is a Flax module that maps `x`, `[b, *spatial, c]`, to the same shap
     y, outputs = operator(x, train=train)
 
 `outputs` is a dict of arrays, which the model returns under the block's name; it may be
-empty. There are two ways to write an operator. One is to change a step of the paper's:
+empty. An operator whose call has a parameter `norm` is given `x` before the LayerNorm in
+front of it, and that LayerNorm. It then returns `(x, y), outputs`, and the block adds the
+branch to the `x` in the pair. There are two ways to write an operator. One is to change a step of the paper's:
 
     class MaxModulation(FocalModulation):
         def aggregate(self, context, gates, kernels):
@@ -101,7 +103,7 @@ class FocalModulation(nn.Module):
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool, norm: LayerNorm | None = None
-    ) -> tuple[jax.Array, Outputs]:
+    ) -> tuple[jax.Array | tuple[jax.Array, jax.Array], Outputs]:
         """Maps `[b, *spatial, c]` to the same shape.
 
         Args:
@@ -110,7 +112,7 @@ class FocalModulation(nn.Module):
           norm: what `x` goes through first.
 
         Returns:
-          The result, and `gates`, `[b, *spatial, focal_level + 1]`, and `modulator`,
+          The result, or with `norm` a pair of `x` and the result; and `gates`, `[b, *spatial, focal_level + 1]`, and `modulator`,
           `[b, *spatial, c]`.
         """
         channels = x.shape[-1]
@@ -121,7 +123,7 @@ class FocalModulation(nn.Module):
 
         parts = channels, channels, self.focal_level + 1
         f = Dense(sum(parts), name="f", **types).weights(channels)
-        query, context, gates = on_positions(
+        x, query, context, gates = on_positions(
             projection,
             x,
             (_weights_of(norm, channels), split_weights(f, parts)),
@@ -159,7 +161,8 @@ class FocalModulation(nn.Module):
         y = nn.Dropout(self.drop_rate)(y, deterministic=not train)
         chex.assert_equal_shape([x, y])
         # No kernel returns the modulator. Where nobody reads it, it is not computed.
-        return y, {"gates": gates, "modulator": h(aggregated)}
+        outputs = {"gates": gates, "modulator": h(aggregated)}
+        return (y if norm is None else (x, y)), outputs
 
     @nn.nowrap
     def kernel_sizes(self, spatial_rank: int) -> list[tuple[int, ...]]:
@@ -213,11 +216,10 @@ def _weights_of(layer: Dense | LayerNorm | None, channels: int) -> Weights | Non
 
 
 def projection(layers: Layers, x, images, weights) -> list[jax.Array]:
-    """Query, context and gates."""
+    """The map itself, and query, context and gates."""
     norm, parts = weights
-    if norm is not None:
-        x = layers.layer_norm(x, *norm)
-    return [layers.dense(x, *part) for part in parts]
+    normalized = x if norm is None else layers.layer_norm(x, *norm)
+    return [x, *[layers.dense(normalized, *part) for part in parts]]
 
 
 def modulated(layers: Layers, maps, images, weights) -> list[jax.Array]:
@@ -292,7 +294,7 @@ def find_modulation(modulation: str | Modulation) -> Modulation:
 
 
 def takes_norm(operator: nn.Module) -> bool:
-    """Whether it is to be called with the LayerNorm before it, as `norm`."""
+    """Whether it takes the LayerNorm before it, as `norm`, and returns a pair."""
     return "norm" in inspect.signature(operator).parameters
 
 

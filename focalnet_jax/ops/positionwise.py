@@ -9,6 +9,10 @@ that each position goes through by itself. Such layers are written here as one f
 
 and `positionwise(mlp, ...)` computes it: by one kernel for it all in programs for TPUs,
 and layer by layer in others. The kernel of the gradient is derived from the function.
+
+A map that others need, too, should be a result as well: `return [x, ...]`. No kernel
+writes it again. But that of the gradient then adds up all that comes back to it, which
+would else take another pass over three maps.
 """
 
 import functools
@@ -192,15 +196,25 @@ def _of_some(function, leaves, numbers):
 def _apply_by_kernel(*leaves, function, tree, target) -> list[jax.Array]:
     tiles = _tiles(function, tree, leaves, target=target, backward=False)
     arguments = _arguments(tree, leaves)
+    sources = _sources(function, tree, leaves)
+    computed = tuple(n for n, source in enumerate(sources) if source is None)
     results = kernels.forward(
         arguments,
-        function=_of_tiles(function, tree, arguments.maps[0].dtype),
+        function=_of_tiles(function, tree, arguments.maps[0].dtype, computed),
         tiles=tiles,
         vmem=target.vmem,
         interpret=target.interpret,
     )
-    shape = leaves[0].shape
-    return [_as_images(result, shape) for result in results]
+    results = iter([_as_images(result, leaves[0].shape) for result in results])
+    return [next(results) if source is None else leaves[source] for source in sources]
+
+
+def _sources(function, tree, leaves) -> list[int | None]:
+    """For each result, the number of the argument that it is; None if it is computed."""
+    apply = functools.partial(_apply_in_jax, function=function, tree=tree)
+    program = jax.make_jaxpr(apply)(*map(_described, leaves)).jaxpr
+    numbers = {variable: number for number, variable in enumerate(program.invars)}
+    return [numbers.get(variable) for variable in program.outvars]
 
 
 def _cotangent_by_kernel(
@@ -235,7 +249,7 @@ def _cotangent_by_kernel(
 
 
 def _tiles(function, tree, leaves, *, target: Target, backward: bool):
-    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+    shapes = list(map(_described, leaves))
     arguments = jax.eval_shape(functools.partial(_arguments, tree), shapes)
     return kernels.choose_tiles(
         _of_tiles(function, tree, arguments.maps[0].dtype),
@@ -259,15 +273,20 @@ def _arguments(tree, leaves) -> kernels.Arguments:
     )
 
 
+def _described(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
 @functools.cache  # Equal blocks then share a kernel.
-def _of_tiles(function, tree, dtype) -> kernels.Function:
-    """The function of a kernel."""
+def _of_tiles(function, tree, dtype, numbers=None) -> kernels.Function:
+    """The function of a kernel, with the results that have these numbers, or all."""
     layers = _layers_of_kernels(dtype)
 
     @functools.wraps(function)
     def of_tiles(arguments: kernels.Arguments):
         leaves = [*arguments.maps, *arguments.images, *arguments.weights]
-        return function(layers, *jax.tree.unflatten(tree, leaves))
+        results = function(layers, *jax.tree.unflatten(tree, leaves))
+        return results if numbers is None else _chosen(results, numbers)
 
     return of_tiles
 
@@ -329,9 +348,8 @@ def _transpose(cotangents, *leaves, tree, **options):
 def _describe(*leaves, function, tree, varied=()):
     del varied
     leaves = leaves[: tree.num_leaves]
-    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     apply = functools.partial(_apply_in_jax, function=function, tree=tree)
-    results = jax.eval_shape(apply, *shapes)
+    results = jax.eval_shape(apply, *map(_described, leaves))
     return [leaves[0].update(shape=r.shape, dtype=r.dtype) for r in results]
 
 
