@@ -9,8 +9,8 @@ on a TPU. Images lie on sublanes and channels on lanes. So a shift in space is a
 address and costs nothing. A program of the grid has 8 images, 128 channels and a band of
 rows, see `bands.py`.
 
-The kernels take the mean of the last level. What follows from it, the global level, is
-left to XLA, because no band knows the mean before all bands are done.
+The global level needs the mean of the last level. Where a map is one band, the kernels
+have it. Else it is left to XLA, because no band knows the mean before all are done.
 """
 
 import functools
@@ -49,11 +49,11 @@ def forward(
     vmem: int,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-    """Sums the gated levels, all but the global one.
+    """Sums the gated levels.
 
     Args:
       context: `[height, width, images, channels]`.
-      gates: `[height, width, images, levels + 1]`; the last one is not used.
+      gates: `[height, width, images, levels + 1]`.
       kernels: `[kernel_height, kernel_width, 1, channels]` for each level.
       activate: the GELU, and its derivative.
       bands: of `forward_bands`.
@@ -100,6 +100,9 @@ def forward(
         interpret=interpret,
     )(context, gates, *kernels)
     mean = sums.sum(0, keepdims=True) / (height * width)
+    if bands.count > 1:
+        global_level = activate(mean)[0] * gates[..., -1:]
+        total = (total + global_level).astype(total.dtype)
     return total, mean, pre_activations
 
 
@@ -113,31 +116,40 @@ def _forward_kernel(context, gates, *refs, activate: Activation, bands: Bands):
     _copy(program, context, source, bands.whole_halo)
 
     for level in range(levels):
-        is_last = level == levels - 1
-        level_sum[0, 0] = _forward_level(
+        last_sum = _forward_level(
             program,
             level,
             source,
             kernels[level],
             gates,
             running_total=running_total,
-            target=total if is_last else target,
+            target=target if level < levels - 1 else None,
             saved=saved[level] if saved else None,
             activate=activate,
         )
         source, target = target, source
+    level_sum[0, 0] = last_sum
+    global_context, _ = activate(last_sum / (bands.height * bands.width))
+
+    def write(y, x, width, _):
+        for at in ((y, x + column) for column in range(width)):
+            value = running_total[at]
+            if bands.count == 1:
+                value += global_context * _gate(gates[at], levels)
+            total[at] = value.astype(total.dtype)
+
+    program.for_own_tiles(write)
 
 
 def _forward_level(
     program, level, source, kernel, gates, *, running_total, target, saved, activate
 ) -> jax.Array:
-    """Writes the context of a level, or the sum of all after the last one.
+    """Writes the context of a level, if there is a target, and adds it to the total.
 
     Returns:
       The sum over the positions of the band.
     """
     beyond = range(level + 1, len(program.bands.sizes))
-    is_last = not beyond
 
     def tile(y, x, width, level_sum):
         is_own = level_sum is not None
@@ -147,18 +159,16 @@ def _forward_level(
             if is_own and saved is not None:
                 saved[at] = value.astype(saved.dtype)
             value, _ = activate(value)
-            if not is_last:
+            if target is not None:
                 target[program.at(*at)] = value
             if not is_own:
                 continue
             gated = value * _gate(gates[at], level)
             if level > 0:
                 gated += running_total[at]
-            if is_last:
-                target[at] = gated.astype(target.dtype)
+            running_total[at] = gated
+            if target is None:
                 level_sum += value
-            else:
-                running_total[at] = gated
         return level_sum
 
     program.for_halo_tiles(program.bands.halo(*beyond), tile)
@@ -174,9 +184,8 @@ def backward(
     gates: jax.Array,
     kernels: Sequence[jax.Array],
     pre_activations: Sequence[jax.Array],
-    global_context: jax.Array,
+    mean: jax.Array,
     cotangent: jax.Array,
-    mean_cotangent: jax.Array,
     *,
     activate: Activation,
     bands: Bands,
@@ -187,12 +196,8 @@ def backward(
 
     Args:
       context, gates, kernels, activate, vmem, interpret: as for `forward`.
-      pre_activations: the maps that it saved.
-      global_context: the GELU of the mean, `[1, 1, images, channels]` in float32. Its
-        product with the cotangent is that of the last gate.
-      cotangent: of the sum of all levels, as `context`.
-      mean_cotangent: for each position of the last level, of its share in the mean,
-        `[1, 1, images, channels]` in float32.
+      pre_activations, mean: what it returned beside the sum.
+      cotangent: of the sum, as `context`.
       bands: of `backward_bands`.
     """
     width, images, channels = context.shape[1:]
@@ -205,6 +210,11 @@ def backward(
     block = (IMAGES, CHANNELS)
     rows = [bands.inputs_halo(level) for level in range(levels)] + [halo]
     per_image = pl.BlockSpec((1, 1, *block), lambda b, band, c: (0, 0, b, c))
+    # That of the global context.
+    sums = []
+    if bands.count > 1:
+        sum_of = (cotangent * gates[..., -1:]).astype(jnp.float32)
+        sums = [sum_of.sum((0, 1), keepdims=True)]
     # Several programs add to a gate's cotangent if there are several blocks of channels.
     gates_dtype = gates.dtype if grid[2] == 1 else jnp.float32
     context_cotangent, gates_cotangent, *kernel_cotangents = pl.pallas_call(
@@ -222,9 +232,9 @@ def backward(
             _gates_spec(bands, gates.shape, halo),
             per_image,
             _map_spec(bands, cotangent.shape, halo),
-            per_image,
             *map(_kernel_spec, kernels),
             *[_map_spec(bands, context.shape, count) for count in rows[1:]],
+            *[per_image for _ in sums],
         ],
         out_specs=[
             _map_spec(bands, context.shape),
@@ -245,11 +255,11 @@ def backward(
     )(
         context,
         gates,
-        global_context,
+        mean,
         cotangent,
-        mean_cotangent,
         *kernels,
         *pre_activations,
+        *sums,
     )
     return (
         context_cotangent,
@@ -261,9 +271,8 @@ def backward(
 def _backward_kernel(
     context,
     gates,
-    global_context,
+    mean,
     cotangent,
-    mean_cotangent,
     *refs,
     activate: Activation,
     bands: Bands,
@@ -272,7 +281,8 @@ def _backward_kernel(
 ):
     levels = len(bands.sizes)
     kernels, pre_activations = refs[:levels], refs[levels : 2 * levels]
-    context_cotangent, gates_cotangent, *kernel_cotangents = refs[2 * levels : -4]
+    *sums, context_cotangent, gates_cotangent = refs[2 * levels : -4 - levels]
+    kernel_cotangents = refs[-4 - levels : -4]
     source, target, inputs, slopes = refs[-4:]
     program = _Program(bands)
     halo = bands.whole_halo
@@ -301,15 +311,29 @@ def _backward_kernel(
         before = pre_activations[level][at].astype(jnp.float32)
         return activate(before)
 
+    def add_up(y, x, width, total):
+        for at in ((y, x + column) for column in range(width)):
+            total += given(*at) * gate(*at, levels)
+        return total
+
+    if sums:
+        global_cotangent = sums[0][0, 0]
+    else:
+        zero = jnp.zeros((IMAGES, CHANNELS), jnp.float32)
+        global_cotangent = program.for_own_tiles(add_up, zero)
+    global_context, slope_of_global = activate(mean[0, 0])
+    # For each position of the last level, that of its share in the mean.
+    mean_cotangent = global_cotangent * slope_of_global / (bands.height * bands.width)
+
     def through_last_activation(is_own, y, x, width, _):
         for at in ((y, x + column) for column in range(width)):
             value, slope = through_activation(levels - 1, halo, *at)
-            toward = given(*at) * gate(*at, levels - 1) + mean_cotangent[0, 0]
+            toward = given(*at) * gate(*at, levels - 1) + mean_cotangent
             source[program.at(*at)] = toward * slope
             if is_own:
                 products = {
                     levels - 1: given(*at) * value,
-                    levels: given(*at) * global_context[0, 0],
+                    levels: given(*at) * global_context,
                 }
                 add_to_gates(*at, products, first=True)
 

@@ -146,11 +146,8 @@ def _levels_in_jax(context, gates, *kernels) -> list[jax.Array]:
         context = gelu(saved[-1])
         aggregated += context * _gate(gates, level)
     mean = context.astype(jnp.float32).mean((1, 2), keepdims=True)
-    return [_add_global_level(aggregated, mean, gates), mean, *saved]
-
-
-def _add_global_level(aggregated, mean, gates):
-    return aggregated + gelu(mean).astype(aggregated.dtype) * _gate(gates, -1)
+    aggregated += gelu(mean).astype(aggregated.dtype) * _gate(gates, -1)
+    return [aggregated, mean, *saved]
 
 
 def _gate(gates: jax.Array, level: int) -> jax.Array:
@@ -207,9 +204,8 @@ def _levels_by_kernel(
         vmem=target.vmem,
         interpret=target.interpret,
     )
-    mean, *saved = map(_images_first, (mean, *saved))
-    result = _add_global_level(_images_first(aggregated), mean, gates)
-    return [result, mean, *saved] if save else [result]
+    results = aggregated, mean, *saved
+    return list(map(_images_first, results if save else results[:1]))
 
 
 def _cotangent_by_kernel(
@@ -225,17 +221,11 @@ def _cotangent_by_kernel(
             f"{target.vmem >> 20} MiB beside a vector unit, so it is computed level by level"
         )
         return _cotangent_in_jax(context, gates, *rest)
-    # The global level: its share in the cotangent of each position of the last level.
-    of_global = (cotangent * _gate(gates, -1)).astype(jnp.float32)
-    of_global = of_global.sum((1, 2), keepdims=True)
-    value, pull = jax.vjp(gelu, mean)
-    [of_mean] = pull(of_global)
     of_context, of_gates, of_kernels = focal_aggregation.backward(
         *map(_images_third, (context, gates)),
         kernels,
         list(map(_images_third, saved)),
-        *map(_images_third, (value, cotangent)),
-        _images_third(of_mean / (context.shape[1] * context.shape[2])),
+        *map(_images_third, (mean, cotangent)),
         activate=_ACTIVATIONS[context.dtype],
         bands=bands,
         vmem=target.vmem,

@@ -40,7 +40,6 @@ def draw_inputs(case: Case, seed: int = 0) -> dict:
         return np.asarray(values, np.float64)
 
     space = (case.images, case.height, case.width)
-    per_image = (case.images, 1, 1, case.channels)
     return dict(
         context=draw(*space, case.channels),
         gates=draw(*space, len(case.sizes) + 1),
@@ -48,9 +47,7 @@ def draw_inputs(case: Case, seed: int = 0) -> dict:
             draw(*size, 1, case.channels, scale=np.prod(size) ** -0.5)
             for size in case.sizes
         ],
-        global_context=draw(*per_image),
         cotangent=draw(*space, case.channels),
-        mean_cotangent=draw(*per_image),
     )
 
 
@@ -75,9 +72,8 @@ def by_kernels(case: Case, inputs: dict, kernels=focal_aggregation, bands=bands)
         of_context, of_gates, of_kernels = kernels.backward(
             *maps,
             saved,
-            given["global_context"],
+            mean,
             given["cotangent"],
-            given["mean_cotangent"],
             **options,
         )
         return dict(
@@ -89,16 +85,7 @@ def by_kernels(case: Case, inputs: dict, kernels=focal_aggregation, bands=bands)
             of_kernels=of_kernels,
         )
 
-    wide = {"global_context", "mean_cotangent"}
-    inputs = {
-        name: jax.tree.map(
-            lambda a, name=name: jnp.asarray(
-                a, jnp.float32 if name in wide else case.dtype
-            ),
-            value,
-        )
-        for name, value in inputs.items()
-    }
+    inputs = jax.tree.map(lambda a: jnp.asarray(a, case.dtype), inputs)
     return jax.tree.map(lambda a: np.asarray(a, np.float64), compute(inputs))
 
 
@@ -112,21 +99,21 @@ def in_float64(case: Case, inputs: dict) -> dict:
             saved.append(depthwise_conv(context, kernel, implementation="lax"))
             context = gelu(saved[-1])
             total += context * gates[..., level, None]
-        total += inputs["global_context"] * gates[..., -1:]
-        # The cotangent of the mean is given for each position.
-        return total, context.sum((1, 2), keepdims=True), saved
+        mean = context.mean((1, 2), keepdims=True)
+        return total + gelu(mean) * gates[..., -1:], (mean, saved)
 
     maps = inputs["context"], inputs["gates"], inputs["kernels"]
-    (total, level_sum, saved), pull = jax.vjp(levels, *maps)
-    zeros = jax.tree.map(jnp.zeros_like, saved)
-    of_maps = pull((inputs["cotangent"], inputs["mean_cotangent"], zeros))
+    total, pull, (mean, saved) = jax.vjp(levels, *maps, has_aux=True)
+    of_context, of_gates, of_kernels = pull(inputs["cotangent"])
     return jax.tree.map(
         np.asarray,
         dict(
-            total=total - inputs["global_context"] * inputs["gates"][..., -1:],
-            mean=level_sum / (case.height * case.width),
+            total=total,
+            mean=mean,
             saved=saved,
-            **dict(zip(("of_context", "of_gates", "of_kernels"), of_maps)),
+            of_context=of_context,
+            of_gates=of_gates,
+            of_kernels=of_kernels,
         ),
     )
 
