@@ -177,6 +177,7 @@ class PatchEmbed(nn.Module):
         whose size is not a whole number is rounded down, as in PyTorch.
       pad_to: pads the end of each spatial axis with zeros to a multiple of this size
         before the convolution, as `maybe_pad` of transformers; 1 for no padding.
+      implementation: of the LayerNorm, see `ops/positionwise.py`.
       dtype, param_dtype: of the computation and of the parameters.
     """
 
@@ -185,6 +186,7 @@ class PatchEmbed(nn.Module):
     stride: Sequence[int]
     padding: Sequence[int]
     pad_to: Sequence[int]
+    implementation: str = "auto"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -220,7 +222,18 @@ class PatchEmbed(nn.Module):
             **types,
         )(place_map(x, whole=whole))
         x = place_map(x, whole=whole)
-        return place_map(LayerNorm(name="norm", **types)(x))
+        [x] = positionwise(
+            normalized,
+            x,
+            LayerNorm(name="norm", **types).weights(self.features),
+            dtype=self.dtype,
+            implementation=self.implementation,
+        )
+        return place_map(x)
+
+
+def normalized(layers: Layers, x, images, weights: Weights) -> list[jax.Array]:
+    return [layers.layer_norm(x, *weights)]
 
 
 class FocalNetStage(nn.Module):

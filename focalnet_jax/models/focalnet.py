@@ -227,9 +227,13 @@ class FocalNetEncoder(nn.Module):
         stride = per_axis(self.downsample_stride, self.spatial_rank)
         stem = self._convolution(patch, [self.stem_padding] * len(patch))
         downsample = self._convolution(stride, [s - 1 for s in stride])
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        same = dict(
+            implementation=self.implementation,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
         return [
-            functools.partial(PatchEmbed, self.embed_dim * 2**index, **options, **types)
+            functools.partial(PatchEmbed, self.embed_dim * 2**index, **options, **same)
             for index, options in enumerate(
                 [stem] + [downsample] * (len(self.depths) - 1)
             )

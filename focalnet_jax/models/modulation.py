@@ -133,8 +133,8 @@ class FocalModulation(nn.Module):
             Depthwise(
                 (*size, 1, channels),
                 use_bias=self.use_depthwise_bias,
+                param_dtype=self.param_dtype,
                 name=f"focal_layers_{level}",
-                **types,
             )()
             for level, size in enumerate(self.kernel_sizes(x.ndim - 2))
         ]
@@ -189,8 +189,8 @@ class FocalModulation(nn.Module):
         Args:
           context: `[b, *spatial, c]`.
           gates: `[b, *spatial, focal_level + 1]`.
-          kernels: `[*kernel_size, 1, c]` for each level, and for the global one, too, if
-            it is `causal`.
+          kernels: `[*kernel_size, 1, c]` in `param_dtype` for each level, and for the
+            global one, too, if it is `causal`.
           biases: `[c]` for each kernel; given only with `use_depthwise_bias`.
 
         Returns:
@@ -244,12 +244,11 @@ class Depthwise(nn.Module):
     Attributes:
       shape: of the kernel, `[*kernel_size, 1, c]`.
       use_bias: whether there is a bias.
-      dtype, param_dtype: of the computation and of the parameters.
+      param_dtype: of the parameters.
     """
 
     shape: tuple[int, ...]
     use_bias: bool = False
-    dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
@@ -261,8 +260,7 @@ class Depthwise(nn.Module):
         if self.use_bias:
             init = initializers.conv_bias(math.prod(self.shape[:-1]))
             bias = self.param("bias", init, self.shape[-1:], self.param_dtype)
-            bias = bias.astype(self.dtype)
-        return DepthwiseParams(kernel.astype(self.dtype), bias)
+        return DepthwiseParams(kernel, bias)
 
 
 def per_axis(value: int | Sequence[int], spatial_rank: int) -> tuple[int, ...]:

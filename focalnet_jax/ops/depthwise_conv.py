@@ -64,14 +64,16 @@ def depthwise_conv(
 
     Raises:
       OptionError: a padding or an implementation that does not exist.
-      AssertionError: a kernel or a bias whose shape or dtype does not fit.
+      AssertionError: a kernel or a bias whose shape does not fit, or that is not floating
+        point.
     """
     check_choice("implementation", implementation, CONVOLUTIONS)
     check_choice("padding", padding, PADDINGS)
     chex.assert_rank(kernel, x.ndim)
     chex.assert_axis_dimension(kernel, -1, x.shape[-1])
     chex.assert_axis_dimension(kernel, -2, 1)
-    chex.assert_type(kernel, x.dtype)
+    chex.assert_type(kernel, float)
+    kernel = kernel.astype(x.dtype)
     margins = [((size - 1) // 2, size // 2) for size in kernel.shape[:-2]]
     spatial = x.shape[1:-1]
     if padding == "causal":
@@ -84,8 +86,8 @@ def depthwise_conv(
     y = _convolve(x, kernel, margins, implementation)
     if bias is not None:
         chex.assert_shape(bias, x.shape[-1:])
-        chex.assert_type(bias, x.dtype)
-        y = y + bias
+        chex.assert_type(bias, float)
+        y = y + bias.astype(x.dtype)
     return y
 
 
