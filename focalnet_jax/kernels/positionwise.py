@@ -4,7 +4,7 @@ Dense layers, LayerNorms and GELUs mix channels and no positions. A function mad
 see `layers.py`, is given a tile of positions and the weights, all in the memory beside
 the vector unit (VMEM). So what is between its layers never leaves this memory. The
 backward pass is a second kernel: it computes the function of each tile again, and pulls
-the cotangents back through it. So nothing but the arguments is kept for it.
+the cotangents back through it. What would take long to compute again, a function may keep.
 
 Maps are `[positions, images, channels]`, which is the order in which XLA keeps maps of
 `[images, height, width, channels]` on a TPU.
@@ -56,8 +56,10 @@ class Arguments(NamedTuple):
     weights: Sequence[jax.Array]
 
 
-# From arguments to maps. In a kernel it computes in float32, whatever maps are stored as.
-Function = Callable[[Arguments], Sequence[jax.Array]]
+# From arguments and `keep` to maps. In a kernel it computes in float32, whatever maps are
+# stored as. `keep` returns the rows that it is given. What they are is saved in the
+# forward pass, and so not computed again in the backward pass.
+Function = Callable[[Arguments, Callable], Sequence[jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,8 @@ def choose_tiles(
     maps, _, weights = arguments
     positions, images, _ = maps[0].shape
     widths = [m.shape[-1] for m in maps]
-    stored = [*widths, *_widths(function, arguments), *(widths if backward else ())]
+    results, kept = _widths(function, arguments)
+    stored = [*widths, *results, *kept, *(widths if backward else ())]
     # Blocks of maps are there twice: one is computed while the next one is fetched.
     row = 2 * maps[0].dtype.itemsize * sum(map(_whole_lanes, stored))
     row += 2 * 4 * _whole_lanes(max(w.shape[-1] for w in weights))
@@ -128,12 +131,15 @@ def choose_tiles(
 
 
 # A net has many equal blocks. With `jit` a kernel is traced and lowered once for them.
-@functools.partial(jax.jit, static_argnames=("function", "tiles", "vmem", "interpret"))
+@functools.partial(
+    jax.jit, static_argnames=("function", "tiles", "save", "vmem", "interpret")
+)
 def forward(
     arguments: Arguments,
     *,
     function: Function,
     tiles: Tiles,
+    save: bool,
     vmem: int,
     interpret: bool = False,
 ) -> list[jax.Array]:
@@ -142,13 +148,15 @@ def forward(
     Args:
       arguments, function: see `Arguments` and `Function`.
       tiles: of `choose_tiles`.
+      save: returns what the function keeps, too, after its results.
       vmem: bytes that the kernel may take.
       interpret: runs anywhere, and slowly.
     """
     like = arguments.maps[0]
-    widths = _widths(function, arguments)
+    results, kept = _widths(function, arguments)
+    widths = results + kept if save else results
     return pl.pallas_call(
-        functools.partial(_forward_kernel, function=function, tiles=tiles),
+        functools.partial(_forward_kernel, function=function, tiles=tiles, save=save),
         name=function.__name__,
         grid=tiles.grid,
         in_specs=[_specs(tiles, arguments)],
@@ -161,14 +169,27 @@ def forward(
     )(arguments)
 
 
-def _forward_kernel(arguments, *results, function, tiles):
-    for ref, value in zip(results, function(_read(arguments, tiles)), strict=True):
+def _forward_kernel(arguments, *refs, function, tiles, save):
+    results, kept = _run(function, _read(arguments, tiles))
+    for ref, value in zip(refs, results + kept if save else results, strict=True):
         _write(ref, value)
+
+
+def _run(function: Function, arguments: Arguments) -> tuple[list, list]:
+    """The results of a function, and what it keeps."""
+    kept = []
+
+    def keep(x):
+        kept.append(x)
+        return x
+
+    return list(function(arguments, keep)), kept
 
 
 @functools.partial(jax.jit, static_argnames=("function", "tiles", "vmem", "interpret"))
 def backward(
     arguments: Arguments,
+    kept: Sequence[jax.Array],
     cotangents: Sequence[jax.Array],
     *,
     function: Function,
@@ -180,6 +201,7 @@ def backward(
 
     Args:
       arguments, function, tiles, vmem, interpret: as for `forward`.
+      kept: what it saved.
       cotangents: of the results.
 
     Returns:
@@ -193,7 +215,10 @@ def backward(
         grid=tiles.grid,
         in_specs=[
             _specs(tiles, arguments),
-            [_map_spec(tiles, cotangent.shape[-1]) for cotangent in cotangents],
+            *[
+                [_map_spec(tiles, m.shape[-1]) for m in group]
+                for group in (kept, cotangents)
+            ],
         ],
         out_specs=[
             [_map_spec(tiles, m.shape[-1]) for m in maps],
@@ -206,12 +231,12 @@ def backward(
         ],
         compiler_params=_compiler_params(vmem, rest="arbitrary"),
         interpret=interpret,
-    )(arguments, list(cotangents))
+    )(arguments, list(kept), list(cotangents))
     return of_maps, [w.sum(0) for w in of_weights]
 
 
 def _backward_kernel(
-    arguments, cotangents, of_maps, of_weights, *, function, tiles: Tiles
+    arguments, kept, cotangents, of_maps, of_weights, *, function, tiles: Tiles
 ):
     @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
     def _():
@@ -219,14 +244,31 @@ def _backward_kernel(
             ref[...] = jnp.zeros(ref.shape, ref.dtype)
 
     maps, images, weights = _read(arguments, tiles)
-    _, pull = jax.vjp(
-        lambda maps, weights: function(Arguments(maps, images, weights)), maps, weights
-    )
+    kept = _read_maps(kept, tiles)
+
+    def run(maps, weights):
+        values = iter(kept)
+        arguments = Arguments(maps, images, weights)
+        return list(function(arguments, lambda x: _replaced(x, next(values))))
+
+    _, pull = jax.vjp(run, maps, weights)
     toward_maps, toward_weights = pull(_read_maps(cotangents, tiles))
     for ref, value in zip(of_maps, toward_maps, strict=True):
         _write(ref, value)
     for ref, value in zip(of_weights, toward_weights, strict=True):
         ref[0] += value
+
+
+@jax.custom_vjp
+def _replaced(x: jax.Array, value: jax.Array) -> jax.Array:
+    """The value that `x` is known to have, so that `x` need not be computed."""
+    del x
+    return value
+
+
+_replaced.defvjp(
+    lambda x, value: (value, None), lambda _, cotangent: (cotangent, None)
+)
 
 
 # --- Parts of both -----------------------------------------------------------
@@ -301,12 +343,13 @@ def _gradient_spec(weight: jax.Array) -> pl.BlockSpec:
     )
 
 
-def _widths(function: Function, arguments: Arguments) -> list[int]:
-    """The channels of each result."""
+def _widths(function: Function, arguments: Arguments) -> tuple[list[int], list[int]]:
+    """The channels of each result, and of what is kept."""
     rows = [jax.ShapeDtypeStruct((SUBLANES, m.shape[-1]), jnp.float32) for m in arguments.maps]
     factors = [jax.ShapeDtypeStruct((SUBLANES, 1), jnp.float32)] * len(arguments.images)
-    results = jax.eval_shape(function, Arguments(rows, factors, arguments.weights))
-    return [result.shape[-1] for result in results]
+    tile = Arguments(rows, factors, arguments.weights)
+    shapes = jax.eval_shape(functools.partial(_run, function), tile)
+    return tuple([shape.shape[-1] for shape in group] for group in shapes)
 
 
 def _whole_lanes(width: int) -> int:

@@ -164,7 +164,8 @@ def postnorm_branches(
 
 
 def _mlp(layers: Layers, x: jax.Array, weights: BlockWeights) -> jax.Array:
-    x = layers.dropout(layers.gelu(layers.dense(x, *weights.fc1)))
+    x = layers.keep(layers.dense(x, *weights.fc1))
+    x = layers.dropout(layers.gelu(x))
     return layers.dropout(layers.dense(x, *weights.fc2))
 
 

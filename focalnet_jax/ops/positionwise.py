@@ -52,6 +52,7 @@ class Layers(NamedTuple):
       layer_norm: from `x`, scales and biases.
       gelu: of `x`.
       dropout: of `x`.
+      keep: `x` itself; no backward pass by a kernel computes it again.
       add_branch: from `x` and a branch, `x + scale * keep * branch`; `scale`, of the
         channels, and `keep`, of the images, are keywords and may be None.
     """
@@ -60,6 +61,7 @@ class Layers(NamedTuple):
     layer_norm: Callable[..., jax.Array]
     gelu: Callable[[jax.Array], jax.Array]
     dropout: Callable[[jax.Array], jax.Array]
+    keep: Callable[[jax.Array], jax.Array]
     add_branch: Callable[..., jax.Array]
 
 
@@ -127,7 +129,8 @@ def _layers_of(dtype: jnp.dtype) -> Layers:
         dense=lambda x, *weights: dense(x.astype(dtype), *weights),
         layer_norm=lambda x, *weights: layer_norm(x.astype(dtype), *weights),
         gelu=gelu,
-        dropout=lambda x: x,
+        dropout=_identity,
+        keep=_identity,
         add_branch=add_branch,
     )
 
@@ -158,22 +161,38 @@ def _by_kernel(function, maps, images, weights, dtype, interpret) -> list[jax.Ar
     return run_on_shards(apply, (maps, images), (weights,))
 
 
-def _apply_in_jax(*leaves, function, tree) -> list[jax.Array]:
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+def _apply_in_jax(*leaves, function, tree, keep=_identity) -> list[jax.Array]:
     maps, images, weights = jax.tree.unflatten(tree, leaves)
     [dtype] = {array.dtype for array in jax.tree.leaves(maps)}
-    return list(function(_layers_of(dtype), maps, images, weights))
+    layers = _layers_of(dtype)._replace(keep=keep)
+    return list(function(layers, maps, images, weights))
 
 
-def _tangent_in_jax(*leaves, function, tree, varied) -> list[jax.Array]:
+def _save_in_jax(*leaves, function, tree) -> list[jax.Array]:
+    """The results, and what the function keeps."""
+    kept = []
+
+    def keep(x):
+        kept.append(x)
+        return x
+
+    return _apply_in_jax(*leaves, function=function, tree=tree, keep=keep) + kept
+
+
+def _tangent_in_jax(*leaves, function, tree, kept, varied) -> list[jax.Array]:
     """The tangents of the results, from those of the arguments with these numbers."""
-    known, tangents = leaves[: tree.num_leaves], leaves[tree.num_leaves :]
+    known, tangents = leaves[: tree.num_leaves], leaves[tree.num_leaves + kept :]
     apply = functools.partial(_apply_in_jax, function=function, tree=tree)
     return jax.jvp(_of_some(apply, known, varied), _chosen(known, varied), tangents)[1]
 
 
-def _cotangent_in_jax(*leaves, function, tree, varied) -> list[jax.Array]:
+def _cotangent_in_jax(*leaves, function, tree, kept, varied) -> list[jax.Array]:
     """The cotangents of the arguments with these numbers, from those of the results."""
-    known, cotangents = leaves[: tree.num_leaves], leaves[tree.num_leaves :]
+    known, cotangents = leaves[: tree.num_leaves], leaves[tree.num_leaves + kept :]
     apply = functools.partial(_apply_in_jax, function=function, tree=tree)
     _, pull = jax.vjp(_of_some(apply, known, varied), *_chosen(known, varied))
     return list(pull(list(cotangents)))
@@ -193,7 +212,9 @@ def _of_some(function, leaves, numbers):
     return of_some
 
 
-def _apply_by_kernel(*leaves, function, tree, target) -> list[jax.Array]:
+def _apply_by_kernel(
+    *leaves, function, tree, target, save: bool = False
+) -> list[jax.Array]:
     tiles = _tiles(function, tree, leaves, target=target, backward=False)
     arguments = _arguments(tree, leaves)
     sources = _sources(function, tree, leaves)
@@ -202,11 +223,13 @@ def _apply_by_kernel(*leaves, function, tree, target) -> list[jax.Array]:
         arguments,
         function=_of_tiles(function, tree, arguments.maps[0].dtype, computed),
         tiles=tiles,
+        save=save,
         vmem=target.vmem,
         interpret=target.interpret,
     )
     results = iter([_as_images(result, leaves[0].shape) for result in results])
-    return [next(results) if source is None else leaves[source] for source in sources]
+    own = [next(results) if source is None else leaves[source] for source in sources]
+    return [*own, *results]
 
 
 def _sources(function, tree, leaves) -> list[int | None]:
@@ -218,9 +241,9 @@ def _sources(function, tree, leaves) -> list[int | None]:
 
 
 def _cotangent_by_kernel(
-    *leaves, function, tree, varied, target
+    *leaves, function, tree, kept, varied, target
 ) -> list[jax.Array]:
-    known, cotangents = leaves[: tree.num_leaves], leaves[tree.num_leaves :]
+    known, rest = leaves[: tree.num_leaves], leaves[tree.num_leaves :]
     tiles = _tiles(function, tree, known, target=target, backward=True)
     arguments = _arguments(tree, known)
     count, others = len(arguments.maps), len(arguments.images)
@@ -231,10 +254,12 @@ def _cotangent_by_kernel(
                 f"the gradient of {function.__name__} is not computed by a kernel: its "
                 f"weights and their gradients don't fit into {target.vmem >> 20} MiB"
             )
-        return _cotangent_in_jax(*leaves, function=function, tree=tree, varied=varied)
+        options = dict(function=function, tree=tree, kept=kept, varied=varied)
+        return _cotangent_in_jax(*leaves, **options)
     of_maps, of_weights = kernels.backward(
         arguments,
-        list(map(_as_positions, cotangents)),
+        list(map(_as_positions, rest[:kept])),
+        list(map(_as_positions, rest[kept:])),
         function=_of_tiles(function, tree, arguments.maps[0].dtype),
         tiles=tiles,
         vmem=target.vmem,
@@ -283,9 +308,10 @@ def _of_tiles(function, tree, dtype, numbers=None) -> kernels.Function:
     layers = _layers_of_kernels(dtype)
 
     @functools.wraps(function)
-    def of_tiles(arguments: kernels.Arguments):
+    def of_tiles(arguments: kernels.Arguments, keep):
         leaves = [*arguments.maps, *arguments.images, *arguments.weights]
-        results = function(layers, *jax.tree.unflatten(tree, leaves))
+        own = layers._replace(keep=keep)
+        results = function(own, *jax.tree.unflatten(tree, leaves))
         return results if numbers is None else _chosen(results, numbers)
 
     return of_tiles
@@ -298,7 +324,8 @@ def _layers_of_kernels(dtype) -> Layers:
         dense=kernel_layers.dense,
         layer_norm=kernel_layers.layer_norm,
         gelu=kernel_layers.activation(both),
-        dropout=lambda x: x,
+        dropout=_identity,
+        keep=_identity,
         add_branch=kernel_layers.add_branch,
     )
 
@@ -315,29 +342,34 @@ def _as_images(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     return jnp.moveaxis(x, -2, 0)
 
 
-# --- Three operations for JAX ------------------------------------------------
+# --- Four operations for JAX ------------------------------------------------
 #
 # As those of the fused operator: the derivative in forward mode is linear in the tangents,
 # and its transpose is the kernel of the gradient.
 
 _apply = Primitive("positionwise")  # arrays -> results
-_tangent = Primitive("positionwise_tangent")  # arrays, tangents -> tangents
-_cotangent = Primitive("positionwise_cotangent")  # arrays, cotangents -> cotangents
+_save = Primitive("positionwise_saving")  # arrays -> results, kept
+_tangent = Primitive("positionwise_tangent")  # arrays, kept, tangents -> tangents
+_cotangent = Primitive("positionwise_cotangent")  # arrays, kept, cotangents -> cotangents
 
 
 def _differentiate(arrays, tangents, **options):
-    results = _apply.bind(*arrays, **options)
+    count = len(_sources(options["function"], options["tree"], arrays))
+    results = _save.bind(*arrays, **options)
+    results, kept = results[:count], results[count:]
     varied = tuple(n for n, t in enumerate(tangents) if type(t) is not ad.Zero)
-    options |= {"varied": varied}
-    return results, _tangent.bind(*arrays, *_chosen(tangents, varied), **options)
+    options |= {"kept": len(kept), "varied": varied}
+    tangents = _chosen(tangents, varied)
+    return results, _tangent.bind(*arrays, *kept, *tangents, **options)
 
 
-def _transpose(cotangents, *leaves, tree, **options):
-    known, linear = leaves[: tree.num_leaves], leaves[tree.num_leaves :]
+def _transpose(cotangents, *leaves, varied, **options):
+    count = len(leaves) - len(varied)
+    known, linear = leaves[:count], leaves[count:]
     if all(type(cotangent) is ad.Zero for cotangent in cotangents):
         return [None] * len(leaves)
     cotangents = map(ad.instantiate_zeros, cotangents)
-    results = _cotangent.bind(*known, *cotangents, tree=tree, **options)
+    results = _cotangent.bind(*known, *cotangents, varied=varied, **options)
     wanted = [
         result if ad.is_undefined_primal(argument) else None
         for result, argument in zip(results, linear, strict=True)
@@ -345,20 +377,29 @@ def _transpose(cotangents, *leaves, tree, **options):
     return [None] * len(known) + wanted
 
 
-def _describe(*leaves, function, tree, varied=()):
-    del varied
-    leaves = leaves[: tree.num_leaves]
-    apply = functools.partial(_apply_in_jax, function=function, tree=tree)
-    results = jax.eval_shape(apply, *map(_described, leaves))
-    return [leaves[0].update(shape=r.shape, dtype=r.dtype) for r in results]
+def _describe(compute, *leaves, function, tree, **_):
+    """Describes what a function in plain JAX returns."""
+    arrays = leaves[: tree.num_leaves]
+    results = jax.eval_shape(
+        functools.partial(compute, function=function, tree=tree),
+        *map(_described, arrays),
+    )
+    return [arrays[0].update(shape=r.shape, dtype=r.dtype) for r in results]
 
 
 def _describe_cotangent(*leaves, varied, **_):
     return list(_chosen(leaves, varied))
 
 
-define(_apply, _describe, _apply_in_jax, _apply_by_kernel)
-define(_tangent, _describe, _tangent_in_jax)
+_describe_results = functools.partial(_describe, _apply_in_jax)
+define(_apply, _describe_results, _apply_in_jax, _apply_by_kernel)
+define(
+    _save,
+    functools.partial(_describe, _save_in_jax),
+    _save_in_jax,
+    functools.partial(_apply_by_kernel, save=True),
+)
+define(_tangent, _describe_results, _tangent_in_jax)
 define(_cotangent, _describe_cotangent, _cotangent_in_jax, _cotangent_by_kernel)
 ad.primitive_jvps[_apply] = _differentiate
 ad.primitive_transposes[_tangent] = _transpose
