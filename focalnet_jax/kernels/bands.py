@@ -128,10 +128,10 @@ def _bytes_of_backward(bands: Bands, itemsize: int) -> int:
     levels, halo = len(bands.sizes), bands.whole_halo
     with_halo = 2 + levels  # cotangent, gates and the saved maps
     streamed = bands.rows + 2 * bands.inputs_halo(0) + with_halo * (bands.rows + 2 * halo)
-    streamed += bands.rows + bands.rows * 4 // itemsize  # cotangents of context and gates
-    return _bytes_of(
-        bands, itemsize, streamed=streamed, buffers=3, maps=bands.rows + 2 * halo
-    )
+    streamed += 2 * bands.rows  # cotangents of context and gates
+    # Slopes, and sums for the gates.
+    maps = bands.rows + 2 * halo + bands.rows
+    return _bytes_of(bands, itemsize, streamed=streamed, buffers=3, maps=maps)
 
 
 def _bytes_of(bands: Bands, itemsize: int, *, streamed: int, buffers: int, maps: int):

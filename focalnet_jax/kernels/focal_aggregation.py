@@ -215,8 +215,6 @@ def backward(
     if bands.count > 1:
         sum_of = (cotangent * gates[..., -1:]).astype(jnp.float32)
         sums = [sum_of.sum((0, 1), keepdims=True)]
-    # Several programs add to a gate's cotangent if there are several blocks of channels.
-    gates_dtype = gates.dtype if grid[2] == 1 else jnp.float32
     context_cotangent, gates_cotangent, *kernel_cotangents = pl.pallas_call(
         functools.partial(
             _backward_kernel,
@@ -243,12 +241,13 @@ def backward(
         ],
         out_shape=[
             struct(context.shape, context.dtype),
-            struct(gates.shape, gates_dtype),
+            struct(gates.shape, gates.dtype),
             *[struct((*grid[:2], *kernel.shape), jnp.float32) for kernel in kernels],
         ],
         scratch_shapes=[
             *[pltpu.VMEM((*bands.buffer_shape, *block), jnp.float32)] * 3,
             pltpu.VMEM((bands.rows + 2 * halo, width, *block), jnp.float32),
+            pltpu.VMEM((bands.rows, width, IMAGES, levels + 1), jnp.float32),
         ],
         compiler_params=_compiler_params(vmem),
         interpret=interpret,
@@ -263,7 +262,7 @@ def backward(
     )
     return (
         context_cotangent,
-        gates_cotangent.astype(gates.dtype),
+        gates_cotangent,
         [c.sum((0, 1)).astype(d) for c, d in zip(kernel_cotangents, dtypes)],
     )
 
@@ -281,9 +280,9 @@ def _backward_kernel(
 ):
     levels = len(bands.sizes)
     kernels, pre_activations = refs[:levels], refs[levels : 2 * levels]
-    *sums, context_cotangent, gates_cotangent = refs[2 * levels : -4 - levels]
-    kernel_cotangents = refs[-4 - levels : -4]
-    source, target, inputs, slopes = refs[-4:]
+    *sums, context_cotangent, gates_cotangent = refs[2 * levels : -5 - levels]
+    kernel_cotangents = refs[-5 - levels : -5]
+    source, target, inputs, slopes, gate_sums = refs[-5:]
     program = _Program(bands)
     halo = bands.whole_halo
     _zero_outside(program, source, target, inputs)
@@ -296,14 +295,14 @@ def _backward_kernel(
 
     def add_to_gates(y, x, products: dict[int, jax.Array], *, first: bool):
         """Adds sums of products over the channels to the cotangents of these gates."""
-        total = gates_cotangent[y, x].astype(jnp.float32)
+        total = gate_sums[y, x]
         if first:
             total = jnp.where(program.channel_block == 0, 0, total)
         gate_index = jax.lax.broadcasted_iota(jnp.int32, total.shape, 1)
         for level, product in products.items():
             product = _within(product, channels, axis=1, block=program.channel_block)
             total += jnp.where(gate_index == level, product.sum(1, keepdims=True), 0)
-        gates_cotangent[y, x] = total.astype(gates_cotangent.dtype)
+        gate_sums[y, x] = total
 
     def through_activation(level, rows, y, x):
         """The context of a level, and the derivative of its GELU."""
@@ -374,6 +373,16 @@ def _backward_kernel(
         below = bands.halo(*range(level))
         everywhere(below, through_convolution, level, source, target)
         source, target = target, source
+
+
+    # Programs with other channels of the same images have added their part by then.
+    @pl.when(program.channel_block == pl.num_programs(2) - 1)
+    def _():
+        def write(y, x, width, _):
+            for at in ((y, x + column) for column in range(width)):
+                gates_cotangent[at] = gate_sums[at].astype(gates_cotangent.dtype)
+
+        program.for_own_tiles(write)
 
 
 def _correlate(program, inputs, cotangents, result, level: int, images: int) -> None:
