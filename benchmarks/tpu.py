@@ -57,7 +57,10 @@ CATEGORIES = (
     "matrix products, forward",
     "matrix products, backward",
     "depthwise convolutions",
-    "kernels",
+    "kernels of the operator, forward",
+    "kernels of the operator, backward",
+    "kernels of positions, forward",
+    "kernels of positions, backward",
     "gates and sums of the operator",
     "norms",
     "embeddings",
@@ -147,7 +150,14 @@ def compile_job(job, checkout):
         text = ""
         if not about["problem"]:
             text = (directory / "program.txt").read_text()
-        operations = list(hlo.operations(text, lambda n: bundles.find_schedule(dump, n)))
+        chip = chip_of_slice(job.slice_name)
+        operations = list(
+            hlo.operations(
+                text,
+                lambda name: bundles.find_schedule(dump, name),
+                bytes_per_cycle=chip.bandwidth / chip.clock,
+            )
+        )
     seconds = time.monotonic() - start
     result = dataclasses.asdict(job) | about | versions()
     result |= {"commit": commit_of(checkout), "whole_seconds": seconds}
@@ -230,8 +240,9 @@ def category(operation, batch):
     source = operation.source
     last = source.rsplit("/", 1)[-1]
     direction = "backward" if "transpose(jvp" in source else "forward"
-    if operation.is_kernel:
-        return "kernels"
+    if operation.is_kernel and "layers_" in source and "blocks" in source:
+        whose = "the operator" if "focal_aggregation" in source else "positions"
+        return f"kernels of {whose}, {direction}"
     if operation.kind in ("copy", "transpose") or last in ("copy", "transpose"):
         return "copies between layouts"
     if not source:

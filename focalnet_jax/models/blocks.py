@@ -212,29 +212,62 @@ class PatchEmbed(nn.Module):
         # XLA's partitioner gets the kernel's gradient wrong where a map is split into
         # unequal parts.
         whole = not sizes_divide(x.shape[1:-1], self.output_shape(spatial))
-        x = nn.Conv(
-            self.features,
-            self.kernel_size,
-            strides=self.stride,
-            padding=[(padding, padding) for padding in self.padding],
-            kernel_init=initializers.conv_kernel,
-            bias_init=initializers.conv_bias(math.prod(self.kernel_size) * channels),
+        kernel, bias = ConvWeights(
+            (*self.kernel_size, channels, self.features),
+            param_dtype=self.param_dtype,
             name="proj",
-            **types,
-        )(place_map(x, whole=whole))
+        )()
+        x = jax.lax.conv_general_dilated(
+            place_map(x, whole=whole).astype(self.dtype),
+            kernel.astype(self.dtype),
+            self.stride,
+            [(padding, padding) for padding in self.padding],
+            dimension_numbers=_channels_last(x.ndim),
+        )
         x = place_map(x, whole=whole)
         [x] = positionwise(
-            normalized,
+            biased_norm,
             x,
-            LayerNorm(name="norm", **types).weights(self.features),
+            (bias, LayerNorm(name="norm", **types).weights(self.features)),
             dtype=self.dtype,
             implementation=self.implementation,
         )
         return place_map(x)
 
 
-def normalized(layers: Layers, x, images, weights: Weights) -> list[jax.Array]:
-    return [layers.layer_norm(x, *weights)]
+class ConvWeights(nn.Module):
+    """Holds the weights of a convolution.
+
+    Attributes:
+      shape: of the kernel, `[*kernel_size, c, features]`.
+      param_dtype: of the parameters.
+    """
+
+    shape: tuple[int, ...]
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self) -> Weights:
+        *inputs, features = self.shape
+        bias = initializers.conv_bias(math.prod(inputs))
+        return (
+            self.param("kernel", initializers.conv_kernel, self.shape, self.param_dtype),
+            self.param("bias", bias, (features,), self.param_dtype),
+        )
+
+
+def _channels_last(rank: int) -> jax.lax.ConvDimensionNumbers:
+    """The order of axes of maps, and of kernels, for maps of that rank."""
+    last = rank - 1
+    spatial = tuple(range(1, last))
+    maps = 0, last, *spatial
+    return jax.lax.ConvDimensionNumbers(maps, (last, last - 1, *range(last - 1)), maps)
+
+
+def biased_norm(layers: Layers, x, images, weights) -> list[jax.Array]:
+    """A function of positions, see `ops/positionwise.py`."""
+    bias, norm = weights
+    return [layers.layer_norm(x + bias, *norm)]
 
 
 class FocalNetStage(nn.Module):

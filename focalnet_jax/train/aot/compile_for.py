@@ -66,7 +66,11 @@ def _compile(config: ConfigDict, task: Task, slice_name: str, chip: Chip) -> Rep
                 raise
             problem = _memory_problem(str(error))
         seconds = time.monotonic() - start
-        found = estimate(compiled.as_text() if compiled else "", schedule_of)
+        found = estimate(
+            compiled.as_text() if compiled else "",
+            schedule_of,
+            bytes_per_cycle=chip.bandwidth / chip.clock,
+        )
     return Report(
         slice_name=slice_name,
         chips=len(devices),

@@ -80,17 +80,24 @@ class Estimate:
     collectives: dict[str, tuple[int, int]]
 
 
-def estimate(text: str, schedule_of: _ScheduleOf = lambda name: None) -> Estimate:
+def estimate(
+    text: str,
+    schedule_of: _ScheduleOf = lambda name: None,
+    *,
+    bytes_per_cycle: float = math.inf,
+) -> Estimate:
     """Adds up what the operations of a program take.
 
     Args:
       text: a compiled program, as text.
       schedule_of: gives the schedule of a kernel by the name of its operation.
+      bytes_per_cycle: between the chip and its memory. A kernel takes no less than its
+        operands and results take to be moved.
     """
     cycles = open_cycles = 0
     kernels = collections.Counter()
     collectives = collections.defaultdict(lambda: [0, 0])
-    for operation in operations(text, schedule_of):
+    for operation in operations(text, schedule_of, bytes_per_cycle=bytes_per_cycle):
         cycles += operation.total_cycles
         if operation.is_in_open_loop:
             open_cycles += operation.total_cycles
@@ -122,7 +129,10 @@ def estimate(text: str, schedule_of: _ScheduleOf = lambda name: None) -> Estimat
 
 
 def operations(
-    text: str, schedule_of: _ScheduleOf = lambda name: None
+    text: str,
+    schedule_of: _ScheduleOf = lambda name: None,
+    *,
+    bytes_per_cycle: float = math.inf,
 ) -> Iterator[Operation]:
     """The operations of a program that a device runs, but for those within fusions.
 
@@ -130,7 +140,7 @@ def operations(
     is accepted. Of the branches of a condition, each counts.
 
     Args:
-      text, schedule_of: as for `estimate`.
+      text, schedule_of, bytes_per_cycle: as for `estimate`.
     """
     bodies = collections.defaultdict(list)
     entry = current = None
@@ -151,9 +161,10 @@ def operations(
             cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
             cycles = int(cycles[1]) if cycles else None
             open_loops = 0
-            if code := _kernel_code(line, bodies):
-                schedule = schedules.of(name, code)
-                cycles = schedule.cycles if schedule else None
+            if kernel := _kernel_of(line, bodies):
+                schedule = schedules.of(name, _code(kernel))
+                least = math.ceil(_bytes_moved(kernel) / bytes_per_cycle)
+                cycles = max(schedule.cycles, least) if schedule else None
                 open_loops = schedule.open_loops if schedule else 0
             elif cycles is None and kind == "while":
                 condition = re.search(r"condition=%?([\w.\-]+)", line)[1]
@@ -173,7 +184,7 @@ def operations(
                 open_loops=open_loops,
                 times=times,
                 is_in_open_loop=is_open,
-                is_kernel=code is not None,
+                is_kernel=kernel is not None,
                 text=line.strip(),
             )
 
@@ -188,7 +199,8 @@ class _Schedules:
         self._own = {}
         self._of_code = {}
         for line in itertools.chain.from_iterable(bodies.values()):
-            if code := _kernel_code(line, bodies):
+            if kernel := _kernel_of(line, bodies):
+                code = _code(kernel)
                 name = re.match(r" *(?:ROOT )?%?([\w.\-]+) = ", line)[1]
                 if schedule := schedule_of(name):
                     self._own[name] = schedule
@@ -200,16 +212,34 @@ class _Schedules:
         return self._own.get(name) or self._of_code.get(code)
 
 
-def _kernel_code(line: str, bodies: Mapping[str, list[str]]) -> str | None:
-    """The code of the kernel that an operation is, or that is fused into it."""
+def _kernel_of(line: str, bodies: Mapping[str, list[str]]) -> str | None:
+    """The line of the kernel that an operation is, or that is fused into it."""
     if _KERNEL in line:
-        found = re.search(r'"custom_call_config":\{"body":"([^"]*)"', line)
-        return found[1] if found else line
+        return line
     if " fusion(" in line and (called := re.search(r" calls=%?([\w.\-]+)", line)):
         for inner in bodies.get(called[1], ()):
             if _KERNEL in inner:
-                return _kernel_code(inner, bodies)
+                return inner
     return None
+
+
+def _code(kernel: str) -> str:
+    found = re.search(r'"custom_call_config":\{"body":"([^"]*)"', kernel)
+    return found[1] if found else kernel
+
+
+def _bytes_moved(kernel: str) -> int:
+    """Of the operands and results of a kernel, as they lie in memory.
+
+    The last axis is filled up to the lanes of a register.
+    """
+    results = re.search(r"= (.*?) custom-call\(", kernel)
+    operands = re.search(r"operand_layout_constraints=\{(.*?\})\}", kernel)
+    return sum(
+        _DTYPE_BYTES.get(dtype, 0) * math.prod([*sizes[:-1], -(-sizes[-1] // 128) * 128])
+        for found in (results, operands)
+        for dtype, sizes in (_shapes(found[1]) if found else ())
+    )
 
 
 def _called(line: str) -> list[str]:
@@ -231,7 +261,11 @@ def _trip_count(condition: list[str]) -> int | None:
 
 def arrays(result: str) -> list[tuple[str, int]]:
     """The dtype and the number of elements of each array in a type."""
+    return [(dtype, math.prod(sizes)) for dtype, sizes in _shapes(result)]
+
+
+def _shapes(result: str) -> list[tuple[str, list[int]]]:
     return [
-        (dtype, math.prod(int(size) for size in sizes.split(",") if size))
+        (dtype, [int(size) for size in sizes.split(",") if size] or [1])
         for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", result)
     ]
