@@ -6,7 +6,7 @@ matrix, in both passes, and add up in float32.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,15 @@ _OVER_ROWS = ((0,), (0,)), ((), ())
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Multiplies rows of `[rows, c]` with `[c, d]`, and adds `[1, d]`."""
     return _product(x, kernel) + bias
+
+
+def split_dense(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, *, parts: Sequence[int]
+) -> list[jax.Array]:
+    """`dense`, whose result is returned in parts with so many channels each."""
+    y = dense(x, kernel, bias)
+    ends = [sum(parts[:count]) for count in range(len(parts) + 1)]
+    return [y[:, start:end] for start, end in zip(ends, ends[1:])]
 
 
 @jax.custom_vjp

@@ -1,12 +1,9 @@
 """Layers that the blocks of a FocalNet, and operators in them, are made of."""
 
-from collections.abc import Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from focalnet_jax.models import initializers
@@ -63,18 +60,6 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, shape[1:], self.param_dtype)
         return kernel, bias
-
-
-def split_weights(weights: Weights, parts: Sequence[int]) -> list[Weights]:
-    """The weights of a dense layer as those of several, with so many channels each.
-
-    So no part is cut out of a wider map, and none has a width that a matrix unit dislikes
-    because of another part.
-    """
-    kernel, bias = weights
-    chex.assert_equal(sum(parts), bias.size)
-    ends = np.cumsum(parts)[:-1]
-    return list(zip(jnp.split(kernel, ends, axis=-1), jnp.split(bias, ends)))
 
 
 class DropPath(nn.Module):

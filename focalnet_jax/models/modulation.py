@@ -52,7 +52,7 @@ from flax import linen as nn
 
 from focalnet_jax.errors import OptionError, did_you_mean
 from focalnet_jax.models import initializers
-from focalnet_jax.models.layers import Dense, LayerNorm, Weights, split_weights
+from focalnet_jax.models.layers import Dense, LayerNorm, Weights
 from focalnet_jax.ops import aggregate_context
 from focalnet_jax.ops.positionwise import Layers, positionwise
 
@@ -121,12 +121,9 @@ class FocalModulation(nn.Module):
             positionwise, dtype=self.dtype, implementation=self.implementation
         )
 
-        parts = channels, channels, self.focal_level + 1
-        f = Dense(sum(parts), name="f", **types).weights(channels)
+        f = Dense(2 * channels + self.focal_level + 1, name="f", **types)
         x, query, context, gates = on_positions(
-            projection,
-            x,
-            (_weights_of(norm, channels), split_weights(f, parts)),
+            projection, x, [_weights_of(layer, channels) for layer in (norm, f)]
         )
 
         layers = [
@@ -217,15 +214,17 @@ def _weights_of(layer: Dense | LayerNorm | None, channels: int) -> Weights | Non
 
 def projection(layers: Layers, x, images, weights) -> list[jax.Array]:
     """The map itself, and query, context and gates."""
-    norm, parts = weights
+    norm, (kernel, bias) = weights
     normalized = x if norm is None else layers.layer_norm(x, *norm)
-    return [x, *[layers.dense(normalized, *part) for part in parts]]
+    channels, features = x.shape[-1], kernel.shape[-1]
+    parts = channels, channels, features - 2 * channels
+    return [x, *layers.split_dense(normalized, kernel, bias, parts=parts)]
 
 
 def modulated(layers: Layers, maps, images, weights) -> list[jax.Array]:
     """The query times the modulator, projected."""
     (query, aggregated), (h, ln, proj) = maps, weights
-    y = query * layers.dense(aggregated, *h)
+    y = query * layers.keep(layers.dense(aggregated, *h))
     if ln is not None:
         y = layers.layer_norm(y, *ln)
     return [layers.dense(y, *proj)]

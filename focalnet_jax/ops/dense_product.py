@@ -11,9 +11,12 @@ The product can be differentiated in forward and in reverse mode, and any number
 """
 
 import functools
+from collections.abc import Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -32,6 +35,21 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """
     product = dense_product(x, kernel.astype(x.dtype))
     return cotangent_written_once(product + bias.astype(x.dtype))
+
+
+def split_dense(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, *, parts: Sequence[int]
+) -> list[jax.Array]:
+    """A dense layer whose result is wanted in parts, with so many channels each.
+
+    Each part is a product of its own. So no part is cut out of a wider map, and none has a
+    width that a matrix unit dislikes because of another part.
+    """
+    chex.assert_equal(sum(parts), kernel.shape[-1])
+    ends = np.cumsum(parts)[:-1]
+    # Cut before they are cast: so the parts of the gradient are joined uncast.
+    kernels, biases = jnp.split(kernel, ends, axis=-1), jnp.split(bias, ends)
+    return [dense(x, *part) for part in zip(kernels, biases)]
 
 
 def dense_product(

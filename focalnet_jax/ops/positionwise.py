@@ -26,7 +26,7 @@ from jax.interpreters import ad
 
 from focalnet_jax.kernels import layers as kernel_layers
 from focalnet_jax.kernels import positionwise as kernels
-from focalnet_jax.ops.dense_product import dense
+from focalnet_jax.ops.dense_product import dense, split_dense
 from focalnet_jax.ops.fusion import written_once
 from focalnet_jax.ops.gelu import gelu, gelu_and_derivative
 from focalnet_jax.ops.kernel_operation import (
@@ -49,6 +49,7 @@ class Layers(NamedTuple):
 
     Attributes:
       dense: from `x`, a kernel and a bias.
+      split_dense: the same in parts; the keyword `parts` says how many channels they have.
       layer_norm: from `x`, scales and biases.
       gelu: of `x`.
       dropout: of `x`.
@@ -58,6 +59,7 @@ class Layers(NamedTuple):
     """
 
     dense: Callable[..., jax.Array]
+    split_dense: Callable[..., list[jax.Array]]
     layer_norm: Callable[..., jax.Array]
     gelu: Callable[[jax.Array], jax.Array]
     dropout: Callable[[jax.Array], jax.Array]
@@ -127,6 +129,9 @@ def _layers_of(dtype: jnp.dtype) -> Layers:
 
     return Layers(
         dense=lambda x, *weights: dense(x.astype(dtype), *weights),
+        split_dense=lambda x, *weights, parts: split_dense(
+            x.astype(dtype), *weights, parts=parts
+        ),
         layer_norm=lambda x, *weights: layer_norm(x.astype(dtype), *weights),
         gelu=gelu,
         dropout=_identity,
@@ -322,6 +327,7 @@ def _layers_of_kernels(dtype) -> Layers:
     both = functools.partial(gelu_and_derivative, exact=dtype != jnp.bfloat16)
     return Layers(
         dense=kernel_layers.dense,
+        split_dense=kernel_layers.split_dense,
         layer_norm=kernel_layers.layer_norm,
         gelu=kernel_layers.activation(both),
         dropout=_identity,

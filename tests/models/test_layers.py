@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from focalnet_jax.models.layers import Dense, LayerNorm, split_weights
-from focalnet_jax.ops.dense_product import dense
+from focalnet_jax.models.layers import Dense, LayerNorm
+from focalnet_jax.ops.dense_product import split_dense
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -53,8 +53,7 @@ def test_a_split_dense_layer_is_a_dense_layer_and_a_split():
     params = random_params(module, x)
 
     def joined(params, x):
-        weights = params["params"]["kernel"], params["params"]["bias"]
-        parts = [dense(x, *part) for part in split_weights(weights, (3, 4, 2))]
+        parts = split_dense(x, **params["params"], parts=(3, 4, 2))
         assert [part.shape[-1] for part in parts] == [3, 4, 2]
         return jnp.concatenate(parts, axis=-1)
 

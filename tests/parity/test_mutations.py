@@ -1,29 +1,38 @@
 """Each plausible mistake is found by a comparison with transformers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import random_params, tiny_model
 
-from focalnet_jax.models import blocks, focalnet, layers, modulation
-from focalnet_jax.ops import focal_modulation
+from focalnet_jax.models import focalnet, modulation
+from focalnet_jax.ops import focal_modulation, positionwise
+from focalnet_jax.ops.layer_norm import layer_norm
 from focalnet_jax.parity.layers import compare_layers
 
 
+def replace_layer(monkeypatch, name, function):
+    """In all functions of single positions."""
+    layers_of = positionwise._layers_of
+    monkeypatch.setattr(
+        positionwise,
+        "_layers_of",
+        lambda dtype: layers_of(dtype)._replace(**{name: function}),
+    )
+
+
 def tanh_gelu(monkeypatch):
-    for module in (layers, focal_modulation):
-        monkeypatch.setattr(
-            module, "gelu", jax.nn.gelu
-        )  # This one approximates by default.
+    # This one approximates by default.
+    replace_layer(monkeypatch, "gelu", jax.nn.gelu)
+    monkeypatch.setattr(focal_modulation, "gelu", jax.nn.gelu)
 
 
 def smaller_epsilon(monkeypatch):
-    norm = layers.LayerNorm
-    for module in (blocks, focalnet):
-        monkeypatch.setattr(
-            module, "LayerNorm", lambda **options: norm(**options | {"epsilon": 1e-6})
-        )
+    norm = functools.partial(layer_norm, epsilon=1e-6)
+    replace_layer(monkeypatch, "layer_norm", norm)
 
 
 def global_gate_first(monkeypatch):
