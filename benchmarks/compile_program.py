@@ -13,8 +13,9 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from focalnet_jax.train import check_config, load_recipe
 from focalnet_jax.train.overrides import apply_overrides, split_overrides
@@ -37,7 +38,10 @@ def lower(kind, config, task, devices):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
     def forward(params, images):
-        return task.model.apply({"params": params}, images)[0]
+        # The mesh says what kind of chip it is for.
+        mesh = Mesh(np.array(devices[:1]), ("data",))
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return task.model.apply({"params": params}, images)[0]
 
     shape = (config.batch_size // len(devices), *task.batch["image"].shape)
     params = jax.tree.map(lambda leaf: abstract(leaf.shape), params_of(task))
