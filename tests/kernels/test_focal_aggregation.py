@@ -2,8 +2,6 @@
 
 import dataclasses
 import pathlib
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from tests.kernels.aggregation_cases import (
     draw_inputs,
     in_float64,
 )
+from tests.kernels.mutated import mutated_module
 
 # Sums of some hundred products in float32, whose roundings are 6e-8 of a term.
 EXACT = 1e-6
@@ -201,18 +200,6 @@ def test_mistakes_fit_the_source(mistake):
     assert sum(source.count(old) for source in SOURCES.values()) == 1
 
 
-def mutated(old: str, new: str) -> dict:
-    """The module that has a piece of source, with another one in its place, by name."""
-    [name] = [name for name, source in SOURCES.items() if old in source]
-    module = types.ModuleType(f"mutated_{name}")
-    sys.modules[module.__name__] = module  # which `dataclasses` looks up
-    try:
-        exec(SOURCES[name].replace(old, new), module.__dict__)
-    finally:
-        del sys.modules[module.__name__]
-    return {name: module}
-
-
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     "mistake",
@@ -226,7 +213,7 @@ def test_a_mistake_is_noticed(mistake):
     inputs = draw_inputs(EVERYTHING)
     expected = in_float64(EVERYTHING, inputs)
     for case in (EVERYTHING, dataclasses.replace(EVERYTHING, rows=EVERYTHING.height)):
-        given = by_kernels(case, inputs, **mutated(*MISTAKES[mistake]))
+        given = by_kernels(case, inputs, **mutated_module(SOURCES, *MISTAKES[mistake]))
         worst = differences(given, expected)
         # A result may also be NaN, of what lies beyond an array.
         if not np.max([*worst.values()]) < 100 * EXACT:
