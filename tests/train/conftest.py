@@ -6,8 +6,13 @@ from focalnet_jax.train.aot import slices
 
 
 @pytest.fixture
-def v5e():
-    """A device that isn't here, and for which the real compiler compiles."""
+def device_of():
+    """Gives a device of a slice that isn't here, for which the real compiler compiles."""
     pytest.importorskip("libtpu", reason="it is the compiler")
     with slices.without_flags():
-        yield slices.devices_of_slice("v5e:2x2")[0]
+        yield lambda slice_name: slices.devices_of_slice(slice_name)[0]
+
+
+@pytest.fixture
+def v5e(device_of):
+    return device_of("v5e:2x2")
