@@ -38,8 +38,11 @@ _ROWS_OF_A_STEP = 48
 # So many are a large enough piece to fetch, and divide the usual batches.
 _MOST_IMAGES = 64
 
-# The rest of VMEM is the compiler's.
-_USABLE_VMEM = 0.92
+# Between layers the compiler keeps values in VMEM. It took up to 4.2 rows of the widest
+# layer for each row of a tile, or 0.31 of the gradients of the weights, whichever is more.
+_SCRATCH_ROWS = 5
+_SCRATCH_GRADIENTS = 0.35
+_USABLE_VMEM = 0.95
 
 
 class Arguments(NamedTuple):
@@ -108,12 +111,15 @@ def choose_tiles(
     stored = [*widths, *results, *kept, *(widths if backward else ())]
     # Blocks of maps are there twice: one is computed while the next one is fetched.
     row = 2 * maps[0].dtype.itemsize * sum(map(_whole_lanes, stored))
-    row += 2 * 4 * _whole_lanes(max(w.shape[-1] for w in weights))
-    resident = sum(_size(w) * (w.dtype.itemsize + 4 * backward) for w in weights)
+    scratch_row = 4 * _SCRATCH_ROWS * _whole_lanes(max(w.shape[-1] for w in weights))
+    gradients = sum(4 * _size(w) for w in weights) if backward else 0
+    free = _USABLE_VMEM * vmem - gradients
+    free -= sum(w.dtype.itemsize * _size(w) for w in weights)
     most_rows = min(
         _MOST_ROWS,
         _MOST_PRODUCTS // sum(w.size for w in weights),
-        (int(_USABLE_VMEM * vmem) - resident) // row,
+        int(free // (row + scratch_row)),
+        int((free - _SCRATCH_GRADIENTS * gradients) // row),
     )
     most_images = min(math.ceil(images / SUBLANES) * SUBLANES, _MOST_IMAGES)
     choices = [

@@ -91,7 +91,7 @@ def test_the_kernels_of_a_block_compile_for(slice_name, device_of):
 
 
 # Of stages of B on chips with less VMEM: what falls back is computed by XLA.
-LESS_ON_V4 = {56: 2, 28: 2, 7: 2}
+LESS_ON_V4 = {56: 2, 7: 2}
 
 
 @pytest.mark.extended
