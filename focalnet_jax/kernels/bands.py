@@ -81,6 +81,11 @@ class Bands:
         """
         return max(self.halo(level), self.halo(*range(level)))
 
+    @property
+    def slopes_halo(self) -> int:
+        """Of the derivatives of GELUs, of all levels but the last."""
+        return max(map(self.inputs_halo, range(1, len(self.sizes))), default=0)
+
 
 def forward_bands(
     height: int, width: int, sizes: Sequence[tuple[int, int]], *, itemsize: int, vmem: int
@@ -125,12 +130,13 @@ def _bytes_of_forward(bands: Bands, itemsize: int) -> int:
 
 
 def _bytes_of_backward(bands: Bands, itemsize: int) -> int:
-    levels, halo = len(bands.sizes), bands.whole_halo
-    with_halo = 2 + levels  # cotangent, gates and the saved maps
-    streamed = bands.rows + 2 * bands.inputs_halo(0) + with_halo * (bands.rows + 2 * halo)
-    streamed += 2 * bands.rows  # cotangents of context and gates
+    # Context and all saved maps but the last; that one, gates and cotangent; and the
+    # cotangents of context and gates.
+    halos = [bands.inputs_halo(level) for level in range(len(bands.sizes))]
+    halos += [bands.whole_halo] * 3 + [0] * 2
+    streamed = sum(map(bands.rows_with, halos))
     # Slopes, and sums for the gates.
-    maps = bands.rows + 2 * halo + bands.rows
+    maps = bands.rows + 2 * bands.slopes_halo + bands.rows
     return _bytes_of(bands, itemsize, streamed=streamed, buffers=3, maps=maps)
 
 

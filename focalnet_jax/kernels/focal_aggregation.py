@@ -246,7 +246,7 @@ def backward(
         ],
         scratch_shapes=[
             *[pltpu.VMEM((*bands.buffer_shape, *block), jnp.float32)] * 3,
-            pltpu.VMEM((bands.rows + 2 * halo, width, *block), jnp.float32),
+            pltpu.VMEM((bands.rows + 2 * bands.slopes_halo, width, *block), jnp.float32),
             pltpu.VMEM((bands.rows, width, IMAGES, levels + 1), jnp.float32),
         ],
         compiler_params=_compiler_params(vmem),
@@ -340,7 +340,7 @@ def _backward_kernel(
         for at in ((y, x + column) for column in range(width)):
             value, slope = through_activation(level - 1, bands.inputs_halo(level), *at)
             inputs[program.at(*at)] = value
-            slopes[y + halo, at[1]] = slope
+            slopes[y + bands.slopes_halo, at[1]] = slope
             if is_own:
                 product = given(*at) * value
                 add_to_gates(*at, {level - 1: product}, first=False)
@@ -353,7 +353,7 @@ def _backward_kernel(
                 context_cotangent[at] = value.astype(context_cotangent.dtype)
             else:
                 value += given(*at) * gate(*at, level - 1)
-                target[program.at(*at)] = value * slopes[y + halo, at[1]]
+                target[program.at(*at)] = value * slopes[y + bands.slopes_halo, at[1]]
 
     def everywhere(rows, run, *arguments):
         program.for_own_tiles(functools.partial(run, *arguments))

@@ -78,12 +78,12 @@ class FocalNetBlock(nn.Module):
         modulation = self.modulation(
             name="modulation", **accepted(self.modulation, types)
         )
-        if self.use_postln:
-            y, outputs = modulation(x, train=train)
-        elif takes_norm(modulation):
-            (x, y), outputs = modulation(x, norm=norm1, train=train)
+        if takes_norm(modulation):
+            norm = None if self.use_postln else norm1
+            (x, y), outputs = modulation(x, norm=norm, as_branch=True, train=train)
         else:
-            y, outputs = modulation(norm1(x), train=train)
+            normalized = x if self.use_postln else norm1(x)
+            y, outputs = modulation(normalized, train=train)
 
         hidden_dim = int(channels * self.mlp_ratio)
         weights = BlockWeights(

@@ -5,9 +5,10 @@ An operator is a Flax module that maps `x`, `[b, *spatial, c]`, to the same shap
     y, outputs = operator(x, train=train)
 
 `outputs` is a dict of arrays, which the model returns under the block's name; it may be
-empty. An operator whose call has a parameter `norm` is given `x` before the LayerNorm in
-front of it, and that LayerNorm. It then returns `(x, y), outputs`, and the block adds the
-branch to the `x` in the pair. There are two ways to write an operator. One is to change a step of the paper's:
+empty. An operator whose call has the parameters `norm` and `as_branch`, as that of the
+paper, is given `x` before the LayerNorm in front of it, and that LayerNorm, or None. It
+then returns `(x, y), outputs`, and the block adds the two: so one kernel can compute norm
+and projection, and its gradient the sum of all that comes back to `x`. There are two ways to write an operator. One is to change a step of the paper's:
 
     class MaxModulation(FocalModulation):
         def aggregate(self, context, gates, kernels):
@@ -102,17 +103,23 @@ class FocalModulation(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, train: bool, norm: LayerNorm | None = None
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        norm: LayerNorm | None = None,
+        as_branch: bool = False,
     ) -> tuple[jax.Array | tuple[jax.Array, jax.Array], Outputs]:
         """Maps `[b, *spatial, c]` to the same shape.
 
         Args:
           x: the map.
           train: whether there is dropout.
-          norm: what `x` goes through first.
+          norm: what `x` goes through first; None for nothing.
+          as_branch: returns `x`, too, for the sum with the result.
 
         Returns:
-          The result, or with `norm` a pair of `x` and the result; and `gates`, `[b, *spatial, focal_level + 1]`, and `modulator`,
+          The result, or with `as_branch` a pair of `x` and the result; and `gates`, `[b, *spatial, focal_level + 1]`, and `modulator`,
           `[b, *spatial, c]`.
         """
         channels = x.shape[-1]
@@ -159,7 +166,7 @@ class FocalModulation(nn.Module):
         chex.assert_equal_shape([x, y])
         # No kernel returns the modulator. Where nobody reads it, it is not computed.
         outputs = {"gates": gates, "modulator": h(aggregated)}
-        return (y if norm is None else (x, y)), outputs
+        return ((x, y) if as_branch else y), outputs
 
     @nn.nowrap
     def kernel_sizes(self, spatial_rank: int) -> list[tuple[int, ...]]:
@@ -291,8 +298,8 @@ def find_modulation(modulation: str | Modulation) -> Modulation:
 
 
 def takes_norm(operator: nn.Module) -> bool:
-    """Whether it takes the LayerNorm before it, as `norm`, and returns a pair."""
-    return "norm" in inspect.signature(operator).parameters
+    """Whether it takes the LayerNorm before it, and returns its input, too."""
+    return {"norm", "as_branch"} <= inspect.signature(operator).parameters.keys()
 
 
 def accepted(make: Modulation, options: dict[str, Any]) -> dict[str, Any]:

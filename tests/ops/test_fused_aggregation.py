@@ -169,8 +169,8 @@ def test_auto_takes_the_kernels_in_programs_for_tpus():
         ("TPU v4", 14, 3, 2),
         ("TPU v4", 56, 3, 0),
         ("TPU v5", 56, 3, 2),
-        ("TPU v5 lite", 96, 3, 2),
-        ("TPU v5 lite", 96, 4, 1),  # the gradient needs more than the rest
+        ("TPU v5 lite", 96, 4, 2),
+        ("TPU v5 lite", 128, 4, 1),  # the gradient needs more than the rest
     ],
 )
 def test_maps_that_do_not_fit_are_aggregated_level_by_level(
