@@ -192,9 +192,12 @@ def versions():
 
 
 def commit_of(checkout):
-    command = ["git", "-C", checkout, "describe", "--always", "--dirty", "--abbrev=12"]
-    found = subprocess.run(command, capture_output=True, text=True)
-    return found.stdout.strip() or None
+    def git(*command):
+        command = ["git", "-C", checkout, *command]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "focalnet_jax", "configs")
+    return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "") or None
 
 
 def figures(job, operations, about, task):

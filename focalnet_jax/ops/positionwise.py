@@ -89,9 +89,9 @@ def positionwise(
       weights: kernels, `[c, d]`, and vectors of channels, `[c]`.
       images: a factor for each image, `[batch]`.
       dtype: of the results, and of all numbers between layers that no kernel keeps.
-      implementation: as for `aggregate_context`: `"auto"` computes by a kernel in
-        programs for TPUs, `"fused"` and `"interpreted"` ask for it, and others ask for no
-        kernel.
+      implementation: as for `aggregate_context`. `"lax"` and `"shifted"` compute layer by
+        layer, `"fused"` by a kernel, and `"interpreted"` by one that runs anywhere. All
+        others compute by a kernel in programs that are traced for TPUs.
       dropout: for a function that calls `layers.dropout`; no kernel has it.
 
     Returns:
@@ -99,13 +99,9 @@ def positionwise(
     """
     dtype = jnp.dtype(dtype)
     layers = _layers_of(dtype)
-    is_wanted = {
-        "auto": chip_of_program() is not None,
-        "fused": True,
-        "interpreted": True,
-    }
-    if is_wanted.get(implementation) and dropout is None:
-        interpret = implementation == "interpreted"
+    interpret = implementation == "interpreted"
+    is_wanted = interpret or implementation == "fused" or chip_of_program() is not None
+    if implementation not in ("lax", "shifted") and is_wanted and dropout is None:
         try:
             return _by_kernel(function, maps, images, weights, dtype, interpret)
         except (OutOfReach, NotSplitByBatch) as reason:
