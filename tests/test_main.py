@@ -151,6 +151,26 @@ def test_default_reaches_what_its_head_says(environment, tmp_path):
     assert json.loads(last)["test/examples"] == 360
 
 
+@pytest.mark.extended
+def test_kernels_train_as_well_as_convolutions(environment, tmp_path):
+    """Interpreted, and for two epochs; the same seed draws the same batches."""
+    ends = {}
+    for implementation in ("interpreted", "lax"):
+        arguments = ["--config.num_epochs=2", "--config.warmup_epochs=1"]
+        arguments.append(f"--config.model.implementation={implementation}")
+        directory = tmp_path / implementation
+        directory.mkdir()
+        code, _, errors = run(*arguments, directory=directory, environment=environment)
+        assert code == 0, errors
+        lines = (directory / "runs" / "digits" / "metrics.jsonl").read_text().splitlines()
+        ends[implementation] = json.loads(lines[-1])
+    given, expected = ends.values()
+    # Roundings differ, and thirty steps make them larger.
+    assert given["test/loss"] == pytest.approx(expected["test/loss"], rel=1e-2)
+    assert given["test/top1"] == pytest.approx(expected["test/top1"], abs=4 / 360)
+    assert expected["test/top1"] > 0.5
+
+
 def test_platforms_that_are_not_here_are_told(monkeypatch):
     """Where JAX is not installed for them, its own error has no message."""
 

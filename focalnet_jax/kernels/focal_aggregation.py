@@ -374,7 +374,6 @@ def _backward_kernel(
         everywhere(below, through_convolution, level, source, target)
         source, target = target, source
 
-
     # Programs with other channels of the same images have added their part by then.
     @pl.when(program.channel_block == pl.num_programs(2) - 1)
     def _():

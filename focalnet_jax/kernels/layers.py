@@ -6,6 +6,7 @@ matrix, in both passes, and add up in float32.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -29,7 +30,7 @@ def split_dense(
     """`dense`, whose result is returned in parts with so many channels each."""
     y = dense(x, kernel, bias)
     ends = [sum(parts[:count]) for count in range(len(parts) + 1)]
-    return [y[:, start:end] for start, end in zip(ends, ends[1:])]
+    return [y[:, start:end] for start, end in itertools.pairwise(ends)]
 
 
 @jax.custom_vjp

@@ -4,7 +4,8 @@ Dense layers, LayerNorms and GELUs mix channels and no positions. A function mad
 see `layers.py`, is given a tile of positions and the weights, all in the memory beside
 the vector unit (VMEM). So what is between its layers never leaves this memory. The
 backward pass is a second kernel: it computes the function of each tile again, and pulls
-the cotangents back through it. What would take long to compute again, a function may keep.
+the cotangents back through it. What would take long to compute again, a function may
+keep.
 
 Maps are `[positions, images, channels]`, which is the order in which XLA keeps maps of
 `[images, height, width, channels]` on a TPU.
@@ -27,8 +28,8 @@ SUBLANES, LANES = 8, 128  # of a vector register of float32
 # kernel gains little.
 _MOST_ROWS = 1024
 
-# Rows of a tile times weights. The code of a tile is unrolled, and grows with them, and so
-# does the time that it takes to compile.
+# Rows of a tile times weights. The code of a tile is unrolled, and grows with them, and
+# so does the time that it takes to compile.
 _MOST_PRODUCTS = 2**30
 
 # What a step of the grid costs beside its tile, in rows: about what it takes to fill the
@@ -38,8 +39,9 @@ _ROWS_OF_A_STEP = 48
 # So many are a large enough piece to fetch, and divide the usual batches.
 _MOST_IMAGES = 64
 
-# Between layers the compiler keeps values in VMEM. It took up to 4.2 rows of the widest
-# layer for each row of a tile, or 0.31 of the gradients of the weights, whichever is more.
+# Between layers the compiler keeps values in VMEM. In the blocks of base and large, for
+# v4 and v5e, it took up to 4.2 rows of the widest layer for each row of a tile, or 0.32 of
+# the gradients of the weights, whichever is more.
 _SCRATCH_ROWS = 5
 _SCRATCH_GRADIENTS = 0.35
 _USABLE_VMEM = 0.95
@@ -272,9 +274,7 @@ def _replaced(x: jax.Array, value: jax.Array) -> jax.Array:
     return value
 
 
-_replaced.defvjp(
-    lambda x, value: (value, None), lambda _, cotangent: (cotangent, None)
-)
+_replaced.defvjp(lambda x, value: (value, None), lambda _, cotangent: (cotangent, None))
 
 
 # --- Parts of both -----------------------------------------------------------
@@ -351,7 +351,9 @@ def _gradient_spec(weight: jax.Array) -> pl.BlockSpec:
 
 def _widths(function: Function, arguments: Arguments) -> tuple[list[int], list[int]]:
     """The channels of each result, and of what is kept."""
-    rows = [jax.ShapeDtypeStruct((SUBLANES, m.shape[-1]), jnp.float32) for m in arguments.maps]
+    rows = [
+        jax.ShapeDtypeStruct((SUBLANES, m.shape[-1]), jnp.float32) for m in arguments.maps
+    ]
     factors = [jax.ShapeDtypeStruct((SUBLANES, 1), jnp.float32)] * len(arguments.images)
     tile = Arguments(rows, factors, arguments.weights)
     shapes = jax.eval_shape(functools.partial(_run, function), tile)

@@ -10,7 +10,6 @@ from focalnet_jax.models import initializers
 from focalnet_jax.ops.dense_product import dense
 from focalnet_jax.ops.layer_norm import layer_norm
 
-
 Weights = tuple[jax.Array, jax.Array]
 
 

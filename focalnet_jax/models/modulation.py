@@ -7,8 +7,10 @@ An operator is a Flax module that maps `x`, `[b, *spatial, c]`, to the same shap
 `outputs` is a dict of arrays, which the model returns under the block's name; it may be
 empty. An operator whose call has the parameters `norm` and `as_branch`, as that of the
 paper, is given `x` before the LayerNorm in front of it, and that LayerNorm, or None. It
-then returns `(x, y), outputs`, and the block adds the two: so one kernel can compute norm
-and projection, and its gradient the sum of all that comes back to `x`. There are two ways to write an operator. One is to change a step of the paper's:
+then returns `(x, y), outputs`, and the block adds the two. So one kernel can compute norm
+and projection, and its gradient the sum of all that comes back to `x`.
+
+There are two ways to write an operator. One is to change a step of the paper's:
 
     class MaxModulation(FocalModulation):
         def aggregate(self, context, gates, kernels):
@@ -119,8 +121,8 @@ class FocalModulation(nn.Module):
           as_branch: returns `x`, too, for the sum with the result.
 
         Returns:
-          The result, or with `as_branch` a pair of `x` and the result; and `gates`, `[b, *spatial, focal_level + 1]`, and `modulator`,
-          `[b, *spatial, c]`.
+          The result, or with `as_branch` a pair of `x` and the result; and `gates`,
+          `[b, *spatial, focal_level + 1]`, and `modulator`, `[b, *spatial, c]`.
         """
         channels = x.shape[-1]
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)

@@ -42,8 +42,8 @@ def split_dense(
 ) -> list[jax.Array]:
     """A dense layer whose result is wanted in parts, with so many channels each.
 
-    Each part is a product of its own. So no part is cut out of a wider map, and none has a
-    width that a matrix unit dislikes because of another part.
+    Each part is a product of its own. So no part is cut out of a wider map, and none has
+    a width that a matrix unit dislikes because of another part.
     """
     chex.assert_equal(sum(parts), kernel.shape[-1])
     ends = np.cumsum(parts)[:-1]

@@ -93,9 +93,7 @@ def fused_aggregation(
     return aggregated / gates.shape[-1] if normalize else aggregated
 
 
-def _check_reach(
-    context: jax.Array, kernels: Sequence[jax.Array], vmem: int
-) -> None:
+def _check_reach(context: jax.Array, kernels: Sequence[jax.Array], vmem: int) -> None:
     """Raises `OutOfReach` for what the kernel can't compute."""
     spatial, sizes = context.shape[1:-1], [kernel.shape[:-2] for kernel in kernels]
     if not 1 <= len(spatial) <= 2:
@@ -208,9 +206,7 @@ def _levels_by_kernel(
     return list(map(_images_first, results if save else results[:1]))
 
 
-def _cotangent_by_kernel(
-    context, gates, *rest, target: Target
-) -> list[jax.Array]:
+def _cotangent_by_kernel(context, gates, *rest, target: Target) -> list[jax.Array]:
     levels = gates.shape[-1] - 1
     kernels, (mean, *saved, cotangent) = rest[:levels], rest[levels:]
     bands = _bands(backward_bands, context, kernels, target.vmem)
@@ -218,7 +214,8 @@ def _cotangent_by_kernel(
         warn_once(
             f"the gradient of the fused operator does not reach maps of "
             f"{context.shape[1]} x {context.shape[2]}: it takes more than the "
-            f"{target.vmem >> 20} MiB beside a vector unit, so it is computed level by level"
+            f"{target.vmem >> 20} MiB beside a vector unit, so it is computed level by "
+            "level"
         )
         return _cotangent_in_jax(context, gates, *rest)
     of_context, of_gates, of_kernels = focal_aggregation.backward(

@@ -80,8 +80,8 @@ def define(
     """Says what the results of a primitive are like, and how programs compute them.
 
     Args:
-      primitive: is bound with the option `target`, a `Target`, and with others, which must
-        be hashable.
+      primitive: is bound with the option `target`, a `Target`, and with others, which
+        must be hashable.
       describe: from abstract arguments to abstract results.
       in_jax: computes the results in plain JAX.
       by_kernel: computes them by a kernel. It takes `target`, too.

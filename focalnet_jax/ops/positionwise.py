@@ -49,7 +49,7 @@ class Layers(NamedTuple):
 
     Attributes:
       dense: from `x`, a kernel and a bias.
-      split_dense: the same in parts; the keyword `parts` says how many channels they have.
+      split_dense: the same in parts; the keyword `parts` says how wide they are.
       layer_norm: from `x`, scales and biases.
       gelu: of `x`.
       dropout: of `x`.
@@ -346,8 +346,8 @@ def _as_images(x: jax.Array, shape: Sequence[int]) -> jax.Array:
 
 # --- Four operations for JAX ------------------------------------------------
 #
-# As those of the fused operator: the derivative in forward mode is linear in the tangents,
-# and its transpose is the kernel of the gradient.
+# As those of the fused operator: the derivative in forward mode is linear in the
+# tangents, and its transpose is the kernel of the gradient.
 
 _apply = Primitive("positionwise")  # arrays -> results
 _save = Primitive("positionwise_saving")  # arrays -> results, kept

@@ -78,7 +78,7 @@ def is_shape(value):
 
 
 def draw_inputs(case: Case) -> dict:
-    """Arrays whose values the dtype of the case can hold; weights are matrices or rows."""
+    """Arrays whose values the dtype of the case can hold."""
     rng = np.random.default_rng(0)
 
     def draw(*shape):

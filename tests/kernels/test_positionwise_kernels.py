@@ -167,8 +167,8 @@ MISTAKES = {
         Case("modulated"),
     ),
     "parts in another order": (
-        "zip(ends, ends[1:])]",
-        "zip(ends, ends[1:])][::-1]",
+        "itertools.pairwise(ends)]",
+        "itertools.pairwise(ends)][::-1]",
         Case("projection", channels=3),
     ),
     "a variance about 0": (

@@ -82,9 +82,11 @@ TRANSFORMS = {
         (0, 2),
     ),
     "checkpoint": lambda name: jax.grad(jax.checkpoint(squares_of(name)), (0, 2)),
-    "vmap": lambda name: lambda x, keep, weights: jax.vmap(
-        jax.grad(squares_of(name), (0, 2)), (0, 0, None)
-    )(x[:, None], keep[:, None], weights),
+    "vmap": lambda name: (
+        lambda x, keep, weights: jax.vmap(
+            jax.grad(squares_of(name), (0, 2)), (0, 0, None)
+        )(x[:, None], keep[:, None], weights)
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""What TPU compilers make of one block: kernels, and no copies of maps between layouts."""
+"""What TPU compilers make of a block: kernels, and no copies of maps between layouts."""
 
 import functools
 

@@ -4,8 +4,8 @@
 
 It runs on any x86-64 Linux machine with the `libtpu` package. Times are the compiler's
 estimates, of operations one after the other, and for Pallas kernels the bundles that it
-has scheduled, or what it takes to move their operands and results, if that is more. Nothing
-is run.
+has scheduled, or what it takes to move their operands and results, if that is more.
+Nothing is run.
 """
 
 import dataclasses

@@ -117,7 +117,8 @@ class Report:
             whose = "kernels" if self.step_seconds is None else "of which kernels"
             lines.append(
                 f"{whose}: {self.kernel_calls:,} calls, "
-                f"{1e3 * self.kernel_seconds:,.1f} ms by bundles times grid or by what they move"
+                f"{1e3 * self.kernel_seconds:,.1f} ms by bundles times grid, or by what "
+                "they move"
             )
         if self.open_loops:
             lines[-1] += f"; {self.open_loops} loops of unknown length in them count once"
