@@ -246,6 +246,11 @@ def category(operation, batch):
     if operation.is_kernel and "layers_" in source and "blocks" in source:
         whose = "the operator" if "focal_aggregation" in source else "positions"
         return f"kernels of {whose}, {direction}"
+    # The compiler fuses a product into a change of layout behind it, and not the other way
+    # round: an output fusion is named after its last part.
+    is_product = "kind=kOutput" in operation.text
+    if is_product and last == "transpose":
+        return f"matrix products, {direction}"
     if operation.kind in ("copy", "transpose") or last in ("copy", "transpose"):
         return "copies between layouts"
     if not source:

@@ -39,9 +39,9 @@ _ROWS_OF_A_STEP = 48
 # So many are a large enough piece to fetch, and divide the usual batches.
 _MOST_IMAGES = 64
 
-# Between layers the compiler keeps values in VMEM. In the blocks of base and large, for v4
-# and v5e, it took up to 4.2 rows of the widest layer for each row of a tile, or 0.32 of
-# the gradients of the weights, whichever is more.
+# Between layers the compiler keeps values in VMEM. In the blocks of base and large, for
+# v4 and v5e, it took up to 4.2 rows of the widest layer for each row of a tile, or 0.32
+# of the gradients of the weights, whichever is more.
 _SCRATCH_ROWS = 5
 _SCRATCH_GRADIENTS = 0.35
 _USABLE_VMEM = 0.95

@@ -21,7 +21,7 @@ from focalnet_jax.placement import place_map, sizes_divide
 
 # What each block stores for the backward pass, which computes the rest again. "dots"
 # stores the results of matrix products, so norms, GELUs and depthwise convolutions are
-# computed twice.
+# computed twice. Kernels for TPUs are no matrix products, so there it is as "full".
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

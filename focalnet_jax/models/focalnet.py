@@ -110,7 +110,8 @@ class FocalNetEncoder(nn.Module):
       pad_to_patch: pads maps whose size does not divide; without it their last rows and
         columns are left out.
       remat: what the backward pass computes again to save memory: `"none"`, `"dots"`
-        for all but the matrix products of each block, or `"full"` for whole blocks.
+        for all but the matrix products of each block, or `"full"` for whole blocks. The
+        kernels for TPUs are no such products.
       scan: compiles the equal blocks of a stage as one. This is quicker to compile and
         slower to run, and draws other random numbers. Blocks can then have no other
         variables than `params`.

@@ -40,36 +40,68 @@ def operation(source, cycles=1000, *, kind="fusion", result="bf16[8,4,4,16]{3,0,
     )
 
 
+OPERATOR = f"{NET}/layers_0/blocks_0/modulation/modulation.aggregate"
 # What the compiler prints for the project's own step.
 SOURCES = [
-    (f"{NET}/layers_0/blocks_0/mlp/fc1/fc1/dot_general", 0),
-    ("transpose(jvp(FocalNet))/encoder/layers_0/blocks_0/mlp/fc1/dot_general", 1),
-    ("transpose(jvp(FocalNet))/encoder/layers_0/blocks_0/modulation/f/reduce_sum", 1),
-    (f"{NET}/layers_0/blocks_0/modulation/modulation.aggregate/conv_general_dilated", 2),
-    (f"{NET}/layers_0/blocks_0/modulation/modulation.aggregate/add_any", 4),
-    (f"{NET}/layers_0/blocks_0/norm1/reduce_sum", 5),
-    (f"{NET}/downsample/proj/conv_general_dilated", 6),
-    ("jvp(FocalNet)/encoder/encoder.embed/patch_embed/norm/reduce_sum", 6),
-    ("jvp(FocalNet)/encoder/encoder.embed/convert_element_type", 7),
-    ("jit(_beta)/jit(_gamma)/while/body/add", 7),
-    ("jit(_where)/select_n", 7),
-    ("jvp(jit(log_softmax))/reduce_sum", 9),
-    ("jvp(FocalNet)/head/head/dot_general", 9),
-    ("", 11),
+    (f"{NET}/layers_0/blocks_0/mlp/fc1/fc1/dot_general", "matrix products, forward"),
+    (
+        "transpose(jvp(FocalNet))/encoder/layers_0/blocks_0/mlp/fc1/dot_general",
+        "matrix products, backward",
+    ),
+    (
+        "transpose(jvp(FocalNet))/encoder/layers_0/blocks_0/modulation/f/reduce_sum",
+        "matrix products, backward",
+    ),
+    (f"{OPERATOR}/conv_general_dilated", "depthwise convolutions"),
+    (f"{OPERATOR}/add_any", "gates and sums of the operator"),
+    (f"{NET}/layers_0/blocks_0/norm1/reduce_sum", "norms"),
+    (f"{NET}/downsample/proj/conv_general_dilated", "embeddings"),
+    ("jvp(FocalNet)/encoder/encoder.embed/patch_embed/norm/reduce_sum", "embeddings"),
+    (
+        "jvp(FocalNet)/encoder/encoder.embed/convert_element_type",
+        "mixing, erasing, preparing",
+    ),
+    ("jit(_beta)/jit(_gamma)/while/body/add", "mixing, erasing, preparing"),
+    ("jit(_where)/select_n", "mixing, erasing, preparing"),
+    ("jvp(jit(log_softmax))/reduce_sum", "head and loss"),
+    ("jvp(FocalNet)/head/head/dot_general", "head and loss"),
+    ("", "other"),
+]
+KERNELS = [
+    (f"{OPERATOR}/shard_map/focal_aggregation", "kernels of the operator, forward"),
+    (
+        f"transpose({OPERATOR})/focal_aggregation_gradient",
+        "kernels of the operator, backward",
+    ),
+    (f"{NET}/layers_0/blocks_0/projection", "kernels of positions, forward"),
+    (f"transpose({NET})/layers_0/blocks_0/k", "kernels of positions, backward"),
+    (f"{NET}/downsample/biased_norm", "embeddings"),
 ]
 
 
-@pytest.mark.parametrize(("source", "index"), SOURCES)
-def test_operations_belong_to_categories(source, index):
-    assert tpu.category(operation(source), 8) == tpu.CATEGORIES[index]
+@pytest.mark.parametrize(("source", "name"), SOURCES)
+def test_operations_belong_to_categories(source, name):
+    assert name in tpu.CATEGORIES
+    assert tpu.category(operation(source), 8) == name
+
+
+@pytest.mark.parametrize(("source", "name"), KERNELS)
+def test_kernels_belong_to_categories(source, name):
+    assert name in tpu.CATEGORIES
+    assert tpu.category(operation(source, kind="custom-call"), 8) == name
+
+
+def test_products_that_change_the_layout_are_no_copies():
+    source = f"transpose({NET})/layers_0/blocks_0/transpose"
+    fused = dataclasses.replace(operation(source), text="fusion(%x), kind=kOutput")
+    assert tpu.category(operation(source), 8) == "copies between layouts"
+    assert tpu.category(fused, 8) == "matrix products, backward"
 
 
 def test_what_has_no_row_for_an_image_is_the_optimisers():
     of_weights = operation("jit(_where)/select_n", result="f32[16,64]{1,0}")
     assert tpu.category(of_weights, 8) == "optimiser"
     assert tpu.category(operation("", kind="copy"), 8) == "copies between layouts"
-    kernel = operation(f"{NET}/layers_0/blocks_0/modulation/pallas", kind="custom-call")
-    assert tpu.category(kernel, 8) == "kernels"
 
 
 def test_blocks_that_were_left_out_are_counted():
@@ -91,7 +123,7 @@ def test_blocks_that_were_left_out_are_counted():
         parameters / 1000,
         abs=1e-3,  # as it is rounded
     )
-    assert figures["categories"]["kernels"] == 3 * 2
+    assert figures["categories"]["kernels of positions, forward"] == 3 * 2
     assert figures["kernels"] == {"calls": 3, "uncounted_calls": 1, "open_loops": 0}
     total = figures["milliseconds"]
     assert total == pytest.approx(sum(figures["categories"].values()), abs=1e-2)
