@@ -252,8 +252,8 @@ def category(operation, batch):
     if operation.is_kernel and "layers_" in source and "blocks" in source:
         whose = "the operator" if "focal_aggregation" in source else "positions"
         return f"kernels of {whose}, {direction}"
-    # The compiler fuses a product with a change of layout behind it: such an output fusion
-    # is named after its last part.
+    # The compiler fuses a product with a change of layout behind it. The name of such an
+    # output fusion is that of its last part.
     is_product = "kind=kOutput" in operation.text
     if is_product and last == "transpose":
         return f"matrix products, {direction}"

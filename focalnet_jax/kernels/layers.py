@@ -44,6 +44,7 @@ def _product_forward(x, kernel):
 
 
 def _product_backward(saved, cotangent):
+    """The gradient of the kernel stays in float32, as wide as it was added up."""
     x, kernel = saved
     cotangent = cotangent.astype(kernel.dtype)
     of_kernel = _dot(x, cotangent, _OVER_ROWS)
@@ -113,5 +114,8 @@ def add_branch(
     if scale is not None:
         y = y * scale
     if keep is not None:
-        y = (y.reshape(-1, keep.shape[0], y.shape[-1]) * keep).reshape(y.shape)
+        of_images = y.reshape(-1, keep.shape[0], y.shape[-1])
+        keep = jnp.broadcast_to(keep, of_images.shape)
+        # What is dropped is 0 even where it isn't finite.
+        y = jnp.where(keep == 0, 0, of_images * keep).reshape(y.shape)
     return x + y

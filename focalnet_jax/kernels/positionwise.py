@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -113,29 +114,31 @@ def choose_tiles(
     stored = [*widths, *results, *kept, *(widths if backward else ())]
     # Blocks of maps are there twice: one is computed while the next one is fetched.
     row = 2 * maps[0].dtype.itemsize * sum(map(_whole_lanes, stored))
-    scratch_row = 4 * _SCRATCH_ROWS * _whole_lanes(max(w.shape[-1] for w in weights))
+    widest = max(w.shape[-1] for w in (*maps, *weights))
+    scratch_row = 4 * _SCRATCH_ROWS * _whole_lanes(widest)
     gradients = sum(4 * _size(w) for w in weights) if backward else 0
     free = _USABLE_VMEM * vmem - gradients
     free -= sum(w.dtype.itemsize * _size(w) for w in weights)
     most_rows = min(
         _MOST_ROWS,
-        _MOST_PRODUCTS // sum(w.size for w in weights),
+        _MOST_PRODUCTS // max(sum(w.size for w in weights), 1),
         int(free // (row + scratch_row)),
         int((free - _SCRATCH_GRADIENTS * gradients) // row),
     )
     most_images = min(math.ceil(images / SUBLANES) * SUBLANES, _MOST_IMAGES)
     choices = [
-        Tiles(p, i, (positions, images))
+        Tiles(p, i, (positions, images), math.gcd(cores, math.ceil(positions / p)))
         for i in range(SUBLANES, most_images + 1, SUBLANES)
         for p in range(1, min(positions, most_rows // i) + 1)
     ]
 
     def cost(tiles: Tiles) -> tuple[int, int]:
+        """Of each core, and then by how much is fetched at once."""
         rows = tiles.positions * tiles.images
-        return math.prod(tiles.grid) * (rows + _ROWS_OF_A_STEP), -tiles.images
+        _, *steps = tiles.grid
+        return math.prod(steps) * (rows + _ROWS_OF_A_STEP), -tiles.images
 
-    best = min(choices, key=cost, default=None)
-    return best and dataclasses.replace(best, cores=math.gcd(cores, best.grid[2]))
+    return min(choices, key=cost, default=None)
 
 
 # A net has many equal blocks. With `jit` a kernel is traced and lowered once for them.
@@ -261,6 +264,7 @@ def _backward_kernel(
 
     _, pull = jax.vjp(run, maps, weights)
     toward_maps, toward_weights = pull(_read_maps(cotangents, tiles))
+    chex.assert_type(toward_weights, jnp.float32)
     for ref, value in zip(of_maps, toward_maps, strict=True):
         _write(ref, value)
     for ref, value in zip(of_weights, toward_weights, strict=True):

@@ -90,7 +90,7 @@ class FocalNetBlock(nn.Module):
             norm1.weights(channels) if self.use_postln else None,
             scale("gamma_1"),
             norm2.weights(channels),
-            *Mlp(hidden_dim, name="mlp", **types)(channels),
+            *MlpWeights(hidden_dim, name="mlp", **types)(channels),
             scale("gamma_2"),
         )
         keep = [DropPath(self.drop_path_rate)(batch, train=train) for _ in range(2)]
@@ -120,7 +120,7 @@ class BlockWeights(NamedTuple):
     gamma_2: jax.Array | None
 
 
-class Mlp(nn.Module):
+class MlpWeights(nn.Module):
     """Holds the weights of two dense layers: `c -> hidden_dim -> c` channels.
 
     Attributes:

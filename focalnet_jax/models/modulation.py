@@ -144,6 +144,9 @@ class FocalModulation(nn.Module):
             )()
             for level, size in enumerate(self.kernel_sizes(x.ndim - 2))
         ]
+        if type(self).aggregate is not FocalModulation.aggregate:
+            # Another one may compute with them as they are.
+            layers = jax.tree.map(lambda leaf: leaf.astype(self.dtype), layers)
         kernels = [layer.kernel for layer in layers]
         biases = {}  # an `aggregate` of a subclass need not take what it isn't given
         if self.use_depthwise_bias:
@@ -166,7 +169,8 @@ class FocalModulation(nn.Module):
         )
         y = nn.Dropout(self.drop_rate)(y, deterministic=not train)
         chex.assert_equal_shape([x, y])
-        # No kernel returns the modulator. Where nobody reads it, it is not computed.
+        # No kernel returns the modulator. If nobody reads it, a compiled program does not
+        # compute it.
         outputs = {"gates": gates, "modulator": h(aggregated)}
         return ((x, y) if as_branch else y), outputs
 
@@ -195,8 +199,8 @@ class FocalModulation(nn.Module):
         Args:
           context: `[b, *spatial, c]`.
           gates: `[b, *spatial, focal_level + 1]`.
-          kernels: `[*kernel_size, 1, c]` in `param_dtype` for each level, and for the
-            global one, too, if it is `causal`.
+          kernels: `[*kernel_size, 1, c]` for each level, and for the global one, too, if
+            it is `causal`.
           biases: `[c]` for each kernel; given only with `use_depthwise_bias`.
 
         Returns:

@@ -53,7 +53,8 @@ def depthwise_conv(
       x: `[batch, *spatial, channels]` with one or more spatial axes.
       kernel: `[*kernel_size, 1, channels]`. A kernel of even size reaches one position
         further forward than backward, as torch's `padding="same"` has it.
-      bias: `[channels]`, which is added to the result.
+        It is cast to the dtype of `x`.
+      bias: `[channels]`, which is cast, too, and added to the result.
       padding: "same" puts zeros around the map. "causal" differs along the first spatial
         axis, which is time: a position sees only itself and what is before it, and the
         first position stands for all that is before the beginning, as in FocalCodec.

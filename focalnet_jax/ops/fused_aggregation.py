@@ -38,7 +38,7 @@ def aggregate_where_it_suits(
 ) -> jax.Array:
     """Aggregates by the kernel in programs for TPUs, and level by level in others.
 
-    It decides by the mesh that the program is traced for, and by the default device if
+    It decides by the mesh that the program is traced for, and by the first device if
     there is none.
     """
     if chip_of_program():

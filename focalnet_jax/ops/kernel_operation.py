@@ -29,8 +29,8 @@ class OutOfReach(Exception):
 def chip_of_program() -> Chip | None:
     """The kind of TPU that is traced for; None if it is none, or not known.
 
-    It is that of the mesh that the program is traced for, and that of the default device
-    if there is none.
+    It is that of the mesh that the program is traced for, and that of the first device if
+    there is none.
     """
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device

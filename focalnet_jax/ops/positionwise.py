@@ -88,21 +88,24 @@ def positionwise(
       maps: arrays of `[batch, *spatial, channels]` in a tree that the function knows.
       weights: kernels, `[c, d]`, and vectors of channels, `[c]`.
       images: a factor for each image, `[batch]`.
-      dtype: of the results, and of all numbers between layers that no kernel keeps.
+      dtype: of the results. Plain JAX computes in it between layers, and kernels in
+        float32.
       implementation: as for `aggregate_context`. `"lax"` and `"shifted"` compute layer by
         layer, `"fused"` by a kernel, and `"interpreted"` by one that runs anywhere. All
         others compute by a kernel in programs that are traced for TPUs.
       dropout: for a function that calls `layers.dropout`; no kernel has it.
 
     Returns:
-      The maps that the function returns, in `dtype`.
+      The maps that the function returns. One that it was given is as it was given.
     """
     dtype = jnp.dtype(dtype)
     layers = _layers_of(dtype)
     interpret = implementation == "interpreted"
     is_wanted = interpret or implementation == "fused" or chip_of_program() is not None
-    if implementation not in ("lax", "shifted") and is_wanted and dropout is None:
+    if implementation not in ("lax", "shifted") and is_wanted:
         try:
+            if dropout is not None:
+                raise OutOfReach("they have no dropout")
             return _by_kernel(function, maps, images, weights, dtype, interpret)
         except (OutOfReach, NotSplitByBatch) as reason:
             warn_once(f"kernels of positions do not reach this net: {reason}")
@@ -120,7 +123,9 @@ def _layers_of(dtype: jnp.dtype) -> Layers:
             y = y * scale.astype(dtype)
         if keep is not None:
             keep = keep.reshape(-1, *(1,) * (y.ndim - 1))
-            y = (y * keep.astype(jnp.promote_types(dtype, jnp.float32))).astype(dtype)
+            kept = y * keep.astype(jnp.promote_types(dtype, jnp.float32))
+            # What is dropped is 0 even where it isn't finite.
+            y = jnp.where(keep == 0, 0, kept).astype(dtype)
         return written_once(x + y)
 
     return Layers(
@@ -146,10 +151,17 @@ def _by_kernel(function, maps, images, weights, dtype, interpret) -> list[jax.Ar
     """Raises `OutOfReach` or `NotSplitByBatch` for what kernels can't compute."""
     shapes = [array.shape for array in jax.tree.leaves(maps)]
     kinds = {str(array.dtype) for array in jax.tree.leaves(maps)}
-    if kinds - {str(dtype)} or dtype not in (jnp.bfloat16, jnp.float32):
-        raise OutOfReach(f"they compute in bfloat16 or float32, not {dtype} of {kinds}")
+    if dtype not in (jnp.bfloat16, jnp.float32):
+        raise OutOfReach(f"they compute in bfloat16 or float32, not in {dtype}")
+    if kinds != {str(dtype)}:
+        kinds = " and ".join(sorted(kinds))
+        raise OutOfReach(f"they compute in {dtype}, and their maps are {kinds}")
     if not all(isinstance(size, int) for shape in shapes for size in shape):
         raise OutOfReach("the sizes of their maps are not known yet")
+    if 0 in shapes[0]:
+        raise OutOfReach("their maps are empty")
+    if dtype == jnp.float32 and jax.config.jax_default_matmul_precision:
+        raise OutOfReach("a precision of matrix products is asked for")
     target = target_of_program(interpret=interpret)
 
     def apply(maps, images, weights):

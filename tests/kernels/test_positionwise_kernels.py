@@ -207,8 +207,8 @@ MISTAKES = {
         Case("postnorm_branches"),
     ),
     "factors of the wrong images": (
-        "y.reshape(-1, keep.shape[0], y.shape[-1]) * keep",
-        "y.reshape(-1, keep.shape[0], y.shape[-1]) * keep[::-1]",
+        "keep = jnp.broadcast_to(keep, of_images.shape)",
+        "keep = jnp.broadcast_to(keep[::-1], of_images.shape)",
         Case("prenorm_branches"),
     ),
 }

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,3 +150,16 @@ def test_size_with_another_operator():
     # At 8 x 8 pixels the maps have 2 x 2 positions.
     per_position = 4 * 4 * 3 * 8 + 2 * 8 * 32 + 8 * 8 + 4 * 8
     assert count_multiply_adds(model, 8) == 4 * per_position
+
+
+def test_another_aggregation_is_given_kernels_that_it_can_compute_with():
+    class OfOneLevel(FocalModulation):
+        def aggregate(self, context, gates, kernels):
+            chex.assert_type([context, gates, *kernels], jnp.bfloat16)
+            return context * kernels[0].sum((0, 1))
+
+    operator = OfOneLevel(focal_level=1, focal_window=3, dtype=jnp.bfloat16)
+    (y, _), _ = operator.init_with_output(
+        jax.random.key(0), jnp.ones((1, 4, 4, 3)), train=False
+    )
+    chex.assert_type(y, jnp.bfloat16)

@@ -212,5 +212,50 @@ def test_dtypes_that_are_not_reached_are_said(caplog):
     inputs = make_inputs(dtype=jnp.float16)
     with caplog.at_level(logging.WARNING):
         given = compute("interpreted", *inputs)
-    assert "bfloat16 or float32, not float16" in caplog.text
+    assert "bfloat16 or float32, not in float16" in caplog.text
     chex.assert_trees_all_equal(given, compute("lax", *inputs))
+
+
+@pytest.mark.parametrize("implementation", ["interpreted", "lax"])
+def test_a_branch_that_is_dropped_may_be_infinite(implementation):
+    def add(layers, maps, keep, weights):
+        return [layers.add_branch(*maps, keep=keep)]
+
+    x = jnp.ones((2, 3, 4))
+    y = x.at[0].set(jnp.inf)
+    [given] = positionwise(
+        add,
+        (x, y),
+        (),
+        images=jnp.array([0.0, 2.0]),
+        dtype=x.dtype,
+        implementation=implementation,
+    )
+    np.testing.assert_array_equal(given, x.at[1].set(3))
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (jnp.ones((0, 3, 4)), "their maps are empty"),
+        (jnp.ones((2, 3, 4), jnp.bfloat16), "they compute in float32"),
+    ],
+)
+def test_maps_that_are_not_reached_are_said(x, said, caplog):
+    kernel_operation.warn_once.cache_clear()
+    [given] = positionwise(
+        lambda layers, x, images, weights: [layers.gelu(x)],
+        x,
+        (),
+        dtype=jnp.float32,
+        implementation="interpreted",
+    )
+    assert given.shape == x.shape
+    assert said in caplog.text
+
+
+def test_a_precision_that_is_asked_for_is_kept(caplog):
+    kernel_operation.warn_once.cache_clear()
+    with jax.default_matmul_precision("highest"):
+        compute("interpreted", *make_inputs())
+    assert "a precision of matrix products is asked for" in caplog.text
