@@ -6,7 +6,7 @@ A block stands around the operator, `focalnet_jax/models/modulation.py`.
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -85,18 +85,25 @@ class FocalNetBlock(nn.Module):
             normalized = x if self.use_postln else norm1(x)
             y, outputs = modulation(normalized, train=train)
 
-        hidden_dim = int(channels * self.mlp_ratio)
+        mlp = Mlp(
+            int(channels * self.mlp_ratio),
+            drop_rate=self.drop_rate,
+            name="mlp",
+            **types,
+        )
+        fc1, fc2, dropouts = mlp(channels)
         weights = BlockWeights(
             norm1.weights(channels) if self.use_postln else None,
             scale("gamma_1"),
             norm2.weights(channels),
-            *MlpWeights(hidden_dim, name="mlp", **types)(channels),
+            fc1,
+            fc2,
             scale("gamma_2"),
         )
         keep = [DropPath(self.drop_path_rate)(batch, train=train) for _ in range(2)]
         dropout = None
         if self.drop_rate and train:
-            dropout = nn.Dropout(self.drop_rate, deterministic=False)
+            dropout = _in_turn(dropouts)
         [x] = positionwise(
             postnorm_branches if self.use_postln else prenorm_branches,
             (x, y),
@@ -107,6 +114,12 @@ class FocalNetBlock(nn.Module):
             implementation=self.implementation,
         )
         return x, outputs
+
+
+def _in_turn(dropouts: Sequence[nn.Dropout]) -> Callable[[jax.Array], jax.Array]:
+    """A dropout that is another one each time that it is called."""
+    order = iter(dropouts)
+    return lambda x: next(order)(x, deterministic=False)
 
 
 class BlockWeights(NamedTuple):
@@ -120,24 +133,28 @@ class BlockWeights(NamedTuple):
     gamma_2: jax.Array | None
 
 
-class MlpWeights(nn.Module):
-    """Holds the weights of two dense layers: `c -> hidden_dim -> c` channels.
+class Mlp(nn.Module):
+    """Holds two dense layers, `c -> hidden_dim -> c` channels, and their dropouts.
 
     Attributes:
       hidden_dim: channels between the two layers.
+      drop_rate: dropout after each layer.
       dtype, param_dtype: of the computation and of the parameters.
     """
 
     hidden_dim: int
+    drop_rate: float = 0.0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, channels: int) -> tuple[Weights, Weights]:
+    def __call__(self, channels: int) -> tuple[Weights, Weights, list[nn.Dropout]]:
+        """The weights of each layer, and the dropout after each."""
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         fc1 = Dense(self.hidden_dim, name="fc1", **types)
         fc2 = Dense(channels, name="fc2", **types)
-        return fc1.weights(channels), fc2.weights(self.hidden_dim)
+        dropouts = [nn.Dropout(self.drop_rate) for _ in range(2)]
+        return fc1.weights(channels), fc2.weights(self.hidden_dim), dropouts
 
 
 # The functions of positions of a block, see `ops/positionwise.py`. They add to `x` the
