@@ -41,12 +41,12 @@ class Job:
 
 
 JOBS = {
-    "tiny_lrf": Job("base:tiny_lrf", guess=128),
-    "small_lrf": Job("base:small_lrf", guess=64),
-    "base_lrf": Job("base:base_lrf", guess=32),
-    "large_fl4": Job("finetune:large_fl4,384", guess=4, fsdp=16),
-    "xlarge_fl4": Job("finetune:xlarge_fl4,384", guess=4, fsdp=16),
-    "huge_fl4": Job("finetune:huge_fl4,384", guess=2, fsdp=16),
+    "tiny_lrf": Job("base:tiny_lrf", guess=256),
+    "small_lrf": Job("base:small_lrf", guess=128),
+    "base_lrf": Job("base:base_lrf", guess=128),
+    "large_fl4": Job("finetune:large_fl4,384", guess=16, fsdp=16),
+    "xlarge_fl4": Job("finetune:xlarge_fl4,384", guess=16, fsdp=16),
+    "huge_fl4": Job("finetune:huge_fl4,384", guess=8, fsdp=16),
 }
 MORE_WITH_REMAT = {"none": 1, "dots": 2, "full": 4}
 SLICES = ("v5e:16x16", "v6e:16x16", "v5p:8x8x4")  # of 256 chips each
@@ -221,9 +221,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slice", default="v5e:16x16", dest="slice_name")
     parser.add_argument("--models", nargs="+", choices=JOBS, default=list(JOBS))
-    parser.add_argument(
-        "--remat", nargs="+", choices=MORE_WITH_REMAT, default=["none", "dots"]
-    )
+    parser.add_argument("--remat", nargs="+", choices=MORE_WITH_REMAT, default=["none"])
     parser.add_argument("--table", action="store_true", help="print it, compile nothing")
     parser.add_argument("--again", action="store_true", help="forget what was compiled")
     args = parser.parse_args()

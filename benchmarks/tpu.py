@@ -202,7 +202,7 @@ def commit_of(checkout):
         command = ["git", "-C", checkout, *command]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "focalnet_jax", "configs")
+    changed = git("status", "--porcelain", "focalnet_jax", "configs", "benchmarks/*.py")
     return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "") or None
 
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from focalnet_jax.ops import aggregate_context, fused_aggregation, kernel_operation
 from focalnet_jax.placement import map_axes_over
+from tests.ops.traced import mesh_of, program_of
 
 # Sums of some hundred terms of order 1 in float32, taken in another order.
 CLOSE = dict(rtol=1e-5, atol=1e-5)
@@ -86,11 +87,6 @@ def test_jit_can_be_disabled():
 # --- On several devices ------------------------------------------------------
 
 
-def mesh_of(*shape):
-    devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
-    return Mesh(devices, ("data", "spatial")[: len(shape)])
-
-
 @pytest.mark.parametrize(
     ("shape", "reaches"), [((8,), True), ((4, 2), False), ((1, 8), False)], ids=str
 )
@@ -143,17 +139,10 @@ def test_inside_shard_map_gradients_of_kernels_are_summed():
 
 
 def text_for(platform, implementation="auto", chip=None, **kwargs):
-    """The program of a gradient for a platform that needn't be here."""
-    device = chip and AbstractDevice(device_kind=chip, num_cores=1, platform="tpu")
-    mesh = AbstractMesh((1,), ("data",), abstract_device=device)
+    """The program of a gradient."""
+    gradient = jax.grad(squares_of(implementation), (0, 1, 2))
     inputs = make_inputs(dtype=jnp.bfloat16, **kwargs)
-
-    def gradient(*inputs):
-        return jax.grad(squares_of(implementation), (0, 1, 2))(*inputs)
-
-    with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(gradient).trace(*inputs)
-        return traced.lower(lowering_platforms=(platform,)).as_text()
+    return program_of(gradient, *inputs, platform=platform, chip=chip)
 
 
 def test_auto_takes_the_kernels_in_programs_for_tpus():
