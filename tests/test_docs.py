@@ -240,6 +240,35 @@ def test_the_task_trains(tmp_path, environment):
     train("tasks.md", "discs.py", *options, **here)
 
 
+# --- Tables that programs print ------------------------------------------------
+
+TABLES = [
+    pytest.param(page, arguments, id=f"{page.name} {arguments[0]}")
+    for page in PAGES
+    for arguments in commands(page)
+    if "--table" in arguments
+]
+
+
+@pytest.mark.parametrize(("page", "arguments"), TABLES)
+def test_tables_are_made_from_results(page, arguments, environment):
+    """A page has those that the command beside them prints, and no older ones."""
+    command = [sys.executable, *arguments]
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    printed = [part for part in result.stdout.split("\n\n") if part.startswith("|")]
+    assert printed
+    text = page.read_text()
+    for table in printed:
+        assert table.strip() in text, f"run again: python {' '.join(arguments)}"
+
+
+def test_tables_have_their_command():
+    programs = {parameter.values[1][0].split("/")[1] for parameter in TABLES}
+    assert {"cpu.py", "input.py", "pod.py", "tpu.py"} <= programs
+
+
 # --- Commands as they are shown ------------------------------------------------
 
 # What programs get in addition, so that they end soon.

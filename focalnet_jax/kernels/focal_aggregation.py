@@ -213,8 +213,15 @@ def backward(
     # That of the global context.
     sums = []
     if bands.count > 1:
-        sum_of = (cotangent * gates[..., -1:]).astype(jnp.float32)
-        sums = [sum_of.sum((0, 1), keepdims=True)]
+        # XLA on a TPU cuts out a single gate slower than it multiplies with all of them.
+        all_sums = jnp.einsum(
+            "hwbc,hwbl->bcl",
+            cotangent,
+            gates,
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+        sums = [all_sums[None, None, ..., -1]]
     context_cotangent, gates_cotangent, *kernel_cotangents = pl.pallas_call(
         functools.partial(
             _backward_kernel,

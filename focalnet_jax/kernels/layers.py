@@ -27,8 +27,8 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 def split_dense(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, *, parts: Sequence[int]
 ) -> list[jax.Array]:
-    """`dense`, whose result is returned in parts with so many channels each."""
-    y = dense(x, kernel, bias)
+    """`dense` by a transposed kernel, `[d, c]`, in parts with so many channels each."""
+    y = _product_by_transpose(x, kernel) + bias
     ends = [sum(parts[:count]) for count in range(len(parts) + 1)]
     return [y[:, start:end] for start, end in itertools.pairwise(ends)]
 
@@ -51,11 +51,33 @@ def _product_backward(saved, cotangent):
     return _dot(cotangent, kernel, _ROWS_BY_TRANSPOSE), of_kernel
 
 
+_product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_vjp
+def _product_by_transpose(x, kernel):
+    return _dot(x.astype(kernel.dtype), kernel, _ROWS_BY_TRANSPOSE)
+
+
+def _product_by_transpose_forward(x, kernel):
+    x = x.astype(kernel.dtype)
+    return _dot(x, kernel, _ROWS_BY_TRANSPOSE), (x, kernel)
+
+
+def _product_by_transpose_backward(saved, cotangent):
+    x, kernel = saved
+    cotangent = cotangent.astype(kernel.dtype)
+    of_kernel = _dot(cotangent, x, _OVER_ROWS)
+    return _dot(cotangent, kernel, _ROWS_BY_MATRIX), of_kernel
+
+
+_product_by_transpose.defvjp(
+    _product_by_transpose_forward, _product_by_transpose_backward
+)
+
+
 def _dot(a, b, dimensions):
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
-
-
-_product.defvjp(_product_forward, _product_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -114,7 +114,7 @@ def choose_tiles(
     stored = [*widths, *results, *kept, *(widths if backward else ())]
     # Blocks of maps are there twice: one is computed while the next one is fetched.
     row = 2 * maps[0].dtype.itemsize * sum(map(_whole_lanes, stored))
-    widest = max(w.shape[-1] for w in (*maps, *weights))
+    widest = max(*widths, *(size for w in weights for size in w.shape))
     scratch_row = 4 * _SCRATCH_ROWS * _whole_lanes(widest)
     gradients = sum(4 * _size(w) for w in weights) if backward else 0
     free = _USABLE_VMEM * vmem - gradients

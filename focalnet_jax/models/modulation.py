@@ -131,8 +131,9 @@ class FocalModulation(nn.Module):
         )
 
         f = Dense(2 * channels + self.focal_level + 1, name="f", **types)
+        kernel, bias = f.weights(channels)
         x, query, context, gates = on_positions(
-            projection, x, [_weights_of(layer, channels) for layer in (norm, f)]
+            projection, x, (_weights_of(norm, channels), (kernel.T, bias))
         )
 
         layers = [
@@ -229,7 +230,7 @@ def projection(layers: Layers, x, images, weights) -> list[jax.Array]:
     """The map itself, and query, context and gates."""
     norm, (kernel, bias) = weights
     normalized = x if norm is None else layers.layer_norm(x, *norm)
-    channels, features = x.shape[-1], kernel.shape[-1]
+    features, channels = kernel.shape
     parts = channels, channels, features - 2 * channels
     return [x, *layers.split_dense(normalized, kernel, bias, parts=parts)]
 

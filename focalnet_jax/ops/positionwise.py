@@ -49,7 +49,9 @@ class Layers(NamedTuple):
 
     Attributes:
       dense: from `x`, a kernel and a bias.
-      split_dense: the same in parts; the keyword `parts` says how wide they are.
+      split_dense: the same in parts; the keyword `parts` says how wide they are. The
+        kernel is transposed, `[d, c]`. So XLA stores one of an odd width on a TPU, where
+        it is smaller like that, and no program has to turn it.
       layer_norm: from `x`, scales and biases.
       gelu: of `x`.
       dropout: of `x`.
@@ -130,8 +132,8 @@ def _layers_of(dtype: jnp.dtype) -> Layers:
 
     return Layers(
         dense=lambda x, *weights: dense(x.astype(dtype), *weights),
-        split_dense=lambda x, *weights, parts: split_dense(
-            x.astype(dtype), *weights, parts=parts
+        split_dense=lambda x, kernel, bias, parts: split_dense(
+            x.astype(dtype), kernel.T, bias, parts=parts
         ),
         layer_norm=lambda x, *weights: layer_norm(x.astype(dtype), *weights),
         gelu=gelu,

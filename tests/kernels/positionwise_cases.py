@@ -23,6 +23,10 @@ def dense(inputs, outputs):
     return (inputs, outputs), (outputs,)
 
 
+def split_dense(inputs, outputs):
+    return (outputs, inputs), (outputs,)
+
+
 def norm(channels):
     return (channels,), (channels,)
 
@@ -44,7 +48,7 @@ def branches(channels, *, is_post):
 FUNCTIONS = {
     "projection": (
         projection,
-        lambda c: (1, 0, [norm(c), dense(c, 2 * c + 3)]),
+        lambda c: (1, 0, [norm(c), split_dense(c, 2 * c + 3)]),
     ),
     "modulated": (
         modulated,

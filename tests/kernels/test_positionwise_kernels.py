@@ -159,12 +159,17 @@ MISTAKES = {
     "a bias that is left out": (
         "return _product(x, kernel) + bias",
         "return _product(x, kernel)",
-        Case("projection"),
+        Case("modulated"),
     ),
     "a matrix that is not transposed in the gradient": (
         "return _dot(cotangent, kernel, _ROWS_BY_TRANSPOSE), of_kernel",
         "return _dot(cotangent, kernel, _ROWS_BY_MATRIX), of_kernel",
         Case("modulated"),
+    ),
+    "a split matrix that is transposed in the gradient": (
+        "return _dot(cotangent, kernel, _ROWS_BY_MATRIX), of_kernel",
+        "return _dot(cotangent, kernel, _ROWS_BY_TRANSPOSE), of_kernel",
+        Case("projection"),
     ),
     "parts in another order": (
         "itertools.pairwise(ends)]",

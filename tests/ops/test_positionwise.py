@@ -37,7 +37,7 @@ def make_inputs(spatial=(4, 2), batch=2, channels=3, hidden=5, dtype=jnp.float32
         draw(channels),
         (draw(channels), draw(channels)),
         (draw(channels, hidden), draw(hidden)),
-        (draw(hidden, channels + 2), draw(channels + 2)),
+        (draw(channels + 2, hidden), draw(channels + 2)),
     )
     return draw(batch, *spatial, channels, dtype=dtype), draw(batch), weights
 
