@@ -1,23 +1,41 @@
 """Trained models, loaded from wherever their parameters are stored."""
 
 import dataclasses
+import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from focalnet_jax.convert.fit import Reading, fit_to_model
 from focalnet_jax.errors import SetupError, did_you_mean, spelt
 from focalnet_jax.image_size import ImageSize
+from focalnet_jax.models import FocalNet
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.weights.description import HEAD_OPTIONS
+from focalnet_jax.weights.imagenet_classes import imagenet_classes
 
 _log = logging.getLogger("focalnet_jax")
+
+
+class Prediction(NamedTuple):
+    """A class that a model predicts for an image.
+
+    Attributes:
+      name: of the class; `"class 7"` where the names are not known.
+      probability: that the model gives it.
+      index: of its logit.
+    """
+
+    name: str
+    probability: float
+    index: int
 
 
 class _Pretrained(NamedTuple):
@@ -36,10 +54,87 @@ class Pretrained(_Pretrained):
       preprocessing: a function that makes `float32 [size, size, 3]` of an image file or
         a PIL image, as the model needs it.
       classes: the names of the classes in the order of the logits; None if they are not
-        known.
+        known. Where nothing is recorded and the head has a row for each class of
+        ImageNet-1K or ImageNet-22K, they are theirs.
     """
 
     classes: tuple[str, ...] | None = None
+
+    def predict(
+        self, images: Any, *, topk: int = 5, batch_size: int = 32
+    ) -> list[list[Prediction]]:
+        """Predicts the classes of images.
+
+            net = load_model("runs/digits")
+            for prediction in net.predict("seven.png")[0]:
+                print(prediction.name, prediction.probability)
+
+        Args:
+          images: one image as `preprocessing` takes it, or several in a list.
+          topk: how many classes are returned for each image, or all if there are fewer.
+          batch_size: how many images are computed at a time.
+
+        Returns:
+          For each image, the most probable classes; the most probable one is the first.
+
+        Raises:
+          OSError, BadRecordError: an image can't be read.
+          SetupError: the model has no head.
+          ValueError: `topk` or `batch_size` is below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} is below 1")
+        if not isinstance(images, Iterable) or isinstance(images, (str, bytes, np.ndarray)):
+            images = [images]
+        predictions, batch = [], []
+        for image in images:
+            batch.append(self.preprocessing(image))
+            if len(batch) == batch_size:
+                predictions += self.predict_prepared(np.stack(batch), topk=topk)
+                batch = []
+        if batch:
+            # A batch as large as the others needs no program of its own.
+            rows = batch_size if predictions else len(batch)
+            predictions += self.predict_prepared(np.stack(batch), topk=topk, rows=rows)
+        return predictions
+
+    def predict_prepared(
+        self, images: np.ndarray, *, topk: int = 5, rows: int | None = None
+    ) -> list[list[Prediction]]:
+        """As `predict`, but of images that `preprocessing` has made.
+
+        Args:
+          images: `float32 [images, height, width, channels]`.
+          topk: as for `predict`.
+          rows: the size of the batch that is computed; images of zeros fill it. Each size
+            needs a program of its own, which is compiled when it is first met.
+        """
+        if topk < 1:
+            raise ValueError(f"topk={topk} is below 1")
+        if not getattr(self.model, "num_classes", 0):
+            raise SetupError("the model has no head, so it predicts no classes")
+        missing = max((rows or 0) - len(images), 0)
+        padded = np.pad(images, [(0, missing), *[(0, 0)] * (images.ndim - 1)])
+        given = np.asarray(_probabilities(self.model, self.params, padded))
+        return [self._best(row, topk) for row in given[: len(images)]]
+
+    def _best(self, probabilities: np.ndarray, topk: int) -> list[Prediction]:
+        best = np.argsort(-probabilities, kind="stable")[:topk]
+        return [
+            Prediction(self.class_name(index), float(probabilities[index]), int(index))
+            for index in best
+        ]
+
+    def class_name(self, index: int) -> str:
+        """The name of the class of a logit."""
+        names = self.classes or ()
+        return names[index] if index < len(names) else f"class {index}"
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _probabilities(model: FocalNet, params: dict[str, Any], images: jax.Array):
+    logits, _ = model.apply({"params": params}, images)
+    return jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
 
 
 def load_model(
@@ -113,8 +208,9 @@ def load_model(
         _log.warning(spelt(note))
     params = jax.tree.map(jnp.array, fitted.params)
     pretrained = Pretrained(found.model, params, found.description.preprocessing)
-    if found.description.classes:
-        pretrained.classes = tuple(found.description.classes)
+    recorded = tuple(found.description.classes or ())
+    rows = getattr(found.model, "num_classes", 0)
+    pretrained.classes = recorded or imagenet_classes(rows)
     return pretrained
 
 
