@@ -62,13 +62,10 @@ def sizes_divide(*shapes: Sequence[int]) -> bool:
 
     It is true where they are not split.
     """
-    rules = dict(nn.get_logical_axis_rules())
-    devices = jax.sharding.get_abstract_mesh().shape
     return not any(
-        size % devices[rules[name]]
+        size % _devices_along(name)
         for shape in shapes
         for name, size in zip(_spatial_axes(len(shape)), shape)
-        if rules.get(name)
     )
 
 
