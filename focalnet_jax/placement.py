@@ -25,6 +25,10 @@ def map_axes_over(
 ) -> Iterator[None]:
     """Models that are traced in this context have their maps split over a mesh.
 
+    `jax.jit` does not trace a function again that was traced here, if it is called
+    outside with the same mesh. So functions are called in the context that they are
+    traced in.
+
     Args:
       mesh: the devices; None for no effect.
       axes: the axis or axes of the mesh for `batch`, for `channels`, and for each name in
