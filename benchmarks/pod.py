@@ -140,6 +140,8 @@ def verdict(result):
         return "fits; no estimate"
     if result["uncounted_calls"]:
         return f"fits; {result['uncounted_calls']} kernels are not counted"
+    if result["open_loops"]:
+        return f"fits; {result['open_loops']} loops in kernels count once"
     return (
         f"{1e3 * result['step_seconds']:.0f} ms, "
         f"{result['images_per_second_and_chip']:.0f} images/s/chip, "
@@ -163,7 +165,8 @@ def memory_of(result):
 
 def cells(result):
     """The time of a step, images a second and MFU; empty where a part isn't known."""
-    if not result["step_seconds"] or result.get("uncounted_calls"):
+    not_counted = result.get("uncounted_calls") or result.get("open_loops")
+    if not result["step_seconds"] or not_counted:
         return ["", "", ""]
     return [
         f"{1e3 * result['step_seconds']:,.0f} ms",

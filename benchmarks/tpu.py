@@ -71,6 +71,12 @@ CATEGORIES = (
     "other",
 )
 
+# What of the kernels the sums lack.
+_NOT_COUNTED = {
+    "uncounted_calls": "calls not counted",
+    "open_loops": "loops that count once",
+}
+
 # Vector operations for each element of a map, as they may be written: of a GELU by tanh,
 # of a LayerNorm, and of a gate; with `step`, also of their derivatives. These are round
 # numbers for a limit, not measurements.
@@ -387,14 +393,22 @@ def mfu(result):
 
 
 def print_table(results):
-    """Before and now side by side, for each program that isn't one of growth."""
+    """Before and now side by side, for each program that isn't one of growth.
+
+    First come the programs of which both have been compiled.
+    """
     groups = collections.defaultdict(dict)
     for result in results.values():
         if not is_of_growth(result):
             names = ("kind", "recipe", "overrides", "batch_per_chip", "slice_name")
             key = json.dumps([result[name] for name in names] + [result["is_quick"]])
             groups[key][result["version"]] = result
-    for group in groups.values():
+
+    def place(group):
+        some = next(iter(group.values()))
+        return "before" not in group, KINDS.index(some["kind"])
+
+    for group in sorted(groups.values(), key=place):
         print_group({v: group[v] for v in ("before", "now") if v in group})
 
 
@@ -420,13 +434,16 @@ def print_group(group):
         print(f"| {name} | {' | '.join(cells)} |")
 
     for name in CATEGORIES:
-        row(name, lambda r, name=name: f"{r['categories'][name]:.2f}")
+        if any(not r["problem"] and r["categories"][name] for r in group.values()):
+            row(name, lambda r, name=name: f"{r['categories'][name]:.2f}")
     row("**all**", lambda r: f"**{r['milliseconds']:.1f}**")
     row("images/s/chip", lambda r: f"{r['images_per_second_and_chip']:,.0f}")
     if is_step:
         row("MFU", lambda r: f"{mfu(r):.1%}")
     row("calls of kernels", lambda r: str(r["kernels"].get("calls", 0)))
-    row("calls not counted", lambda r: str(r["kernels"].get("uncounted_calls", 0)))
+    for name in ("uncounted_calls", "open_loops"):
+        if any(r["kernels"].get(name) for r in group.values() if not r["problem"]):
+            row(_NOT_COUNTED[name], lambda r, name=name: str(r["kernels"].get(name, 0)))
     for unit in some["limits"]:
         row(f"limit: {unit}", lambda r, unit=unit: f"{r['limits'][unit]:.1f}")
     if not some["is_quick"]:

@@ -25,6 +25,10 @@ def map_axes_over(
 ) -> Iterator[None]:
     """Models that are traced in this context have their maps split over a mesh.
 
+    `jax.jit` does not trace a function again that was traced here, if it is called
+    outside with the same mesh. So functions are called in the context that they are
+    traced in.
+
     Args:
       mesh: the devices; None for no effect.
       axes: the axis or axes of the mesh for `batch`, for `channels`, and for each name in
@@ -62,13 +66,10 @@ def sizes_divide(*shapes: Sequence[int]) -> bool:
 
     It is true where they are not split.
     """
-    rules = dict(nn.get_logical_axis_rules())
-    devices = jax.sharding.get_abstract_mesh().shape
     return not any(
-        size % devices[rules[name]]
+        size % _devices_along(name)
         for shape in shapes
         for name, size in zip(_spatial_axes(len(shape)), shape)
-        if rules.get(name)
     )
 
 

@@ -252,7 +252,7 @@ TABLES = [
 
 @pytest.mark.parametrize(("page", "arguments"), TABLES)
 def test_tables_are_made_from_results(page, arguments, environment):
-    """A page has those that the command beside them prints, and no older ones."""
+    """A page has those that the command beside them prints."""
     command = [sys.executable, *arguments]
     result = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True

@@ -38,6 +38,11 @@ class Bands:
     def count(self) -> int:
         return math.ceil(self.height / self.rows)
 
+    @property
+    def last_rows(self) -> int:
+        """Rows of the last band."""
+        return self.height - (self.count - 1) * self.rows
+
     def halo(self, *levels: int) -> int:
         """How many rows beyond a band the kernels of these levels reach together.
 

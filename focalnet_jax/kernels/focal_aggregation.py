@@ -22,6 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from focalnet_jax.kernels.bands import CHANNELS, IMAGES, Bands
+from focalnet_jax.kernels.result_shapes import result_shape
 
 # Above this number of multiply-adds for a tile, the rows of a kernel are a loop. Unrolled
 # code is faster, and takes long to compile.
@@ -67,8 +68,8 @@ def forward(
     """
     height, width, images, channels = context.shape
     kernels = [kernel.astype(jnp.float32) for kernel in kernels]
+    struct = functools.partial(result_shape, like=context)
     levels = len(kernels)
-    struct = functools.partial(_struct, like=context)
     saved = levels if save else 0
     own = _map_spec(bands, context.shape)
     block = (IMAGES, CHANNELS)
@@ -204,7 +205,7 @@ def backward(
     levels = len(kernels)
     dtypes = [kernel.dtype for kernel in kernels]
     kernels = [kernel.astype(jnp.float32) for kernel in kernels]
-    struct = functools.partial(_struct, like=context)
+    struct = functools.partial(result_shape, like=context)
     grid = _grid(bands, images, channels)
     halo = bands.whole_halo
     block = (IMAGES, CHANNELS)
@@ -213,7 +214,8 @@ def backward(
     # That of the global context.
     sums = []
     if bands.count > 1:
-        # XLA on a TPU cuts out a single gate slower than it multiplies with all of them.
+        # On a TPU, the product with all gates, of which the last one's is taken, is
+        # faster than to cut out that gate first.
         all_sums = jnp.einsum(
             "hwbc,hwbl->bcl",
             cotangent,
@@ -432,17 +434,13 @@ class _Program:
             return y
         return y + self.start - self.bands.first_row(self.start, halo)
 
-    @property
-    def last_row(self):
-        """One more than the last row of the band that is in the map."""
-        rows = self.bands.rows
-        if self.bands.height % rows == 0:
-            return rows
-        return jnp.minimum(rows, self.bands.height - self.start)
+    def is_in_map(self, y):
+        """Whether a row is above the lower edge of the map."""
+        return self.start + y < self.bands.height
 
     def for_own_tiles(self, run: Callable, carry=None):
         """Runs `run(y, x, width, carry)` for each tile of the band."""
-        return self._for_tiles(0, self.last_row, run, carry)
+        return self._for_tiles(0, self.bands.rows, run, carry)
 
     def for_halo_tiles(self, halo: int, run: Callable) -> None:
         """Runs `run(y, x, width, None)` for each tile of the halo that is in the map.
@@ -452,27 +450,26 @@ class _Program:
         """
         if halo == 0:
             return
-        rows, height = self.bands.rows, self.bands.height
+        rows = self.bands.rows
 
         @pl.when(self.start > 0)
         def _():
             self._for_tiles(-halo, 0, run, None)
 
-        @pl.when(self.start + rows < height)
+        @pl.when(self.is_in_map(rows))
         def _():
-            last = rows + halo
-            if height % rows:
-                last = jnp.minimum(last, height - self.start)
-            self._for_tiles(rows, last, run, None)
+            self._for_tiles(rows, rows + halo, run, None)
 
     def at(self, y, x):
         """Where a position is in a buffer."""
         rows, columns = self.bands.margin
         return y + rows, x + columns
 
-    def _for_tiles(self, first, last, run: Callable, carry):
+    def _for_tiles(self, first: int, last: int, run: Callable, carry):
         width = self.bands.tile_width
         tiles, rest = divmod(self.bands.width, width)
+        if self.bands.height % self.bands.rows:
+            run = functools.partial(self._run_in_map, run)
 
         def tile(index, carry):
             y, tile = (index, 0) if tiles == 1 else _divmod(index, tiles)
@@ -487,6 +484,16 @@ class _Program:
                 carry,
             )
         return carry
+
+    def _run_in_map(self, run: Callable, y, x, width: int, carry):
+        """Runs it unless the row is beyond the map.
+
+        The last band is shorter then. A condition for each tile keeps the number of turns
+        of the loop a constant, so that the time of the kernel can be counted.
+        """
+        return jax.lax.cond(
+            self.is_in_map(y), lambda: run(y, x, width, carry), lambda: carry
+        )
 
 
 def _divmod(a, b: int):
@@ -543,22 +550,24 @@ def _zero_outside(program: _Program, *buffers) -> None:
     zero = jnp.zeros((IMAGES, CHANNELS), jnp.float32)
     sides = [*range(margin_columns), *range(columns - margin_columns, columns)]
 
-    def zero_columns(columns):
-        def zero_row(row, _):
-            for buffer in buffers:
-                for column in columns:
-                    buffer[row, column] = zero
+    def zero_row(row, columns):
+        for buffer in buffers:
+            for column in columns:
+                buffer[row, column] = zero
 
-        return zero_row
+    def zero_row_beyond(row, _):
+        @pl.when(jnp.logical_not(program.is_in_map(row - margin_rows)))
+        def _():
+            zero_row(row, range(columns))
 
     @pl.when(program.channel_block == 0)
     def _():
-        for start, stop, at in (
-            (0, rows, sides),
-            (0, margin_rows, range(columns)),
-            (program.last_row + margin_rows, rows, range(columns)),
-        ):
-            jax.lax.fori_loop(start, stop, zero_columns(at), None)
+        jax.lax.fori_loop(0, rows, lambda row, _: zero_row(row, sides), None)
+        jax.lax.fori_loop(
+            0, margin_rows, lambda row, _: zero_row(row, range(columns)), None
+        )
+        first_beyond = margin_rows + program.bands.last_rows
+        jax.lax.fori_loop(first_beyond, rows, zero_row_beyond, None)
 
 
 def _within(x: jax.Array, size: int, *, axis: int, block) -> jax.Array:
@@ -620,9 +629,3 @@ def _compiler_params(vmem: int) -> pltpu.CompilerParams:
         # Bands and channels of the same images follow one another on one core.
         dimension_semantics=("parallel", "arbitrary", "arbitrary"),
     )
-
-
-def _struct(shape, dtype, *, like: jax.Array) -> jax.ShapeDtypeStruct:
-    """Describes a result; inside `jax.shard_map`, one that differs as `like` does."""
-    kind = jax.typeof(like).manual_axis_type
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind)

@@ -9,6 +9,7 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -28,6 +29,7 @@ def split_dense(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, *, parts: Sequence[int]
 ) -> list[jax.Array]:
     """`dense` by a transposed kernel, `[d, c]`, in parts with so many channels each."""
+    chex.assert_equal(sum(parts), kernel.shape[0])
     y = _product_by_transpose(x, kernel) + bias
     ends = [sum(parts[:count]) for count in range(len(parts) + 1)]
     return [y[:, start:end] for start, end in itertools.pairwise(ends)]

@@ -4,8 +4,7 @@ Dense layers, LayerNorms and GELUs mix channels and no positions. A function mad
 see `layers.py`, is given a tile of positions and the weights, all in the memory beside
 the vector unit (VMEM). So what is between its layers never leaves this memory. The
 backward pass is a second kernel: it computes the function of each tile again, and pulls
-the cotangents back through it. What would take long to compute again, a function may
-keep.
+the cotangents back through it. A function may keep what would take long to compute again.
 
 Maps are `[positions, images, channels]`, which is the order in which XLA keeps maps of
 `[images, height, width, channels]` on a TPU.
@@ -22,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+
+from focalnet_jax.kernels.result_shapes import result_shape
 
 SUBLANES, LANES = 8, 128  # of a vector register of float32
 
@@ -114,7 +115,7 @@ def choose_tiles(
     stored = [*widths, *results, *kept, *(widths if backward else ())]
     # Blocks of maps are there twice: one is computed while the next one is fetched.
     row = 2 * maps[0].dtype.itemsize * sum(map(_whole_lanes, stored))
-    widest = max(*widths, *(size for w in weights for size in w.shape))
+    widest = max([*widths, *(size for w in weights for size in w.shape)])
     scratch_row = 4 * _SCRATCH_ROWS * _whole_lanes(widest)
     gradients = sum(4 * _size(w) for w in weights) if backward else 0
     free = _USABLE_VMEM * vmem - gradients
@@ -173,7 +174,8 @@ def forward(
         in_specs=[_specs(tiles, arguments)],
         out_specs=[_map_spec(tiles, width) for width in widths],
         out_shape=[
-            _struct((*like.shape[:2], width), like.dtype, like=like) for width in widths
+            result_shape((*like.shape[:2], width), like.dtype, like=like)
+            for width in widths
         ],
         compiler_params=_compiler_params(vmem, rest="parallel"),
         interpret=interpret,
@@ -219,7 +221,7 @@ def backward(
       Cotangents of the maps in their dtype, and of the weights in float32.
     """
     maps, _, weights = arguments
-    struct = functools.partial(_struct, like=maps[0])
+    struct = functools.partial(result_shape, like=maps[0])
     of_maps, of_weights = pl.pallas_call(
         functools.partial(_backward_kernel, function=function, tiles=tiles),
         name=f"{function.__name__}_gradient",
@@ -378,9 +380,3 @@ def _compiler_params(vmem: int, *, rest: str) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(
         vmem_limit_bytes=vmem, dimension_semantics=("parallel", rest, rest)
     )
-
-
-def _struct(shape, dtype, *, like: jax.Array) -> jax.ShapeDtypeStruct:
-    """Describes a result; inside `jax.shard_map`, one that differs as `like` does."""
-    kind = jax.typeof(like).manual_axis_type
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind)

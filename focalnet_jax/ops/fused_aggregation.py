@@ -102,6 +102,8 @@ def _check_reach(context: jax.Array, kernels: Sequence[jax.Array], vmem: int) ->
         raise OutOfReach(f"it computes in bfloat16 and float32, not in {context.dtype}")
     if not all(isinstance(size, int) for size in context.shape):
         raise OutOfReach("the sizes of its maps are not known yet")
+    if 0 in context.shape:
+        raise OutOfReach("its maps are empty")
     if any(length % 2 == 0 for size in sizes for length in size):
         raise OutOfReach(f"it takes kernels of odd sizes, and these are {sizes}")
     if _bands(forward_bands, context, kernels, vmem) is None:

@@ -96,6 +96,11 @@ def define(
         is_whole = not _is_partitioned_by_xla(context.module_context)
         fits = options["target"].interpret or (on_tpu and is_whole)
         function = plain
+        if by_kernel and on_tpu and not fits:
+            warn_once(
+                "kernels do not reach a program that XLA divides among devices: trace it "
+                "inside focalnet_jax.placement.map_axes_over"
+            )
         if by_kernel and fits:
             function = by_kernel
             # Over which devices an array differs matters no more; kernels can't tell.
@@ -112,6 +117,7 @@ def define(
         return jax.jvp(function, tuple(arguments), tuple(tangents))
 
     def batch(arguments, axes, **options):
+        warn_once("kernels do not reach what jax.vmap is applied to")
         function = functools.partial(plain, **options)
         results = jax.vmap(function, in_axes=tuple(axes))(*arguments)
         return results, [0] * len(results)

@@ -49,9 +49,9 @@ class Layers(NamedTuple):
 
     Attributes:
       dense: from `x`, a kernel and a bias.
-      split_dense: the same in parts; the keyword `parts` says how wide they are. The
-        kernel is transposed, `[d, c]`. So XLA stores one of an odd width on a TPU, where
-        it is smaller like that, and no program has to turn it.
+      split_dense: the same in parts; the keyword `parts` says how wide they are. Its
+        kernel is given transposed, `[d, c]`. On a TPU, XLA stores a kernel of odd width
+        like that, because it takes less memory. So no program has to transpose it.
       layer_norm: from `x`, scales and biases.
       gelu: of `x`.
       dropout: of `x`.
@@ -86,9 +86,10 @@ def positionwise(
     """Computes a function of single positions.
 
     Args:
-      function: must be the same object each time, so that equal blocks share a kernel.
+      function: has a name, and is the same object each time, so that equal blocks share
+        a kernel.
       maps: arrays of `[batch, *spatial, channels]` in a tree that the function knows.
-      weights: kernels, `[c, d]`, and vectors of channels, `[c]`.
+      weights: kernels, `[c, d]` or for `split_dense` `[d, c]`, and vectors, `[c]`.
       images: a factor for each image, `[batch]`.
       dtype: of the results. Plain JAX computes in it between layers, and kernels in
         float32.
@@ -113,7 +114,9 @@ def positionwise(
             warn_once(f"kernels of positions do not reach this net: {reason}")
     if dropout is not None:
         layers = layers._replace(dropout=dropout)
-    return list(function(layers, maps, images, weights))
+    given = list(map(id, jax.tree.leaves(maps)))
+    results = function(layers, maps, images, weights)
+    return [x if id(x) in given else x.astype(dtype) for x in results]
 
 
 @functools.cache
@@ -180,11 +183,15 @@ def _identity(x: jax.Array) -> jax.Array:
     return x
 
 
+def _cast(maps: Sequence[jax.Array], dtype: jnp.dtype) -> list[jax.Array]:
+    return [x.astype(dtype) for x in maps]
+
+
 def _apply_in_jax(*leaves, function, tree, keep=_identity) -> list[jax.Array]:
     maps, images, weights = jax.tree.unflatten(tree, leaves)
     [dtype] = {array.dtype for array in jax.tree.leaves(maps)}
     layers = _layers_of(dtype)._replace(keep=keep)
-    return list(function(layers, maps, images, weights))
+    return _cast(function(layers, maps, images, weights), dtype)
 
 
 def _save_in_jax(*leaves, function, tree) -> list[jax.Array]:
@@ -195,7 +202,8 @@ def _save_in_jax(*leaves, function, tree) -> list[jax.Array]:
         kept.append(x)
         return x
 
-    return _apply_in_jax(*leaves, function=function, tree=tree, keep=keep) + kept
+    results = _apply_in_jax(*leaves, function=function, tree=tree, keep=keep)
+    return results + _cast(kept, results[0].dtype)
 
 
 def _tangent_in_jax(*leaves, function, tree, kept, varied) -> list[jax.Array]:

@@ -123,6 +123,8 @@ def differences(given: dict, expected: dict) -> dict[str, float]:
     return {
         jax.tree_util.keystr(path): np.abs(a - b).max() / np.abs(b).max()
         for (path, a), b in zip(
-            jax.tree_util.tree_leaves_with_path(given), jax.tree.leaves(expected)
+            jax.tree_util.tree_leaves_with_path(given),
+            jax.tree.leaves(expected),
+            strict=True,
         )
     }

@@ -90,8 +90,8 @@ MISTAKES = {
         "top, left = program.at(y - height // 2, x - width // 2 + 1)",
     ),
     "a border that is not zeroed": (
-        "(0, rows, sides),",
-        "(0, rows, sides[1:]),",
+        "lambda row, _: zero_row(row, sides), None)",
+        "lambda row, _: zero_row(row, sides[1:]), None)",
     ),
     "gates of the wrong levels": (
         "gated = value * _gate(gates[at], level)",
@@ -141,6 +141,10 @@ MISTAKES = {
         "total += given(*at) * gate(*at, levels)",
         "total += given(*at) * gate(*at, 0)",
     ),
+    "a sum over the gate of another level": (
+        "sums = [all_sums[None, None, ..., -1]]",
+        "sums = [all_sums[None, None, ..., 0]]",
+    ),
     "a GELU without its slope in the last level": (
         "source[program.at(*at)] = toward * slope",
         "source[program.at(*at)] = toward",
@@ -170,7 +174,7 @@ MISTAKES = {
         "pass",
     ),
     "a halo below the last band, and none below the first": (
-        "@pl.when(self.start + rows < height)",
+        "@pl.when(self.is_in_map(rows))",
         "@pl.when(self.start > 0)",
     ),
     "a halo that is too small by a row": (
@@ -182,8 +186,8 @@ MISTAKES = {
         "return y + halo",
     ),
     "rows beyond the map in the last band": (
-        "return jnp.minimum(rows, self.bands.height - self.start)",
-        "return rows",
+        "self.is_in_map(y), lambda: run(y, x, width, carry), lambda: carry",
+        "True, lambda: run(y, x, width, carry), lambda: carry",
     ),
 }
 

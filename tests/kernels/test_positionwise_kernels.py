@@ -166,11 +166,6 @@ MISTAKES = {
         "return _dot(cotangent, kernel, _ROWS_BY_MATRIX), of_kernel",
         Case("modulated"),
     ),
-    "a split matrix that is transposed in the gradient": (
-        "return _dot(cotangent, kernel, _ROWS_BY_MATRIX), of_kernel",
-        "return _dot(cotangent, kernel, _ROWS_BY_TRANSPOSE), of_kernel",
-        Case("projection"),
-    ),
     "parts in another order": (
         "itertools.pairwise(ends)]",
         "itertools.pairwise(ends)][::-1]",

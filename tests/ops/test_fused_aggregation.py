@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from focalnet_jax.ops import aggregate_context, fused_aggregation, kernel_operation
-from focalnet_jax.placement import map_axes_over
+from focalnet_jax.placement import map_axes_over, run_on_shards
 from tests.ops.traced import mesh_of, program_of
 
 # Sums of some hundred terms of order 1 in float32, taken in another order.
@@ -177,6 +177,7 @@ def test_maps_that_do_not_fit_are_aggregated_level_by_level(
     [
         (dict(spatial=(4, 4, 4)), {}, "it takes 1 or 2 spatial axes, and maps have 3"),
         (dict(sizes=(4,)), {}, "kernels of odd sizes"),
+        (dict(batch=0), {}, "its maps are empty"),
         (dict(dtype=jnp.float16), {}, "not in float16"),
         ({}, dict(global_axes=(1,)), "no axes of the mean"),
     ],
@@ -190,21 +191,42 @@ def test_what_it_does_not_reach_is_said(inputs, options, reason, caplog):
     np.testing.assert_array_equal(given, aggregate("auto")(*inputs, **options))
 
 
-def test_a_program_that_xla_partitions_holds_no_kernel():
-    """Without `map_axes_over`, XLA alone knows which device has which part."""
+def text_for_two_devices(compute):
+    """The program of a TPU's mesh whose devices have parts of the batch."""
     mesh = mesh_of(2)
     split = NamedSharding(mesh, PartitionSpec("data"))
-    context, gates, kernels = make_inputs(dtype=jnp.bfloat16)
-    compute = functools.partial(
-        fused_aggregation._aggregate_map, target=kernel_operation.Target(vmem=128 << 20)
-    )
-
-    def text(**options):
-        jitted = jax.jit(compute, **options)
-        traced = jitted.trace(context, gates, *kernels)
-        return traced.lower(lowering_platforms=("tpu",)).as_text()
-
-    assert "tpu_custom_call" in text()
     whole = NamedSharding(mesh, PartitionSpec())
-    shardings = (split, split, *[whole for _ in kernels])
-    assert "tpu_custom_call" not in text(in_shardings=shardings)
+    context, gates, kernels = make_inputs(dtype=jnp.bfloat16)
+    jitted = jax.jit(compute, in_shardings=(split, split, *[whole for _ in kernels]))
+    traced = jitted.trace(context, gates, *kernels)
+    return traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+aggregate_for_tpus = functools.partial(
+    fused_aggregation._aggregate_map, target=kernel_operation.Target(vmem=128 << 20)
+)
+
+
+def test_a_program_that_xla_partitions_holds_no_kernel(caplog):
+    """Without `map_axes_over`, XLA alone knows which device has which part."""
+    kernel_operation.warn_once.cache_clear()
+    assert "tpu_custom_call" not in text_for_two_devices(aggregate_for_tpus)
+    assert "XLA divides among devices" in caplog.text
+
+
+def test_a_program_of_parts_of_the_batch_holds_kernels(caplog):
+    kernel_operation.warn_once.cache_clear()
+
+    def compute(context, gates, *kernels):
+        with map_axes_over(mesh_of(2), {"batch": "data"}):
+            return run_on_shards(aggregate_for_tpus, (context, gates), kernels)
+
+    assert "tpu_custom_call" in text_for_two_devices(compute)
+    assert not caplog.text
+
+
+def test_what_is_vmapped_is_said(caplog):
+    kernel_operation.warn_once.cache_clear()
+    context, gates, kernels = make_inputs()
+    jax.vmap(aggregate("interpreted"), (0, 0, None))(context[None], gates[None], kernels)
+    assert "jax.vmap" in caplog.text

@@ -101,6 +101,24 @@ def test_all_derivatives_are_those_of_layers(transform, spatial):
     chex.assert_trees_all_close(given, expected, **CLOSE)
 
 
+@pytest.mark.parametrize("implementation", ["interpreted", "lax"])
+def test_a_function_may_have_no_weights_and_compute_in_another_dtype(implementation):
+    """The results, what is kept and the gradients are of the dtype of the maps."""
+    x = jnp.linspace(-2, 2, 24, dtype=jnp.bfloat16).reshape(2, 4, 3)
+
+    def squares(layers, x, images, weights):
+        return [layers.keep(jnp.square(x.astype(jnp.float32)))]
+
+    def compute(x):
+        options = dict(dtype=x.dtype, implementation=implementation)
+        [y] = positionwise(squares, x, (), **options)
+        return y
+
+    result, pull = jax.vjp(compute, x)
+    chex.assert_trees_all_equal(result, jnp.square(x))
+    chex.assert_trees_all_equal(pull(jnp.ones_like(x)), (2 * x,))
+
+
 def test_jit_can_be_disabled():
     inputs = make_inputs()
     with jax.disable_jit():

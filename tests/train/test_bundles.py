@@ -37,6 +37,15 @@ def test_lengths_are_read_off_counters():
     moved = text.replace("smov.u32 (%p184_p5), 2", "smov.u32 %s1 ;; %s1 = smov.u32 2")
     assert moved != text
     assert bundles.read_schedule(moved).cycles == known
+    copied = text.replace(
+        "sphi %s735_s0, %s206_s0", "sphi %s735_s0, %s980 ;; %s980 = smov.u32 %s206_s0"
+    ).replace("sadd.s32 1, %s737_s0", "sadd.s32 1, %s990")
+    assert copied.count("%s990") == 1
+    assert bundles.read_schedule(copied).cycles == known
+    grid = "%s713_s18 = sphi %s786_s18, %s19_s18"
+    stored = text.replace(grid, "%s713_s18 = sld [smem:[#allocation9_spill]]")
+    assert stored != text
+    assert bundles.read_schedule(stored).cycles == known
     unknown = text.replace("smov.u32 (%p184_p5), 2", "sld [smem:[#allocation3]]")
     schedule = bundles.read_schedule(unknown)
     assert schedule == bundles.Schedule(known - 12 * 6 * loop, open_loops=2)

@@ -63,12 +63,15 @@ class _Loop:
     Attributes:
       text: its first bundle.
       bundles: those outside inner loops.
+      exits: the registers that are compared to leave it or a loop in it, with the
+        numbers that they are compared with.
       last: the address of the last bundle, when it has been seen.
       is_pipeline: whether it is the loop over a grid that moves its blocks.
     """
 
     text: str
     bundles: int = 0
+    exits: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     last: int | None = None
     is_pipeline: bool = False
     inner: list["_Loop"] = dataclasses.field(default_factory=list)
@@ -85,6 +88,9 @@ def read_schedule(text: str) -> Schedule:
             nest[-1].inner.append(_Loop(bundle))
             nest.append(nest[-1].inner[-1])
         nest[-1].bundles += 1
+        # The test of a loop may be issued with the last bundles of one in it.
+        for loop in nest:
+            loop.exits += [(tested, int(n)) for tested, n in _EXIT.findall(bundle)]
         # Only the loop over a grid has stages.
         if len(nest) > 1 and re.search(r"iteration index, stage = [1-9]", bundle):
             nest[1].is_pipeline = True
@@ -99,7 +105,7 @@ def read_schedule(text: str) -> Schedule:
         nonlocal open_loops
         total = loop.bundles
         for inner in loop.inner:
-            length = _length(inner.text, text)
+            length = _length(inner, text)
             if length is None:
                 open_loops += 1
             elif inner.is_pipeline:
@@ -119,31 +125,40 @@ def _bundles(text: str) -> Iterator[tuple[int, bool, str]]:
         yield int(start[1], 16), start[2] == "LB", text[start.end() : end]
 
 
-def _length(head: str, text: str) -> int | None:
+def _length(loop: _Loop, text: str) -> int | None:
     """How often a loop runs; None if only the running kernel knows.
 
     Args:
-      head: its first bundle.
+      loop: what is known of it.
       text: of the whole kernel.
     """
-    for counter, first, after in re.findall(r"(%\w+) = sphi ([%\w]+), (%\w+)", head):
-        start = _constant(first, text)
-        added = re.search(rf"{after} = sadd\.s32 {_IF}(\d+), (%\w+)", text)
-        # A counter that was stored meanwhile comes back under another name.
-        if added and (
-            added[2] == counter or re.search(rf"{added[2]} = sld \[[^]]*spill", text)
-        ):
-            step = added[1]
-            limit = re.search(
-                rf"scmp\.ge\.s32\.totalorder {_IF}{after}, (\d+) /\* loop exit", text
-            )
-            if limit and start is not None:
-                return max(-(-(int(limit[1]) - start) // int(step)), 1)
+    for tested, limit in loop.exits:
+        if added := re.search(rf"{tested} = sadd\.s32 {_IF}(\d+), (%\w+)([^;}}]*)", text):
+            step, counter, remark = added.groups()
+            start = _start(loop, {counter, tested}, text)
+            if start is None and _GRID in loop.text and _GRID in remark:
+                start = 0  # Its counter is stored outside of the registers.
+            if start is not None:
+                return max(-(-(limit - start) // int(step)), 1)
+    return None
+
+
+def _start(loop: _Loop, names: set[str], text: str) -> int | None:
+    """What a counter of a loop begins with; it has one of these names."""
+    for counter, first, after in re.findall(r"(%\w+) = sphi ([%\w]+), (%\w+)", loop.text):
+        copied = re.search(rf"{after} = smov\.u32 {_IF}(%\w+)", text)
+        if names & {counter, after, copied and copied[1]}:
+            return _constant(first, text)
     return None
 
 
 # An instruction may depend on a condition.
 _IF = r"(?:\(!?%\w+\), )?"
+
+_EXIT = re.compile(rf"scmp\.ge\.s32\.totalorder {_IF}(%\w+), (\d+) /\* loop exit")
+
+# The remark at the counter of the loop over a grid.
+_GRID = "iteration index, stage = 0"
 
 
 def _constant(operand: str, text: str) -> int | None:
