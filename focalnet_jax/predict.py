@@ -2,13 +2,13 @@
 
     python -m focalnet_jax.predict photo.jpg --weights=runs/digits
     python -m focalnet_jax.predict photos '*.png' --weights=hf:microsoft/focalnet-tiny
-    find . -name '*.jpg' | python -m focalnet_jax.predict - --weights=converted/tiny --json
+    find . -name '*.jpg' | python -m focalnet_jax.predict - --weights=runs/digits --json
 
 IMAGE is a file, a directory whose images are taken at any depth, a pattern such as
 'photos/*.jpg', or - for a list of files on standard input, one a line.
 
---weights takes all that `focalnet_jax.load_model` takes: the workdir of a run, a converted
-directory, a file of weights, hf:OWNER/NAME, or the name of an official release.
+--weights takes all that `focalnet_jax.load_model` takes: the workdir of a run, a
+converted directory, a file of weights, hf:OWNER/NAME, or the name of an official release.
 
 An image that can't be read is named and skipped, and the exit status is 1.
 """
@@ -18,13 +18,14 @@ import collections
 import concurrent.futures
 import csv
 import glob
+import io
 import json
 import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -36,8 +37,10 @@ from focalnet_jax.convert.model_arguments import (
     reading,
     spell,
 )
+from focalnet_jax.data.bad_records import BadRecordError
 from focalnet_jax.data.sources.listing import EXTENSIONS, images_and_directories
-from focalnet_jax.errors import SetupError, counted, did_you_mean, first_line
+from focalnet_jax.errors import SetupError, counted, first_line, nearest
+from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.pretrained import Prediction, Pretrained, load_model
 
 _BATCH_SIZE = 32
@@ -58,20 +61,210 @@ def main(argv: list[str] | None = None) -> bool:
       SetupError: there are no images or no weights, or they can't be used.
     """
     args = parse(argv)
-    images = find_images(args.images, sys.stdin)
+    images = find_images(args.images)
     command_line.find_devices()
-    options = model_options(args.set)
-    pretrained = load_model(args.weights, **reading(args)._asdict_for_load(), **options)
-    show = _SHOWS[args.format]()
-    problems = 0
-    with tqdm(total=len(images), unit="image", disable=_is_quiet(images, args)) as bar:
-        for result in classify(pretrained, images, args.topk, args.batch_size):
+    net = load_model(args.weights, **vars(reading(args)), **model_options(args.set))
+    write = _WRITERS[args.format]()
+    skipped = 0
+    is_short = len(images) <= args.batch_size
+    with tqdm(images, unit="image", leave=False, disable=is_short or None) as bar:
+        for result in classify(net, images, topk=args.topk, batch_size=args.batch_size):
             if result.problem:
-                problems += 1
+                skipped += 1
                 bar.write(f"skipped {result.image}: {result.problem}", file=sys.stderr)
             else:
-                bar.write(show(result), file=sys.stdout)
+                for line in write(result):
+                    bar.write(line, file=sys.stdout)
             bar.update()
-    if problems:
-        print(f"{counted(problems, 'image')} could not be read", file=sys.stderr)
-    return not problems
+    if skipped:
+        print(f"{counted(skipped, 'image')} could not be read", file=sys.stderr)
+    return not skipped
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = command_line.parser("python -m focalnet_jax.predict", __doc__)
+    add = parser.add_argument
+    add("images", metavar="IMAGE", nargs="+")
+    add("--weights", required=True, metavar="SOURCE", help="what load_model takes")
+    add(
+        "--topk",
+        type=command_line.positive,
+        default=5,
+        metavar="N",
+        help="how many classes are shown for each image; by default 5",
+    )
+    add(
+        "--batch-size",
+        type=command_line.positive,
+        default=_BATCH_SIZE,
+        metavar="N",
+        help=f"how many images are computed at a time; by default {_BATCH_SIZE}",
+    )
+    formats = parser.add_mutually_exclusive_group()
+    for name, meaning in (
+        ("json", "print an object in a line for each image"),
+        ("csv", "print a line for each class, and a first line of names"),
+    ):
+        formats.add_argument(
+            f"--{name}", dest="format", action="store_const", const=name, help=meaning
+        )
+    parser.set_defaults(format="text")
+    add_reading_arguments(parser)
+    return parser.parse_args(argv)
+
+
+# --- Which images ------------------------------------------------------------
+
+
+def find_images(given: Iterable[str]) -> list[str]:
+    """The files that command-line arguments name; each argument names one or more.
+
+    Raises:
+      SetupError: an argument names none.
+    """
+    return [path for argument in given for path in _files_of(argument)]
+
+
+def _files_of(argument: str) -> list[str]:
+    if argument == "-":
+        names = [line.rstrip("\n") for line in sys.stdin]
+        if not (names := [name for name in names if name]):
+            raise SetupError("standard input names no files: it has one in each line")
+        return names
+    if os.path.isdir(argument):
+        return _files_below(argument)
+    if os.path.exists(argument):
+        return [argument]
+    if glob.has_magic(argument):
+        found = sorted(glob.glob(argument, recursive=True))
+        # A pattern such as * also meets files that are no images.
+        found = [p for p in found if os.path.isdir(p) or p.lower().endswith(EXTENSIONS)]
+        if not found:
+            raise SetupError(f"no image is named like {argument}{_ENDINGS}")
+        return [file for path in found for file in _files_of(path)]
+    raise SetupError(f"there is no file {argument}{_nearest_file(argument)}")
+
+
+_ENDINGS = f" (images end in {', '.join(EXTENSIONS)})"
+
+
+def _files_below(directory: str) -> list[str]:
+    """The images of a directory and of those in it, sorted by directory and name."""
+    files, pending, seen = [], [directory], set()
+    while pending:
+        place = pending.pop()
+        if (real := os.path.realpath(place)) in seen:  # A link leads back to it.
+            continue
+        seen.add(real)
+        images, directories = images_and_directories(pathlib.Path(place))
+        files += [os.path.join(place, name) for name in images]
+        pending += [os.path.join(place, name) for name in reversed(directories)]
+    if not files:
+        raise SetupError(f"{directory} holds no images{_ENDINGS}")
+    return files
+
+
+def _nearest_file(path: str) -> str:
+    directory, name = os.path.split(path)
+    try:
+        near = nearest(name, os.listdir(directory or "."))
+    except OSError:
+        return ""
+    return f"; did you mean {os.path.join(directory, near)}?" if near else ""
+
+
+# --- What they show ----------------------------------------------------------
+
+
+def classify(
+    net: Pretrained, images: Sequence[str], *, topk: int, batch_size: int
+) -> Iterator[Result]:
+    """Reads images in threads, and predicts the classes of each, in their order."""
+    batch_size = min(batch_size, len(images))
+    batch: list[tuple[str, np.ndarray | str]] = []
+    for item in _prepared(net.preprocessing, images, ahead=2 * batch_size):
+        batch.append(item)
+        if len(batch) == batch_size:
+            yield from _results(net, batch, topk, batch_size)
+            batch = []
+    yield from _results(net, batch, topk, batch_size)
+
+
+def _results(net, batch, topk: int, batch_size: int) -> Iterator[Result]:
+    arrays = [found for _, found in batch if isinstance(found, np.ndarray)]
+    if arrays:
+        arrays = net.predict_prepared(np.stack(arrays), topk=topk, rows=batch_size)
+    predictions = iter(arrays)
+    for image, found in batch:
+        if isinstance(found, str):
+            yield Result(image, [], problem=found)
+        else:
+            yield Result(image, next(predictions))
+
+
+def _prepared(
+    preprocessing: Preprocessing, images: Iterable[str], *, ahead: int
+) -> Iterator[tuple[str, np.ndarray | str]]:
+    """Each image with its pixels, or with why it can't be read."""
+
+    def prepare(image):
+        try:
+            return image, preprocessing(image)
+        except (OSError, BadRecordError) as error:
+            return image, getattr(error, "strerror", None) or first_line(error)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        pending: collections.deque[concurrent.futures.Future] = collections.deque()
+        for image in images:
+            pending.append(pool.submit(prepare, image))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+# --- How they are written ----------------------------------------------------
+#
+# Each makes a function from a result to lines.
+
+
+def _text() -> Callable[[Result], list[str]]:
+    return lambda result: [
+        result.image,
+        *[f"  {100 * p.probability:6.2f} %  {p.name}" for p in result.predictions],
+    ]
+
+
+def _json() -> Callable[[Result], list[str]]:
+    def write(result):
+        predictions = [p._asdict() for p in result.predictions]
+        return [json.dumps({"image": result.image, "predictions": predictions})]
+
+    return write
+
+
+def _csv() -> Callable[[Result], list[str]]:
+    is_first = True
+
+    def write(result):
+        nonlocal is_first
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        if is_first:
+            writer.writerow(("image", "rank", *Prediction._fields))
+            is_first = False
+        for rank, prediction in enumerate(result.predictions, start=1):
+            writer.writerow((result.image, rank, *prediction))
+        return [file.getvalue().rstrip("\n")]
+
+    return write
+
+
+_WRITERS = {"text": _text, "json": _json, "csv": _csv}
+
+
+if __name__ == "__main__":
+    for name in ("absl", "asyncio"):  # Orbax logs many lines.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    command_line.run(main, spell=spell)

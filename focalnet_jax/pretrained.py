@@ -84,7 +84,9 @@ class Pretrained(_Pretrained):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is below 1")
-        if not isinstance(images, Iterable) or isinstance(images, (str, bytes, np.ndarray)):
+        if not isinstance(images, Iterable) or isinstance(
+            images, (str, bytes, np.ndarray)
+        ):
             images = [images]
         predictions, batch = [], []
         for image in images:

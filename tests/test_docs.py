@@ -21,6 +21,7 @@ from running import ROOT, TIMEOUT, TINY, run
 import focalnet_jax.convert.__main__ as convert
 import focalnet_jax.data.prepare.__main__ as prepare
 import focalnet_jax.parity.__main__ as parity
+import focalnet_jax.predict as predict
 from focalnet_jax.convert import to_torch
 from focalnet_jax.models import abstract_params, create_model
 from focalnet_jax.train import check_field_name, command_line, load_recipe
@@ -32,6 +33,7 @@ MODULES = {
     "focalnet_jax.convert": convert.parse,
     "focalnet_jax.data.prepare": prepare._parse,
     "focalnet_jax.parity": parity.parse,
+    "focalnet_jax.predict": predict.parse,
 }
 
 # A fenced block.
@@ -307,6 +309,9 @@ def test_commands_run(page, tmp_path, environment, torch):
         (tmp_path / directory).symlink_to(ROOT / directory)
     write_tiny_weights(tmp_path / "focalnet_tiny_srf.pth", torch)
     write_folder(tmp_path / "DIR")
+    for name in ("seven.png", "photos/one.png", "more/two.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        PIL.Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(tmp_path / name)
     environment = environment | {
         "XLA_FLAGS": os.environ["XLA_FLAGS"],
         "HF_HUB_OFFLINE": "1",

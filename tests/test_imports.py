@@ -47,6 +47,7 @@ ALLOWED = {
         "preprocessing",
         "weights",
     },
+    "predict": {"command_line", "convert", "data", "preprocessing", "pretrained"},
     "parity": {
         "command_line",
         "convert",
