@@ -47,6 +47,14 @@ ALLOWED = {
         "preprocessing",
         "weights",
     },
+    "export": {
+        "command_line",
+        "convert",
+        "models",
+        "paths",
+        "pretrained",
+        "trees",
+    },
     "predict": {"command_line", "convert", "data", "preprocessing", "pretrained"},
     "parity": {
         "command_line",

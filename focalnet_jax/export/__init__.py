@@ -1,0 +1,5 @@
+"""Models as programs that run without this package."""
+
+from focalnet_jax.export.stablehlo import export_program
+
+__all__ = ["export_program"]
