@@ -1,5 +1,6 @@
 """Programs that run without this package, and the command that writes them."""
 
+import collections
 import json
 import pathlib
 import re
@@ -12,14 +13,14 @@ import numpy as np
 import pytest
 from tiny import random_params, tiny_backbone, tiny_model
 
+from focalnet_jax import create_model, list_models
 from focalnet_jax.convert import to_torch
 from focalnet_jax.convert.weight_files import read_weights, write_weights
 from focalnet_jax.errors import SetupError
-from focalnet_jax.export import export_program
+from focalnet_jax.export import export_onnx, export_program, onnx_graph
 from focalnet_jax.export.__main__ import main
+from focalnet_jax.models import FocalNet, abstract_params
 from focalnet_jax.trees import named_leaves
-
-pytest.importorskip("flatbuffers", reason="JAX writes programs with it")
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs" / "export.md"
 
@@ -31,6 +32,9 @@ def weights(tmp_path, monkeypatch):
     params = random_params(model, "float32")
     write_weights(tmp_path / "net.safetensors", to_torch(params, model, dialect="timm"))
     return model, params
+
+
+# --- StableHLO ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -99,6 +103,140 @@ def test_it_runs_where_only_jax_and_numpy_are(weights, tmp_path, capsys):
     np.testing.assert_array_equal(np.load("logits.npy"), here)
 
 
+def test_what_writes_programs_is_told(monkeypatch):
+    model = tiny_model()
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(SetupError, match="flatbuffers, .* pip install"):
+        export_program(model, random_params(model, "float32"))
+
+
+# --- ONNX --------------------------------------------------------------------
+
+EVERYTHING = dict(
+    use_conv_embed=True,
+    stem_padding=3,
+    use_layerscale=True,
+    use_postln=True,
+    use_postln_in_modulation=True,
+    normalize_modulator=True,
+)
+MODELS = {
+    "the usual one": tiny_model,
+    "everything": lambda: tiny_model(**EVERYTHING),
+    "no head": lambda: tiny_model(num_classes=0),
+    "padding": lambda: tiny_model(pad_to_patch=True),
+    "biases": lambda: tiny_model(use_depthwise_bias=True),
+    "even kernels": lambda: tiny_model(focal_windows=(4, 2)),
+    "shades of grey": lambda: tiny_model(in_channels=1),
+    "a backbone": tiny_backbone,
+    "a stage without a norm": lambda: tiny_backbone(out_stages=(1,), out_norm=False),
+    "causal sequences": lambda: tiny_model(
+        patch_size=(4,), causal=True, causal_window=5, use_depthwise_bias=True
+    ),
+    "causal images": lambda: tiny_model(causal=True, causal_window=3),
+    "videos": lambda: tiny_model(
+        patch_size=(2, 4, 4), downsample_stride=(1, 2, 2), global_axes=(1, 2)
+    ),
+}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", MODELS)
+def test_a_graph_computes_what_the_model_does(name):
+    """At two odd sizes; the roundings of float32 add up to less than 1e-6."""
+    onnx = pytest.importorskip("onnx", reason="it is what is written")
+    runtime = pytest.importorskip("onnxruntime", reason="it runs the graph")
+    model = MODELS[name]()
+    types = dict(dtype="float64", param_dtype="float64")
+    model = model.clone(encoder=model.encoder.clone(**types))
+    params = random_params(model)
+    graph = export_onnx(model, params, metadata={"classes": ["a", "ü"]})
+    onnx.checker.check_model(graph, full_check=True)
+    assert {p.key: json.loads(p.value) for p in graph.metadata_props} == {
+        "classes": ["a", "ü"]
+    }
+    session = runtime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    rng = np.random.default_rng(0)
+    for batch, *sizes in ((2, 17, 22, 19), (1, 33, 26, 12)):
+        sizes = sizes[: model.encoder.spatial_rank]
+        images = rng.normal(size=(batch, *sizes, model.encoder.in_channels))
+        results = model.apply({"params": params}, images)
+        if isinstance(model, FocalNet):
+            expected = [results[0]]
+        else:
+            expected = [np.moveaxis(map_, -1, 1) for map_ in results]
+        first = np.moveaxis(images, -1, 1).astype(np.float32)
+        for y, z in zip(session.run(None, {"images": first}), expected, strict=True):
+            np.testing.assert_allclose(y, z, rtol=0, atol=1e-6 * np.abs(z).max())
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_the_variants_are_written(name):
+    onnx = pytest.importorskip("onnx", reason="it is what is written")
+    model = create_model(name, embed_dim=4, num_classes=3)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape), abstract_params(model))
+    graph = export_onnx(model, params)
+    onnx.checker.check_model(graph, full_check=True)
+    kinds = collections.Counter(node.op_type for node in graph.graph.node)
+    encoder = model.encoder
+    levels = sum(d * n for d, n in zip(encoder.depths, encoder.focal_levels))
+    assert kinds["Conv"] == levels + len(encoder.depths)
+    assert kinds["Gelu"] == levels + 2 * sum(encoder.depths)
+
+
+def test_a_graph_too_large_for_a_file_has_its_parameters_beside(monkeypatch, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="it is what is written")
+    model = tiny_model()
+    graph = export_onnx(model, random_params(model, "float32"))
+    whole = graph.SerializeToString()
+    monkeypatch.setattr(onnx_graph, "_LARGEST_FILE", 1000)
+    path = tmp_path / "new" / "net.onnx"
+    onnx_graph.write_onnx(path, graph)
+    assert {p.name for p in path.parent.iterdir()} == {"net.onnx", "net.onnx.data"}
+    loaded = onnx.load(path)
+    for there, here in zip(
+        loaded.graph.initializer, onnx.load_from_string(whole).graph.initializer
+    ):
+        np.testing.assert_array_equal(*map(onnx.numpy_helper.to_array, (there, here)))
+
+
+def test_other_operators_are_not_written():
+    pytest.importorskip("onnx", reason="it is what is written")
+    model = tiny_model(modulation=lambda **_: None)
+    with pytest.raises(SetupError, match="only focal modulation itself"):
+        export_onnx(model, {})
+
+
+# --- The command -------------------------------------------------------------
+
+
+def test_a_file_that_ends_in_onnx_is_a_graph(weights, capsys):
+    onnx = pytest.importorskip("onnx", reason="it is what is written")
+    main(["--weights=net.safetensors", "net.onnx", "--image-size=64"])
+    assert "net.onnx: 98 nodes, with the parameters" in capsys.readouterr().out
+    [first, _] = onnx.load("net.onnx").metadata_props
+    assert json.loads(first.value)["image_size"] == 64
+    assert sorted(pathlib.Path().iterdir()) == [
+        pathlib.Path("net.onnx"),
+        pathlib.Path("net.safetensors"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["net.onnx", "--vjp"], "a graph of ONNX has no gradient"),
+        (["net.pb"], "DST is a file that ends in .onnx, or a directory"),
+        ([""], "DST is empty"),
+    ],
+)
+def test_a_wrong_destination_is_told(weights, arguments, said):
+    with pytest.raises(SetupError, match=said):
+        main(["--weights=net.safetensors", *arguments])
+
+
 def test_what_is_there_is_kept(weights):
     pathlib.Path("notes").mkdir()
     pathlib.Path("notes/mine.txt").write_text("mine")
@@ -110,10 +248,3 @@ def test_what_is_there_is_kept(weights):
     with pytest.raises(SetupError, match="no file, directory or release"):
         main(["--weights=nothing.safetensors", "new"])
     assert not pathlib.Path("new").exists()
-
-
-def test_what_writes_programs_is_told(monkeypatch):
-    model = tiny_model()
-    monkeypatch.setitem(sys.modules, "flatbuffers", None)
-    with pytest.raises(SetupError, match="pip install flatbuffers"):
-        export_program(model, random_params(model, "float32"))

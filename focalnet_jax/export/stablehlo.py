@@ -46,7 +46,7 @@ def export_program(model: Model, params: dict[str, Any], *, vjp: bool = False) -
     except ImportError as error:
         raise SetupError(
             "JAX writes and reads programs with flatbuffers, which is not installed: "
-            "pip install flatbuffers"
+            "pip install '.[export]'"
         ) from error
 
     def compute(named_params, images):
