@@ -77,10 +77,19 @@ def make_lasting() -> None:
 
 def is_lost() -> bool:
     """Whether standard output has lost what somebody wanted to have."""
+    failure = _failure()
+    return failure is not None and failure.errno not in _NOBODY_READS
+
+
+def nobody_reads() -> bool:
+    """Whether what is written to standard output goes nowhere any more."""
+    return _failure() is not None
+
+
+def _failure() -> OSError | None:
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    failure = getattr(raw, "failure", None)
-    return failure is not None and failure.errno not in _NOBODY_READS
+    return getattr(raw, "failure", None)
 
 
 def _tell(message: str) -> None:

@@ -5,7 +5,8 @@
     find . -name '*.jpg' | python -m focalnet_jax.predict - --weights=runs/digits --json
 
 IMAGE is a file, a directory whose images are taken at any depth, a pattern such as
-'photos/*.jpg', or - for a list of files on standard input, one a line.
+'photos/*.jpg', or - for a list of files on standard input, one a line, or as `find
+-print0` writes it.
 
 --weights takes all that `focalnet_jax.load_model` takes: the workdir of a run, a
 converted directory, a file of weights, hf:OWNER/NAME, or the name of an official release.
@@ -21,6 +22,7 @@ import glob
 import io
 import json
 import logging
+import math
 import os
 import pathlib
 import sys
@@ -37,9 +39,9 @@ from focalnet_jax.convert.model_arguments import (
     reading,
     spell,
 )
-from focalnet_jax.data.bad_records import BadRecordError
 from focalnet_jax.data.sources.listing import EXTENSIONS, images_and_directories
 from focalnet_jax.errors import SetupError, counted, first_line, nearest
+from focalnet_jax.output import nobody_reads
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.pretrained import Prediction, Pretrained, load_model
 
@@ -64,6 +66,7 @@ def main(argv: list[str] | None = None) -> bool:
     images = find_images(args.images)
     command_line.find_devices()
     net = load_model(args.weights, **vars(reading(args)), **model_options(args.set))
+    net.check_predicts()
     write = _WRITERS[args.format]()
     skipped = 0
     is_short = len(images) <= args.batch_size
@@ -76,6 +79,8 @@ def main(argv: list[str] | None = None) -> bool:
                 for line in write(result):
                     bar.write(line, file=sys.stdout)
             bar.update()
+            if nobody_reads():
+                break
     if skipped:
         print(f"{counted(skipped, 'image')} could not be read", file=sys.stderr)
     return not skipped
@@ -128,22 +133,35 @@ def find_images(given: Iterable[str]) -> list[str]:
 
 def _files_of(argument: str) -> list[str]:
     if argument == "-":
-        names = [line.rstrip("\n") for line in sys.stdin]
-        if not (names := [name for name in names if name]):
-            raise SetupError("standard input names no files: it has one in each line")
-        return names
+        return _files_of_list(sys.stdin.buffer.read() if sys.stdin else b"")
+    if not argument:
+        raise SetupError("an IMAGE is empty: it is a file, a directory or a pattern")
     if os.path.isdir(argument):
-        return _files_below(argument)
+        if not (files := _files_below(argument)):
+            raise SetupError(f"{argument} holds no images{_ENDINGS}")
+        return files
     if os.path.exists(argument):
         return [argument]
     if glob.has_magic(argument):
-        found = sorted(glob.glob(argument, recursive=True))
-        # A pattern such as * also meets files that are no images.
-        found = [p for p in found if os.path.isdir(p) or p.lower().endswith(EXTENSIONS)]
-        if not found:
+        files = []
+        # A pattern such as * also meets what is no image and holds none.
+        for path in sorted(glob.glob(argument, recursive=True)):
+            if os.path.isdir(path):
+                files += _files_below(path)
+            elif path.lower().endswith(EXTENSIONS):
+                files.append(path)
+        if not files:
             raise SetupError(f"no image is named like {argument}{_ENDINGS}")
-        return [file for path in found for file in _files_of(path)]
+        return files
     raise SetupError(f"there is no file {argument}{_nearest_file(argument)}")
+
+
+def _files_of_list(text: bytes) -> list[str]:
+    end = b"\0" if b"\0" in text else b"\n"
+    names = [os.fsdecode(name.removesuffix(b"\r")) for name in text.split(end)]
+    if not (names := [name for name in names if name]):
+        raise SetupError("standard input names no files: it has one in each line")
+    return names
 
 
 _ENDINGS = f" (images end in {', '.join(EXTENSIONS)})"
@@ -160,8 +178,6 @@ def _files_below(directory: str) -> list[str]:
         images, directories = images_and_directories(pathlib.Path(place))
         files += [os.path.join(place, name) for name in images]
         pending += [os.path.join(place, name) for name in reversed(directories)]
-    if not files:
-        raise SetupError(f"{directory} holds no images{_ENDINGS}")
     return files
 
 
@@ -211,7 +227,7 @@ def _prepared(
     def prepare(image):
         try:
             return image, preprocessing(image)
-        except (OSError, BadRecordError) as error:
+        except (OSError, ValueError, MemoryError) as error:
             return image, getattr(error, "strerror", None) or first_line(error)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -231,7 +247,7 @@ def _prepared(
 
 def _text() -> Callable[[Result], list[str]]:
     return lambda result: [
-        result.image,
+        result.image if result.image.isprintable() else repr(result.image),
         *[f"  {100 * p.probability:6.2f} %  {p.name}" for p in result.predictions],
     ]
 
@@ -239,6 +255,9 @@ def _text() -> Callable[[Result], list[str]]:
 def _json() -> Callable[[Result], list[str]]:
     def write(result):
         predictions = [p._asdict() for p in result.predictions]
+        for prediction in predictions:
+            if math.isnan(prediction["probability"]):  # JSON has no such number.
+                prediction["probability"] = None
         return [json.dumps({"image": result.image, "predictions": predictions})]
 
     return write

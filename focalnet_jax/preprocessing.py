@@ -100,6 +100,7 @@ class Preprocessing:
         Raises:
           BadRecordError: the bytes are no whole image.
           SetupError: mean and std are for another number of channels.
+          ValueError: an array is not of uint8 pixels of an image.
         """
         import PIL.Image
 
@@ -112,8 +113,8 @@ class Preprocessing:
                 f"arrays [height, width, {channels}] and pass them to "
                 "preprocessing.normalize"
             )
-        if isinstance(image, np.ndarray):
-            image = PIL.Image.fromarray(image)
+        if hasattr(image, "__array__") and not isinstance(image, PIL.Image.Image):
+            image = PIL.Image.fromarray(_checked_pixels(np.asarray(image)))
         if isinstance(image, (str, os.PathLike)):
             image = pathlib.Path(image).read_bytes()
         transform = EvalTransform(
@@ -171,3 +172,13 @@ class Preprocessing:
             if field.name not in NEWER or field.name in content
         }
         return cls(**values | {name: tuple(values[name]) for name in ("mean", "std")})
+
+
+def _checked_pixels(pixels: np.ndarray) -> np.ndarray:
+    is_grey = pixels.ndim == 2
+    if pixels.dtype != np.uint8 or not (is_grey or pixels.shape[2:] in ((3,), (4,))):
+        raise ValueError(
+            f"an image is {pixels.dtype} {list(pixels.shape)}, expected uint8 [height, "
+            "width, 3]"
+        )
+    return pixels

@@ -54,11 +54,16 @@ class Pretrained(_Pretrained):
       preprocessing: a function that makes `float32 [size, size, 3]` of an image file or
         a PIL image, as the model needs it.
       classes: the names of the classes in the order of the logits; None if they are not
-        known. Where nothing is recorded and the head has a row for each class of
-        ImageNet-1K or ImageNet-22K, they are theirs.
+        known. Where nothing is recorded and a head that is not new has a row for each
+        class of ImageNet-1K or ImageNet-22K, they are theirs.
     """
 
     classes: tuple[str, ...] | None = None
+
+    def _replace(self, **changes) -> "Pretrained":
+        replaced = super()._replace(**changes)
+        replaced.classes = self.classes
+        return replaced
 
     def predict(
         self, images: Any, *, topk: int = 5, batch_size: int = 32
@@ -84,6 +89,7 @@ class Pretrained(_Pretrained):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is below 1")
+        self.check_predicts()
         if not isinstance(images, Iterable) or isinstance(
             images, (str, bytes, np.ndarray)
         ):
@@ -108,17 +114,25 @@ class Pretrained(_Pretrained):
         Args:
           images: `float32 [images, height, width, channels]`.
           topk: as for `predict`.
-          rows: the size of the batch that is computed; images of zeros fill it. Each size
-            needs a program of its own, which is compiled when it is first met.
+          rows: the size of the batch that is computed, if there are fewer images; images
+            of zeros fill it. Each size needs a program of its own, which is compiled when
+            it is first met.
         """
         if topk < 1:
             raise ValueError(f"topk={topk} is below 1")
-        if not getattr(self.model, "num_classes", 0):
-            raise SetupError("the model has no head, so it predicts no classes")
+        self.check_predicts()
         missing = max((rows or 0) - len(images), 0)
         padded = np.pad(images, [(0, missing), *[(0, 0)] * (images.ndim - 1)])
         given = np.asarray(_probabilities(self.model, self.params, padded))
         return [self._best(row, topk) for row in given[: len(images)]]
+
+    def check_predicts(self) -> None:
+        """Raises SetupError for a model without a head."""
+        if not getattr(self.model, "num_classes", 0):
+            raise SetupError(
+                "the model has no head, so it predicts no classes: load the weights of a "
+                "classifier"
+            )
 
     def _best(self, probabilities: np.ndarray, topk: int) -> list[Prediction]:
         best = np.argsort(-probabilities, kind="stable")[:topk]
@@ -210,9 +224,10 @@ def load_model(
         _log.warning(spelt(note))
     params = jax.tree.map(jnp.array, fitted.params)
     pretrained = Pretrained(found.model, params, found.description.preprocessing)
-    recorded = tuple(found.description.classes or ())
-    rows = getattr(found.model, "num_classes", 0)
-    pretrained.classes = recorded or imagenet_classes(rows)
+    if found.description.classes:
+        pretrained.classes = tuple(found.description.classes)
+    elif head != "reset":
+        pretrained.classes = imagenet_classes(getattr(found.model, "num_classes", 0))
     return pretrained
 
 

@@ -80,6 +80,16 @@ def test_a_program_may_have_a_gradient():
         np.testing.assert_allclose(given[name], gradient, rtol=0, atol=2e-5 * largest)
 
 
+def test_both_are_overwritten(weights):
+    pytest.importorskip("onnx", reason="it is what is written")
+    for destination in ("net.onnx", "exported"):
+        for more in ([], ["--overwrite"]):
+            main(["--weights=net.safetensors", destination, *more])
+    main(["--weights=net.safetensors", "exported", "--overwrite", "--vjp"])
+    program = bytearray(pathlib.Path("exported/program.stablehlo").read_bytes())
+    assert jax.export.deserialize(program).has_vjp()
+
+
 def test_it_runs_where_only_jax_and_numpy_are(weights, tmp_path, capsys):
     """By the program that the documentation shows."""
     _, params = weights
@@ -93,8 +103,10 @@ def test_it_runs_where_only_jax_and_numpy_are(weights, tmp_path, capsys):
         r"```python\n(# run_exported\.py\n.*?)```", DOCS.read_text(), re.S
     )
     pathlib.Path("run_exported.py").write_text(
-        code + "import sys\nassert 'focalnet_jax' not in sys.modules\n"
-        "np.save('logits.npy', logits)\n"
+        "import sys\n"
+        "for name in ('focalnet_jax', 'flax', 'safetensors', 'onnx'):\n"
+        "    sys.modules[name] = None  # An import fails.\n"
+        f"{code}np.save('logits.npy', logits)\n"
     )
     subprocess.run([sys.executable, "run_exported.py"], check=True)
     program = bytearray(pathlib.Path("exported/program.stablehlo").read_bytes())
@@ -130,6 +142,7 @@ MODELS = {
     "shades of grey": lambda: tiny_model(in_channels=1),
     "a backbone": tiny_backbone,
     "a stage without a norm": lambda: tiny_backbone(out_stages=(1,), out_norm=False),
+    "the first stage alone": lambda: tiny_backbone(out_stages=(0,)),
     "causal sequences": lambda: tiny_model(
         patch_size=(4,), causal=True, causal_window=5, use_depthwise_bias=True
     ),
@@ -169,6 +182,7 @@ def test_a_graph_computes_what_the_model_does(name):
             expected = [np.moveaxis(map_, -1, 1) for map_ in results]
         first = np.moveaxis(images, -1, 1).astype(np.float32)
         for y, z in zip(session.run(None, {"images": first}), expected, strict=True):
+            assert y.dtype == np.float32
             np.testing.assert_allclose(y, z, rtol=0, atol=1e-6 * np.abs(z).max())
 
 
@@ -200,6 +214,9 @@ def test_a_graph_too_large_for_a_file_has_its_parameters_beside(monkeypatch, tmp
         loaded.graph.initializer, onnx.load_from_string(whole).graph.initializer
     ):
         np.testing.assert_array_equal(*map(onnx.numpy_helper.to_array, (there, here)))
+    monkeypatch.undo()
+    onnx_graph.write_onnx(path, onnx.load_from_string(whole))
+    assert [p.name for p in path.parent.iterdir()] == ["net.onnx"]
 
 
 def test_other_operators_are_not_written():
@@ -215,9 +232,11 @@ def test_other_operators_are_not_written():
 def test_a_file_that_ends_in_onnx_is_a_graph(weights, capsys):
     onnx = pytest.importorskip("onnx", reason="it is what is written")
     main(["--weights=net.safetensors", "net.onnx", "--image-size=64"])
-    assert "net.onnx: 98 nodes, with the parameters" in capsys.readouterr().out
-    [first, _] = onnx.load("net.onnx").metadata_props
-    assert json.loads(first.value)["image_size"] == 64
+    assert "nodes, with the parameters" in capsys.readouterr().out
+    texts = {p.key: json.loads(p.value) for p in onnx.load("net.onnx").metadata_props}
+    assert texts["preprocessing"]["image_size"] == 64
+    assert texts["smallest_image"] == [8, 8]
+    assert texts["classes"] is None
     assert sorted(pathlib.Path().iterdir()) == [
         pathlib.Path("net.onnx"),
         pathlib.Path("net.safetensors"),
@@ -245,6 +264,11 @@ def test_what_is_there_is_kept(weights):
     with pytest.raises(SetupError, match="is no exported directory"):
         main(["--weights=net.safetensors", "notes", "--overwrite"])
     assert pathlib.Path("notes/mine.txt").read_text() == "mine"
+    with pytest.raises(SetupError, match="net.safetensors is a file"):
+        main(["--weights=net.safetensors", "net.safetensors/net.onnx"])
+    pathlib.Path("net.onnx.data").write_text("mine")
+    with pytest.raises(SetupError, match=r"net.onnx.data is there already"):
+        main(["--weights=net.safetensors", "net.onnx"])
     with pytest.raises(SetupError, match="no file, directory or release"):
         main(["--weights=nothing.safetensors", "new"])
     assert not pathlib.Path("new").exists()

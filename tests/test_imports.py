@@ -55,7 +55,14 @@ ALLOWED = {
         "pretrained",
         "trees",
     },
-    "predict": {"command_line", "convert", "data", "preprocessing", "pretrained"},
+    "predict": {
+        "command_line",
+        "convert",
+        "data",
+        "output",
+        "preprocessing",
+        "pretrained",
+    },
     "parity": {
         "command_line",
         "convert",

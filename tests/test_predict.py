@@ -4,14 +4,16 @@ import csv
 import importlib.util
 import io
 import json
+import os
 import pathlib
+import types
 
 import numpy as np
 import PIL.Image
 import pytest
 from tiny import random_params, tiny_model
 
-from focalnet_jax import load_model
+from focalnet_jax import load_model, predict
 from focalnet_jax.convert import to_torch
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
@@ -44,6 +46,10 @@ def write_net(path, **options):
     write_weights(pathlib.Path(path), tensors)
 
 
+def stdin(text):
+    return types.SimpleNamespace(buffer=io.BytesIO(text))
+
+
 def run(*arguments, weights="net.safetensors"):
     return main([*arguments, f"--weights={weights}", f"--image-size={SIZE}"])
 
@@ -74,6 +80,9 @@ def test_a_head_for_imagenet_has_its_names(tmp_path):
     net = load_model(tmp_path / "net.safetensors", image_size=SIZE)
     assert net.classes[:2] == ("tench, Tinca tinca", "goldfish, Carassius auratus")
     assert net.class_name(850) == "teddy, teddy bear"
+    assert net._replace(params={}).classes == net.classes
+    new = load_model(tmp_path / "net.safetensors", head="reset", num_classes=1000)
+    assert new.classes is None
 
 
 def test_names_of_imagenet_are_those_of_timm():
@@ -95,7 +104,12 @@ def test_wrong_numbers_are_told(weights):
         with pytest.raises(ValueError, match="=0 is below 1"):
             net.predict("a.png", **wrong)
     with pytest.raises(SetupError, match="no head"):
-        load_model(weights, num_classes=0, image_size=SIZE).predict("a.png")
+        load_model(weights, num_classes=0, image_size=SIZE).predict("gone.png")
+    for wrong in (np.zeros((9, 9, 3)), np.zeros((2, 9, 9, 3), np.uint8)):
+        with pytest.raises(ValueError, match="expected uint8 .height, width, 3."):
+            net.predict(wrong)
+    with pytest.raises(SetupError, match="no head"):
+        run("a.png", "--set=num_classes=0")
 
 
 # --- The command -------------------------------------------------------------
@@ -104,10 +118,18 @@ def test_wrong_numbers_are_told(weights):
 def test_files_are_found(weights, monkeypatch):
     below = ["photos/b.jpg", "photos/inner/c.png"]
     assert find_images(["a.png", "photos"]) == ["a.png", *below]
+    pathlib.Path("photos/empty").mkdir()
     assert find_images(["photos/*"]) == [below[0], below[1]]
     assert find_images(["**/*.png"]) == ["a.png", below[1]]
-    monkeypatch.setattr("sys.stdin", io.StringIO("a.png\n\nphotos/b.jpg\n"))
-    assert find_images(["-"]) == ["a.png", below[0]]
+    for text in (
+        b"a.png\n\nphotos/b.jpg\n",
+        b"a.png\r\nphotos/b.jpg",
+        b"a.png\0photos/b.jpg\0",
+    ):
+        monkeypatch.setattr("sys.stdin", stdin(text))
+        assert find_images(["-"]) == ["a.png", below[0]]
+    monkeypatch.setattr("sys.stdin", stdin(b"\xff.png"))
+    assert os.fsencode(find_images(["-"])[0]) == b"\xff.png"
     pathlib.Path("photos/loop").symlink_to("..", target_is_directory=True)
     assert sorted(find_images(["photos"])) == sorted([*below, "photos/loop/a.png"])
 
@@ -119,11 +141,12 @@ def test_files_are_found(weights, monkeypatch):
         ("*.gif", r"no image is named like \*.gif \(images end in .jpg"),
         ("empty", "empty holds no images"),
         ("-", "standard input names no files"),
+        ("", "an IMAGE is empty"),
     ],
 )
 def test_images_that_are_not_there_are_told(weights, argument, said, monkeypatch):
     pathlib.Path("empty").mkdir()
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr("sys.stdin", stdin(b""))
     with pytest.raises(SetupError, match=said):
         run(argument)
 
@@ -149,8 +172,7 @@ def test_a_text_a_table_and_objects_say_the_same(weights, capsys):
 
 def test_what_can_not_be_read_is_named_and_skipped(weights, capsys, monkeypatch):
     pathlib.Path("bad.png").write_bytes(b"no image")
-    names = ["bad.png", "a.png", "gone.png"]
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(names)))
+    monkeypatch.setattr("sys.stdin", stdin(b"bad.png\na.png\ngone.png"))
     assert not run("-", "--topk=1")
     out, errors = capsys.readouterr()
     assert out.splitlines()[0] == "a.png"
@@ -158,3 +180,18 @@ def test_what_can_not_be_read_is_named_and_skipped(weights, capsys, monkeypatch)
     assert "skipped bad.png: 8 bytes that are no image" in errors
     assert "skipped gone.png: No such file or directory" in errors
     assert errors.endswith("2 images could not be read\n")
+
+
+def test_it_ends_when_nobody_reads(weights, monkeypatch):
+    """As in front of `head -1`."""
+    computed = []
+
+    def classify(net, images, **_):
+        for image in images:
+            computed.append(image)
+            yield predict.Result(image, [])
+
+    monkeypatch.setattr(predict, "classify", classify)
+    monkeypatch.setattr(predict, "nobody_reads", lambda: len(computed) == 2)
+    assert run("a.png", "photos")
+    assert len(computed) == 2

@@ -7,13 +7,15 @@
 --weights takes all that `focalnet_jax.load_model` takes.
 
 If DST ends in .onnx, it is a graph of ONNX, which holds the parameters, the preprocessing
-and the names of the classes. Else DST becomes a directory with a program of StableHLO:
+and the names of the classes. If it has no ending, it becomes a directory with a program
+of StableHLO:
 
     program.stablehlo      the program, for `jax.export.deserialize`
     params.safetensors     its parameters by name
     model.json             how images are prepared, and the names of the classes
 
-Both take any batch and any image that is large enough.
+Both take any batch and any image that is large enough, with --vjp of sizes that are
+multiples of the stride.
 """
 
 import argparse
@@ -110,7 +112,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _about(net: Pretrained) -> dict[str, Any]:
     """What a user needs to know of images and classes."""
-    return {"preprocessing": net.preprocessing.to_json(), "classes": net.classes}
+    return {
+        "preprocessing": net.preprocessing.to_json(),
+        "smallest_image": list(net.model.encoder.smallest_input()),
+        "classes": net.classes,
+    }
 
 
 def _check_destination(path: pathlib.Path, *, is_onnx: bool, overwrite: bool) -> None:
@@ -119,11 +125,15 @@ def _check_destination(path: pathlib.Path, *, is_onnx: bool, overwrite: bool) ->
             f"{path.name} ends in {path.suffix!r}: DST is a file that ends in .onnx, or "
             "a directory, without an ending"
         )
-    if not path_exists(path):
+    parent = next(parent for parent in path.parents if parent.exists())
+    if not parent.is_dir():
+        raise SetupError(f"{path} can't be written: {parent} is a file")
+    paths = [path, path.with_name(f"{path.name}.data")] if is_onnx else [path]
+    if not (found := [str(path) for path in paths if path_exists(path)]):
         return
     if not overwrite:
-        raise SetupError(f"{path} is there already; --overwrite replaces it")
-    is_ours = path.is_file() if is_onnx else path.is_dir()
+        raise SetupError(f"{found[0]} is there already; --overwrite replaces it")
+    is_ours = not path.is_dir() if is_onnx else path.is_dir()
     if is_ours and not is_onnx:
         is_ours = {entry.name for entry in path.iterdir()} <= {PROGRAM, PARAMS, ABOUT}
     if not is_ours:

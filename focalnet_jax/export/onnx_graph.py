@@ -5,6 +5,7 @@ convolution. Maps are channels last, as in the model, but for convolutions, whic
 knows with the channels first. So are the input and the maps that a backbone returns.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -100,7 +101,8 @@ def export_onnx(
 def write_onnx(path: pathlib.Path, proto) -> None:
     """Writes a graph, and a file `PATH.data` beside it for what one file can't hold.
 
-    What was there stays there if it can't be written.
+    They replace what was there once they are written. A file `PATH.data` of an older
+    graph goes with it.
     """
     import onnx
 
@@ -114,6 +116,8 @@ def write_onnx(path: pathlib.Path, proto) -> None:
         onnx.save_model(proto, os.path.join(aside, path.name), **options)
         for name in (data, path.name) if options else (path.name,):
             os.replace(os.path.join(aside, name), path.with_name(name))
+    if not options:
+        path.with_name(data).unlink(missing_ok=True)
 
 
 class _Graph:
@@ -126,7 +130,7 @@ class _Graph:
     def __init__(self, onnx):
         self._onnx = onnx
         self.nodes, self.constants = [], []
-        self._names: dict[bytes, str] = {}
+        self._names: dict[tuple, str] = {}
 
     def __call__(
         self, operator: str, *inputs: str, results: int = 1, name: str = "", **attributes
@@ -140,10 +144,10 @@ class _Graph:
     def constant(self, values, *, name: str | None = None) -> str:
         """Adds an array; equal ones without a name are added once."""
         array = np.ascontiguousarray(values)
-        key = repr((array.dtype, array.shape, array.tobytes())).encode()
-        if name is None and key in self._names:
-            return self._names[key]
         if name is None:
+            key = array.dtype, array.shape, array.tobytes()
+            if key in self._names:
+                return self._names[key]
             name = self._names[key] = f"constant_{len(self._names)}"
         self.constants.append(self._onnx.numpy_helper.from_array(array, name))
         return name
@@ -195,7 +199,8 @@ class _Writer:
     def backbone(self, model: Model) -> dict[str, list]:
         """Writes a backbone; returns its results with their shapes."""
         results = {}
-        for index, (x, channels) in enumerate(self._stages()):
+        stages = itertools.islice(self._stages(), max(model.out_stages) + 1)
+        for index, (x, channels) in enumerate(stages):
             if index not in model.out_stages:
                 continue
             if model.out_norm:
