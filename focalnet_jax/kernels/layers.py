@@ -22,7 +22,7 @@ _OVER_ROWS = ((0,), (0,)), ((), ())
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Multiplies rows of `[rows, c]` with `[c, d]`, and adds `[1, d]`."""
-    return _product(x, kernel) + bias
+    return _product(x, kernel, False) + bias
 
 
 def split_dense(
@@ -30,52 +30,32 @@ def split_dense(
 ) -> list[jax.Array]:
     """`dense` by a transposed kernel, `[d, c]`, in parts with so many channels each."""
     chex.assert_equal(sum(parts), kernel.shape[0])
-    y = _product_by_transpose(x, kernel) + bias
+    y = _product(x, kernel, True) + bias
     ends = [sum(parts[:count]) for count in range(len(parts) + 1)]
     return [y[:, start:end] for start, end in itertools.pairwise(ends)]
 
 
-@jax.custom_vjp
-def _product(x, kernel):
-    return _dot(x.astype(kernel.dtype), kernel, _ROWS_BY_MATRIX)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x, kernel, is_transposed):
+    return _product_forward(x, kernel, is_transposed)[0]
 
 
-def _product_forward(x, kernel):
+def _product_forward(x, kernel, is_transposed):
     x = x.astype(kernel.dtype)
-    return _dot(x, kernel, _ROWS_BY_MATRIX), (x, kernel)
+    forth = _ROWS_BY_TRANSPOSE if is_transposed else _ROWS_BY_MATRIX
+    return _dot(x, kernel, forth), (x, kernel)
 
 
-def _product_backward(saved, cotangent):
+def _product_backward(is_transposed, saved, cotangent):
     """The gradient of the kernel stays in float32, as wide as it was added up."""
     x, kernel = saved
     cotangent = cotangent.astype(kernel.dtype)
-    of_kernel = _dot(x, cotangent, _OVER_ROWS)
-    return _dot(cotangent, kernel, _ROWS_BY_TRANSPOSE), of_kernel
+    back = _ROWS_BY_MATRIX if is_transposed else _ROWS_BY_TRANSPOSE
+    pair = (cotangent, x) if is_transposed else (x, cotangent)
+    return _dot(cotangent, kernel, back), _dot(*pair, _OVER_ROWS)
 
 
 _product.defvjp(_product_forward, _product_backward)
-
-
-@jax.custom_vjp
-def _product_by_transpose(x, kernel):
-    return _dot(x.astype(kernel.dtype), kernel, _ROWS_BY_TRANSPOSE)
-
-
-def _product_by_transpose_forward(x, kernel):
-    x = x.astype(kernel.dtype)
-    return _dot(x, kernel, _ROWS_BY_TRANSPOSE), (x, kernel)
-
-
-def _product_by_transpose_backward(saved, cotangent):
-    x, kernel = saved
-    cotangent = cotangent.astype(kernel.dtype)
-    of_kernel = _dot(cotangent, x, _OVER_ROWS)
-    return _dot(cotangent, kernel, _ROWS_BY_MATRIX), of_kernel
-
-
-_product_by_transpose.defvjp(
-    _product_by_transpose_forward, _product_by_transpose_backward
-)
 
 
 def _dot(a, b, dimensions):

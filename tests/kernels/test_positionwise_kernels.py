@@ -157,13 +157,13 @@ MISTAKES = {
         Case("prenorm_branches"),
     ),
     "a bias that is left out": (
-        "return _product(x, kernel) + bias",
-        "return _product(x, kernel)",
+        "return _product(x, kernel, False) + bias",
+        "return _product(x, kernel, False)",
         Case("modulated"),
     ),
     "a matrix that is not transposed in the gradient": (
-        "return _dot(cotangent, kernel, _ROWS_BY_TRANSPOSE), of_kernel",
-        "return _dot(cotangent, kernel, _ROWS_BY_MATRIX), of_kernel",
+        "back = _ROWS_BY_MATRIX if is_transposed else _ROWS_BY_TRANSPOSE",
+        "back = _ROWS_BY_MATRIX",
         Case("modulated"),
     ),
     "parts in another order": (
