@@ -7,7 +7,10 @@ import logging
 # Where there is no home directory that it could write to, it does without, and says so.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
+from matplotlib import colormaps  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+
+__all__ = ["Figure", "colormaps", "page", "svg"]
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto;

@@ -23,6 +23,7 @@ import focalnet_jax.data.prepare.__main__ as prepare
 import focalnet_jax.export.__main__ as export
 import focalnet_jax.parity.__main__ as parity
 import focalnet_jax.predict as predict
+import focalnet_jax.visualize.__main__ as visualize
 from focalnet_jax.convert import to_torch
 from focalnet_jax.models import abstract_params, create_model
 from focalnet_jax.train import check_field_name, command_line, load_recipe
@@ -36,6 +37,7 @@ MODULES = {
     "focalnet_jax.export": export.parse,
     "focalnet_jax.parity": parity.parse,
     "focalnet_jax.predict": predict.parse,
+    "focalnet_jax.visualize": visualize.parse,
 }
 
 # A fenced block.

@@ -63,6 +63,16 @@ ALLOWED = {
         "preprocessing",
         "pretrained",
     },
+    "visualize": {
+        "command_line",
+        "convert",
+        "models",
+        "pages",
+        "paths",
+        "preprocessing",
+        "pretrained",
+        "trees",
+    },
     "parity": {
         "command_line",
         "convert",

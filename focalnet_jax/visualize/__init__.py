@@ -1,0 +1,29 @@
+"""What a FocalNet looks at: its gates, modulators, kernels and receptive fields."""
+
+from focalnet_jax.visualize.figures import (
+    draw_gates,
+    draw_kernels,
+    draw_modulators,
+    draw_receptive_fields,
+)
+from focalnet_jax.visualize.inside import (
+    BlockMaps,
+    Inside,
+    block_maps,
+    depthwise_kernels,
+    look_inside,
+    receptive_fields,
+)
+
+__all__ = [
+    "BlockMaps",
+    "Inside",
+    "block_maps",
+    "depthwise_kernels",
+    "draw_gates",
+    "draw_kernels",
+    "draw_modulators",
+    "draw_receptive_fields",
+    "look_inside",
+    "receptive_fields",
+]

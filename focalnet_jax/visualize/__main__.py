@@ -1,0 +1,165 @@
+"""Shows what a FocalNet looks at in an image.
+
+    python -m focalnet_jax.visualize photo.jpg --weights=runs/digits
+    python -m focalnet_jax.visualize photo.jpg --weights=hf:microsoft/focalnet-tiny \\
+        --output=inside --blocks=all --at=60,120
+
+--weights takes all that `focalnet_jax.load_model` takes.
+
+The command writes a directory with gates.png, modulators.png, kernels.png,
+receptive_fields.png, and index.html. On that page one points at the image and sees the
+gates and the modulator of the place.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+
+import numpy as np
+
+from focalnet_jax import command_line
+from focalnet_jax.convert.model_arguments import (
+    add_reading_arguments,
+    model_options,
+    reading,
+    spell,
+)
+from focalnet_jax.errors import SetupError, did_you_mean, first_line
+from focalnet_jax.paths import errors_named, local_path, written_aside
+from focalnet_jax.pretrained import Pretrained, load_model
+from focalnet_jax.visualize.figures import (
+    draw_gates,
+    draw_kernels,
+    draw_modulators,
+    draw_receptive_fields,
+)
+from focalnet_jax.visualize.hover_page import hover_page, png
+from focalnet_jax.visualize.inside import (
+    BlockMaps,
+    Inside,
+    depthwise_kernels,
+    look_inside,
+    receptive_fields,
+)
+
+PAGE = "index.html"
+PICTURES = ("gates", "modulators", "receptive_fields", "kernels")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command line.
+
+    Raises:
+      SetupError: the image, the weights or the place of the output can't be used, and
+        nothing was written.
+    """
+    args = parse(argv)
+    image = pathlib.Path(args.image)
+    output = local_path(args.output or f"{image.stem}-inside")
+    _check_output(output, overwrite=args.overwrite)
+    if not image.is_file():
+        what = (
+            "is a directory, and one image is shown" if image.is_dir() else "isn't there"
+        )
+        raise SetupError(f"{args.image} {what}: give the file of an image")
+    command_line.find_devices()
+    net = load_model(args.weights, **vars(reading(args)), **model_options(args.set))
+    inside, fields = _look(net, image, args.at)
+    blocks = _chosen(inside, args.blocks)
+    figures = {
+        "gates": draw_gates(inside, blocks),
+        "modulators": draw_modulators(inside),
+        "receptive_fields": draw_receptive_fields(inside, fields),
+        "kernels": draw_kernels(depthwise_kernels(net.params)),
+    }
+    text = hover_page(inside, title=image.name, blocks=blocks, figures=figures)
+    with errors_named(output), written_aside(output) as aside:
+        aside.mkdir()
+        for name, figure in figures.items():
+            (aside / f"{name}.png").write_bytes(png(figure))
+        (aside / PAGE).write_text(text, encoding="utf-8")
+    for prediction in inside.predictions:
+        print(f"{prediction.probability:8.2%}  {prediction.name}")
+    pictures = ", ".join(f"{name}.png" for name in figures)
+    print(f"wrote {output}: {pictures}\nopen {output / PAGE} to point at the image")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = command_line.parser("python -m focalnet_jax.visualize", __doc__)
+    add = parser.add_argument
+    add("image", metavar="IMAGE")
+    add("--weights", required=True, metavar="SOURCE", help="what load_model takes")
+    add("--output", metavar="DIR", help="what is written; by default IMAGE's name-inside")
+    add("--overwrite", action="store_true", help="replace what is at --output")
+    add(
+        "--blocks",
+        default="last",
+        metavar="BLOCKS",
+        help="the blocks of gates and page: 'last' of each stage, which is the default, "
+        "'all', or names with commas such as stage2/block0,stage2/block5",
+    )
+    add(
+        "--at",
+        type=_pixel,
+        metavar="ROW,COLUMN",
+        help="the pixel of the image, as the model is given it, whose receptive fields "
+        "are drawn; by default the middle",
+    )
+    add_reading_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def _pixel(text: str) -> tuple[int, int]:
+    if not re.fullmatch("[0-9]+,[0-9]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROW,COLUMN, such as 60,120")
+    row, column = map(int, text.split(","))
+    return row, column
+
+
+def _look(
+    net: Pretrained, image: pathlib.Path, at: tuple[int, int] | None
+) -> tuple[Inside, dict[str, np.ndarray]]:
+    try:
+        return look_inside(net, image), receptive_fields(net, image, at=at)
+    except SetupError:
+        raise
+    except (
+        Exception
+    ) as error:  # What libraries say of a damaged file has no common class.
+        raise SetupError(f"{image} can't be read: {first_line(error)}") from error
+
+
+def _chosen(inside: Inside, blocks: str) -> tuple[BlockMaps, ...]:
+    if blocks == "last":
+        return inside.last_blocks()
+    if blocks == "all":
+        return inside.blocks
+    known = {block.name: block for block in inside.blocks}
+    for name in (names := blocks.split(",")):
+        if name not in known:
+            raise SetupError(f"--blocks={name} is unknown{did_you_mean(name, known)}")
+    return tuple(known[name] for name in dict.fromkeys(names))
+
+
+def _check_output(path: pathlib.Path, *, overwrite: bool) -> None:
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir():
+        raise SetupError(f"{path} is there already, and is a file")
+    if not overwrite:
+        raise SetupError(
+            f"{path} is there already; --overwrite replaces it, and --output names "
+            "another one"
+        )
+    ours = {PAGE, *(f"{name}.png" for name in PICTURES)}
+    if others := set(os.listdir(path)) - ours:
+        raise SetupError(
+            f"{path} holds {min(others)}, which this command doesn't write, so it is not "
+            "overwritten"
+        )
+
+
+if __name__ == "__main__":
+    command_line.run(main, spell=spell)

@@ -1,0 +1,178 @@
+"""Figures of what a FocalNet looks at, made with matplotlib.
+
+They have no background, and a grey that can be read on white and on black, so that they
+fit on pages of both kinds.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from focalnet_jax.errors import counted
+from focalnet_jax.pages import Figure
+from focalnet_jax.visualize.inside import BlockMaps, Inside
+
+INK = "#777777"
+SIGNED, UNSIGNED = "RdBu_r", "magma"
+_TILE = 1.9  # inches
+_MOST_BLOCKS = 8  # of a stage, in a row
+_MOST_KERNELS = 7  # of a level, in a row
+_DARKEST = -4  # the power of ten that is black, beside the greatest gradient
+
+
+def draw_gates(inside: Inside, blocks: Sequence[BlockMaps] | None = None) -> Figure:
+    """Draws the gates of blocks: a row for each block, a column for each level.
+
+    Red gates are above zero, and blue ones below. The colours of a row have one scale.
+
+    Args:
+      inside: from `look_inside`.
+      blocks: those that are drawn; None for the last block of each stage.
+    """
+    blocks = inside.last_blocks() if blocks is None else blocks
+    levels = max(block.gates.shape[-1] for block in blocks)
+    figure, axes = _grid(len(blocks), levels + 1, "Gates by level")
+    for row, block in zip(axes, blocks):
+        most = max(np.abs(block.gates).max(), np.finfo(np.float32).tiny)
+        _show(row[0], inside.pixels, title=_title(block))
+        for level in range(block.gates.shape[-1]):
+            is_global = level == block.gates.shape[-1] - 1
+            _show(
+                row[level + 1],
+                block.gates[..., level],
+                cmap=SIGNED,
+                vmin=-most,
+                vmax=most,
+                title="global" if is_global else f"level {level + 1}",
+            )
+        figure.colorbar(row[block.gates.shape[-1]].images[0], ax=list(row), pad=0.01)
+    return _with_grey_text(figure)
+
+
+def draw_modulators(inside: Inside) -> Figure:
+    """Draws the norm of the modulator over the image: a row for each stage.
+
+    Bright places have the longest modulators of their block. Of a stage with many blocks,
+    eight are drawn, the first and the last one among them.
+    """
+    stages = range(inside.blocks[-1].stage + 1)
+    rows = [_spread([b for b in inside.blocks if b.stage == stage]) for stage in stages]
+    columns = max(len(row) for row in rows) + 1
+    figure, axes = _grid(len(rows), columns, "Norm of the modulator")
+    grey = inside.pixels.mean(-1)
+    for row, (blocks, stride) in enumerate(zip(rows, inside.strides)):
+        _show(axes[row, 0], inside.pixels, title=f"stage{row}")
+        for tile, block in zip(axes[row, 1:], blocks):
+            _show(tile, grey, cmap="gray", vmin=0, vmax=255, title=_title(block))
+            # In pixels, from edge to edge: the last ones may belong to no position.
+            bottom, right = np.array(block.norm.shape) * stride - 0.5
+            tile.imshow(
+                block.norm,
+                cmap=UNSIGNED,
+                alpha=0.7,
+                extent=(-0.5, right, bottom, -0.5),
+                interpolation="bilinear",
+            )
+            height, width = grey.shape
+            tile.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    return _with_grey_text(figure)
+
+
+def draw_kernels(kernels: Mapping[str, Sequence[np.ndarray]]) -> Figure:
+    """Draws depthwise kernels of the last block of each stage, a row for each level.
+
+    The first column has the mean of the absolute weights over all channels, and the
+    others have the kernels of the channels with the greatest weights.
+
+    Args:
+      kernels: from `depthwise_kernels`.
+    """
+    last = {name.partition("/")[0]: name for name in kernels}.values()
+    levels = [(name, level) for name in last for level in range(len(kernels[name]))]
+    columns = _MOST_KERNELS + 1
+    figure, axes = _grid(len(levels), columns, "Depthwise kernels", tile=1.0, text=0)
+    for row, (name, level) in zip(axes, levels):
+        kernel = kernels[name][level]
+        title = f"{name}\nlevel {level + 1}, {kernel.shape[0]} x {kernel.shape[1]}"
+        _show(row[0], np.abs(kernel).mean(-1), cmap=UNSIGNED, vmin=0)
+        row[0].text(
+            -0.15, 0.5, title, transform=row[0].transAxes, ha="right", va="center", size=8
+        )
+        strength = np.square(kernel).sum((0, 1))
+        for tile, channel in zip(row[1:], np.argsort(-strength, kind="stable")):
+            most = max(np.abs(kernel[..., channel]).max(), np.finfo(np.float32).tiny)
+            _show(tile, kernel[..., channel], cmap=SIGNED, vmin=-most, vmax=most)
+    axes[0, 0].set_title("mean of |weight|", size=8)
+    axes[0, 1].set_title("strongest", size=8)
+    return _with_grey_text(figure)
+
+
+def draw_receptive_fields(inside: Inside, fields: Mapping[str, np.ndarray]) -> Figure:
+    """Draws effective receptive fields, on a logarithmic scale.
+
+    What is black has less than a ten-thousandth of the greatest gradient. The text below
+    each says how far from its centre of mass half of the gradient lies.
+
+    Args:
+      inside: from `look_inside`.
+      fields: from `receptive_fields`, for the same image.
+    """
+    figure, axes = _grid(1, len(fields) + 1, "Effective receptive field")
+    _show(axes[0, 0], inside.pixels, title="image")
+    for tile, (name, field) in zip(axes[0, 1:], fields.items()):
+        most = max(field.max(), np.finfo(np.float32).tiny)
+        powers = np.log10(np.maximum(field / most, 10.0**_DARKEST))
+        _show(tile, powers, cmap=UNSIGNED, vmin=_DARKEST, vmax=0, title=name)
+        radius = counted(round(half_radius(field)), "pixel")
+        tile.set_xlabel(f"half within {radius}", size=8)
+    return _with_grey_text(figure)
+
+
+def half_radius(field: np.ndarray) -> float:
+    """The distance in pixels from the centre of mass within which half of it lies."""
+    rows, columns = np.indices(field.shape)
+    total = max(field.sum(dtype=np.float64), np.finfo(np.float64).tiny)
+    centre = [(field * axis).sum(dtype=np.float64) / total for axis in (rows, columns)]
+    distances = np.hypot(rows - centre[0], columns - centre[1]).ravel()
+    order = np.argsort(distances)
+    shares = np.cumsum(field.ravel()[order], dtype=np.float64) / total
+    return float(distances[order][min(np.searchsorted(shares, 0.5), shares.size - 1)])
+
+
+def _grid(
+    rows: int, columns: int, title: str, *, tile: float = _TILE, text: float = 0.25
+) -> tuple[Figure, np.ndarray]:
+    """A figure and `[rows, columns]` axes without frames or numbers; sizes in inches."""
+    size = columns * tile + 0.8, rows * (tile + text) + 0.6
+    figure = Figure(figsize=size, layout="constrained", facecolor="none")
+    figure.suptitle(title, size=11)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for tile in axes.flat:
+        tile.set(xticks=[], yticks=[], facecolor="none")
+        tile.set_frame_on(False)
+    return figure, axes
+
+
+def _show(axes: Any, values: np.ndarray, *, title: str = "", **options: Any) -> None:
+    axes.imshow(values, interpolation="nearest", **options)
+    axes.set_title(title, size=9)
+
+
+def _title(block: BlockMaps) -> str:
+    height, width = block.norm.shape
+    return f"{block.name}, {height} x {width}"
+
+
+def _spread(blocks: Sequence[BlockMaps]) -> list[BlockMaps]:
+    """At most `_MOST_BLOCKS` of the blocks, evenly."""
+    count = min(len(blocks), _MOST_BLOCKS)
+    return [blocks[i] for i in np.linspace(0, len(blocks) - 1, count).round().astype(int)]
+
+
+def _with_grey_text(figure: Figure) -> Figure:
+    for text in figure.findobj(lambda artist: hasattr(artist, "get_text")):
+        text.set_color(INK)
+    for axes in figure.axes:
+        axes.tick_params(colors=INK, labelsize=8)
+    return figure

@@ -1,0 +1,132 @@
+"""A page on which one points at an image and sees gates and modulator of that place.
+
+It is a single file and needs no network. The numbers in it are rounded to bytes.
+"""
+
+import base64
+import html
+import importlib.resources
+import io
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import PIL.Image
+
+from focalnet_jax.pages import Figure, colormaps, page
+from focalnet_jax.visualize.figures import SIGNED, UNSIGNED
+from focalnet_jax.visualize.inside import BlockMaps, Inside
+
+_BODY = """<style>{css}</style>
+{predictions}
+<main>
+<section>
+<div class="controls">
+<label>block <select id="block"></select></label>
+<label>shows <select id="overlay"></select></label>
+<label>strength <input id="strength" type="range" min="0" max="100" value="65"></label>
+</div>
+<canvas id="look" tabindex="0" role="img" aria-label="The image to point at"></canvas>
+<p class="quiet">Point at a place, or use the arrow keys. A click holds the place, and
+another one lets it go. <span id="scale"></span></p>
+</section>
+<section aria-live="polite">
+<p id="where"></p>
+<h2>Gates</h2>
+<div id="gates"></div>
+<h2>Modulator</h2>
+<canvas id="values"></canvas>
+<p class="quiet">There is a line for each channel. Red is above zero, and blue below. All
+places of a block have one scale, and each number is rounded to 1/127 of it.</p>
+</section>
+</main>
+{figures}
+<script type="application/json" id="data">{data}</script>
+<script>{js}</script>
+"""
+
+
+def hover_page(
+    inside: Inside,
+    *,
+    title: str,
+    blocks: Sequence[BlockMaps],
+    figures: Mapping[str, Figure],
+) -> str:
+    """Makes the page.
+
+    Args:
+      inside: from `look_inside`.
+      title: of the page.
+      blocks: those that can be chosen on it; each adds `h * w * c` bytes, and a third.
+      figures: pictures that stand below, by what they show.
+    """
+    image = io.BytesIO()
+    PIL.Image.fromarray(inside.pixels).save(image, format="png")
+    data = {
+        "size": inside.pixels.shape[:2],
+        "image": _address(image.getvalue()),
+        "blocks": [_block(block, inside.strides[block.stage]) for block in blocks],
+        "colours": {"signed": _colours(SIGNED), "unsigned": _colours(UNSIGNED)},
+    }
+    shown = "\n".join(
+        f'<figure><img src="{_address(png(figure))}" alt="{html.escape(name)}"></figure>'
+        for name, figure in figures.items()
+    )
+    files = importlib.resources.files("focalnet_jax.visualize")
+    return page(
+        title,
+        _BODY.format(
+            css=files.joinpath("hover.css").read_text("utf-8"),
+            js=files.joinpath("hover.js").read_text("utf-8"),
+            predictions=_predictions(inside),
+            figures=shown,
+            data=json.dumps(data),
+        ),
+    )
+
+
+def png(figure: Figure) -> bytes:
+    """The PNG file of a figure."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120)
+    return stream.getvalue()
+
+
+def _predictions(inside: Inside) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(p.name)}<td>{p.probability:.2%}</tr>"
+        for p in inside.predictions
+    )
+    return f"<table>{rows}</table>" if rows else ""
+
+
+def _block(block: BlockMaps, stride: tuple[int, int]) -> dict[str, object]:
+    height, width, levels = block.gates.shape
+    return {
+        "name": block.name,
+        "height": height,
+        "width": width,
+        "levels": levels,
+        "channels": block.modulator.shape[-1],
+        "stride": stride,
+        "gates": _rounded(block.gates),
+        "modulator": _rounded(block.modulator),
+    }
+
+
+def _rounded(values: np.ndarray) -> dict[str, object]:
+    """Numbers as signed bytes times a scale."""
+    scale = max(float(np.abs(values).max()), np.finfo(np.float32).tiny) / 127
+    rounded = np.int8(np.rint(values / scale))
+    return {"scale": scale, "bytes": base64.b64encode(rounded.tobytes()).decode()}
+
+
+def _colours(name: str) -> str:
+    """256 colours from the lowest to the highest number."""
+    table = colormaps[name](np.linspace(0, 1, 256), bytes=True)[:, :3]
+    return base64.b64encode(table.tobytes()).decode()
+
+
+def _address(image: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(image).decode()
