@@ -5,6 +5,7 @@ from focalnet_jax.models import (
     count_multiply_adds,
     count_params,
     create_backbone,
+    create_masked_model,
     create_model,
     list_models,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "count_multiply_adds",
     "count_params",
     "create_backbone",
+    "create_masked_model",
     "create_model",
     "list_models",
     "load_model",

@@ -49,6 +49,7 @@ from focalnet_jax.paths import local_path, path_exists, written_aside
 from focalnet_jax.trees import named_leaves
 from focalnet_jax.weights.description import (
     BACKBONE_OPTIONS,
+    MASKED_IMAGE_MODELING,
     ModelDescription,
 )
 from focalnet_jax.weights.params import save_params
@@ -148,6 +149,8 @@ def _usual_dialect(found: WeightsAndModel) -> str:
     """The dialect of the source, or of the file that the source was converted from."""
     if BACKBONE_OPTIONS & found.description.overrides.keys():
         return "microsoft"  # No other dialect has names for the norms of a backbone.
+    if found.description.task == MASKED_IMAGE_MODELING:
+        return "transformers"  # Nor for a decoder and a mask token.
     if found.weights.dialect:
         return found.weights.dialect.name
     return (found.description.source or {}).get("dialect", "microsoft")

@@ -133,7 +133,8 @@ def to_torch(
         if key is None:
             raise SetupError(
                 f"{dialect}'s FocalNet has no place for {path}; backbones for dense "
-                f"prediction are written with {argument('dialect', 'microsoft')}"
+                f"prediction are written with {argument('dialect', 'microsoft')}, masked "
+                f"models with {argument('dialect', 'transformers')}"
             )
         array = table.to_torch(path, np.asarray(array))
         state_dict[key] = cast(key, array, dtypes.get(path))

@@ -111,6 +111,8 @@ class Dialect:
 
     def to_torch(self, path: str, array: np.ndarray) -> np.ndarray:
         """Makes a view of a Flax array in the layout of PyTorch."""
+        if path == "mask_token":
+            return array[None, None]
         if not path.endswith("/kernel"):
             return array
         array = np.moveaxis(array, (-1, -2), (0, 1))
@@ -118,6 +120,9 @@ class Dialect:
 
     def from_torch(self, path: str, array: np.ndarray) -> np.ndarray | None:
         """Makes a view of a PyTorch array in Flax's layout; None if it has another."""
+        if path == "mask_token":
+            is_one = array.ndim == 3 and array.shape[:2] == (1, 1)
+            return array[0, 0] if is_one else None
         if not path.endswith("/kernel"):
             return array if array.ndim == 1 else None
         if self._is_pointwise(path):
@@ -186,7 +191,7 @@ def _compile(template: str, *, separator: str, leaves: str) -> re.Pattern:
     for field in _INTEGER_FIELDS:
         pattern = pattern.replace(f"{{{field}}}", rf"(?P<{field}>\d+)")
     pattern = pattern.replace("{post}", "(?:_post)?")
-    if "gamma" not in template:  # A gamma is itself a parameter, all others are modules.
+    if not re.search("gamma|mask_token", template):  # All others are modules.
         pattern += rf"{separator}(?P<leaf>{leaves})"
     return re.compile(pattern)
 
@@ -255,7 +260,8 @@ TIMM = Dialect(
 )
 
 # huggingface/transformers: `FocalNetForImageClassification`. `FocalNetModel` lacks the
-# inner prefix and the classifier.
+# inner prefix and the classifier. In the place of the classifier,
+# `FocalNetForMaskedImageModeling` has a decoder and a mask token.
 TRANSFORMERS = Dialect(
     name="transformers",
     block="focalnet.encoder.stages.{s}.layers.{b}",
@@ -279,8 +285,10 @@ TRANSFORMERS = Dialect(
         "layers_{s}/downsample/norm": "focalnet.encoder.stages.{s}.downsample.norm",
         "norm": "focalnet.layernorm",
         "head": "classifier",
+        "decoder": "decoder.0",
+        "mask_token": "focalnet.embeddings.mask_token",
     },
-    pointwise=frozenset({"h"}),
+    pointwise=frozenset({"h", "decoder"}),
     inner_prefix="focalnet.",
     focal_factor=2,
     stem_padding=2,

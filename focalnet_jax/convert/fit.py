@@ -15,15 +15,23 @@ from focalnet_jax.convert.names import MatchedWeights, Parameter
 from focalnet_jax.convert.precision import cast, dtype_notes
 from focalnet_jax.errors import SetupError, argument, counted, shown
 from focalnet_jax.image_size import ImageSize, parse_image_size
-from focalnet_jax.models import FocalNet, FocalNetEncoder, abstract_params
+from focalnet_jax.models import (
+    FocalNet,
+    FocalNetBackbone,
+    FocalNetEncoder,
+    MaskedFocalNet,
+    abstract_params,
+)
 from focalnet_jax.models.size import Model
 from focalnet_jax.trees import named_leaves, nested
 from focalnet_jax.values import SEED, Flag, NotAllowed, Several, Text
 
 HEADS = ("reset", "in22k_to_in1k")
 _STEM = "patch_embed/proj/kernel"
-# The names of all parameters that are not the encoder's.
-_AFTER_ENCODER = re.compile(r"(norm\d*|head)/.*")
+# The names of what a classifier or a masked model has beside encoder and norm, and of all
+# parameters that are not the encoder's.
+_HEAD = re.compile(r"(head|decoder)/.*|mask_token")
+_AFTER_ENCODER = re.compile(rf"norm\d*/.*|{_HEAD.pattern}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,8 +213,8 @@ def _changed(
 
     if changes.head == "reset":
         has_norm = any(path.startswith("norm/") for path in given)
-        keeps_norm = isinstance(model, FocalNet) and has_norm
-        reset = re.compile("head/.*") if keeps_norm else _AFTER_ENCODER
+        keeps_norm = not isinstance(model, FocalNetBackbone) and has_norm
+        reset = _HEAD if keeps_norm else _AFTER_ENCODER
         given = {path: p for path, p in given.items() if not reset.fullmatch(path)}
         new += [path for path in expected if reset.fullmatch(path)]
         notes += (f"new: {', '.join(new)}",) if new else ()
@@ -272,12 +280,14 @@ def _adapted_stem(
 def _without_head(
     weights: MatchedWeights, model: Model
 ) -> tuple[dict[str, Parameter], tuple[str, ...]]:
-    """Leaves a classifier's head out where the model has nothing in its place."""
+    """Leaves a head out where the model has nothing in its place."""
     given, notes = dict(weights.parameters), weights.notes
+    if isinstance(model, MaskedFocalNet):
+        return given, notes
     is_classifier = isinstance(model, FocalNet)
     if model.num_classes if is_classifier else model.out_norm:
         return given, notes
-    head = re.compile("head/.*" if is_classifier else "(norm|head)/.*")
+    head = _HEAD if is_classifier else re.compile(f"norm/.*|{_HEAD.pattern}")
     left_out = [path for path in given if head.fullmatch(path)]
     if left_out:
         keys = ", ".join(given.pop(path).key for path in left_out)
@@ -353,7 +363,7 @@ def _add_gates(array: np.ndarray, outputs: int) -> np.ndarray:
 
 def _new_params(model: Model, paths: list[str], seed: int) -> dict[str, np.ndarray]:
     """The initial parameters at some paths. Under jit, no others are computed."""
-    spatial = model.encoder.smallest_input()
+    spatial = model.encoder.total_stride
     images = jnp.zeros((1, *spatial, model.encoder.in_channels))
 
     @jax.jit

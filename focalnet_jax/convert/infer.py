@@ -40,8 +40,9 @@ def find_model(
         are not part of the result.
 
     Returns:
-      A name; overrides for `create_model`, or for `create_backbone` if `out_stages` is
-      among them; and notes about guesses and about what contradicts each other.
+      A name; overrides for `create_model`, for `create_backbone` if `out_stages` is
+      among them, or for `create_masked_model` with `reconstruct`; and notes about
+      guesses and about what contradicts each other.
 
     Raises:
       SetupError: too few tensors are there to tell.
@@ -237,8 +238,11 @@ def _mlp_ratio(mlps: list[tuple[int, int]], given: Any) -> float:
 def head_settings(shapes: Shapes) -> dict[str, Any]:
     """The options that the weights show of what comes after the encoder.
 
-    They are `num_classes` for a classifier, `out_stages` and `out_norm` for a backbone.
+    They are `num_classes` for a classifier, `out_stages` and `out_norm` for a backbone,
+    and `reconstruct` for a masked model.
     """
+    if "mask_token" in shapes:
+        return {"reconstruct": True}
     if any(re.match(r"(norm|head)/", path) for path in shapes):
         head = shapes.get("head/bias")
         return {"num_classes": head[0] if head else 0}
@@ -249,7 +253,7 @@ def head_settings(shapes: Shapes) -> dict[str, Any]:
 
 def nearest_variant(settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The variant with the fewest differences from `settings`, and these differences."""
-    head = dict(num_classes=1000, out_norm=True)
+    head = dict(num_classes=1000, out_norm=True, reconstruct=False)
 
     def overrides(name):
         variant = head | _options_of(name)

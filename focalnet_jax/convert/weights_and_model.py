@@ -31,8 +31,9 @@ from focalnet_jax.paths import (
 from focalnet_jax.weights.description import (
     BACKBONE_OPTIONS,
     HEAD_OPTIONS,
+    RECONSTRUCT,
     ModelDescription,
-    create_classifier_or_backbone,
+    create_of_any_kind,
     default_preprocessing,
     find_description,
     parse_description,
@@ -124,7 +125,7 @@ def read_weights_and_model(
     description, more = _with_changes(description, name, options, image_size)
     notes += more
     try:
-        model = create_classifier_or_backbone(description.name, description.overrides)
+        model = create_of_any_kind(description.name, description.overrides)
     except (TypeError, ValueError) as error:
         raise SetupError(str(error)) from error
     description, more = _with_channels(description, model.encoder.in_channels)
@@ -278,7 +279,7 @@ def _with_beside(
             f"preprocessing of the official evaluation is assumed: {values}",
         )
     classes, head = beside.classes, overrides.get("num_classes", 1000)
-    if BACKBONE_OPTIONS & overrides.keys() or not head:
+    if (HEAD_OPTIONS - {"num_classes"}) & overrides.keys() or not head:
         classes = None  # There is no head.
     elif classes and len(classes) != head:
         notes += (
@@ -355,17 +356,15 @@ def _padding_notes(
 
 
 def _with_options(overrides: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Adds options. Those of a classifier replace those of a backbone, and vice versa."""
-    if "num_classes" in options and BACKBONE_OPTIONS & options.keys():
+    """Adds options. Those of one kind of model replace those of the others."""
+    kinds = {"num_classes"}, BACKBONE_OPTIONS, {RECONSTRUCT}
+    given = [kind for kind in kinds if kind & options.keys()]
+    if len(given) > 1:
         raise SetupError(
             f"{argument('num_classes')} is for classifiers, {argument('out_stages')} for "
-            "backbones"
+            f"backbones, {argument(RECONSTRUCT)} for masked image modelling"
         )
-    replaced = frozenset()
-    if "num_classes" in options:
-        replaced = BACKBONE_OPTIONS
-    elif BACKBONE_OPTIONS & options.keys():
-        replaced = {"num_classes"}
+    replaced = HEAD_OPTIONS - given[0] if given else frozenset()
     return {k: v for k, v in overrides.items() if k not in replaced} | options
 
 

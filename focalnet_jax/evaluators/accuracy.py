@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-Batch = dict[str, jax.Array]
+from focalnet_jax.evaluators.totals import Batch, means
 
 
 class Accuracy:
@@ -63,18 +63,13 @@ class Accuracy:
           name: that metrics' names begin with.
           before_batch: called before each batch; may raise to end the evaluation.
         """
-        sums = []
-        for batch in self._make_batches():
-            before_batch()
-            sums.append(self._count(variables, batch))
-            # One batch is sent in advance, not the whole split.
-            jax.block_until_ready(sums[-2:][0])
-        totals = jax.tree.map(lambda *parts: sum(p.item() for p in parts), *sums)
-        examples = totals.pop("examples")
-        if examples:
-            for metric, total in totals.items():
-                yield f"{name}/{metric}", total / examples
-        yield f"{name}/examples", examples
+        yield from means(
+            self._count,
+            self._make_batches(),
+            variables,
+            name=name,
+            before_batch=before_batch,
+        )
 
 
 def _sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:

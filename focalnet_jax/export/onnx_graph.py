@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from focalnet_jax.errors import SetupError
+from focalnet_jax.export.kinds import check_is_exported
 from focalnet_jax.models import FocalNet
 from focalnet_jax.models.size import Model
 from focalnet_jax.trees import named_leaves
@@ -53,8 +54,8 @@ def export_onnx(
       *smaller]`.
 
     Raises:
-      SetupError: the library `onnx` is not installed, or the operator of the model is not
-        focal modulation itself.
+      SetupError: the library `onnx` is not installed, the model is one for masked images,
+        or its operator is not focal modulation itself.
     """
     try:
         import onnx
@@ -62,6 +63,7 @@ def export_onnx(
         raise SetupError(
             "the library onnx is not installed: pip install '.[export]'"
         ) from error
+    check_is_exported(model)
     encoder = model.encoder
     if not encoder.has_focal_modulation:
         raise SetupError(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from focalnet_jax.errors import SetupError
+from focalnet_jax.export.kinds import check_is_exported
 from focalnet_jax.models.size import Model
 from focalnet_jax.trees import named_leaves, nested
 
@@ -39,7 +40,8 @@ def export_program(model: Model, params: dict[str, Any], *, vjp: bool = False) -
       classifier returns logits, `[batch, classes]`, and a backbone a list of maps.
 
     Raises:
-      SetupError: the library `flatbuffers` is not installed.
+      SetupError: the library `flatbuffers` is not installed, or the model is one for
+        masked images.
     """
     try:
         import flatbuffers  # noqa: F401 (what JAX writes programs with)
@@ -48,6 +50,8 @@ def export_program(model: Model, params: dict[str, Any], *, vjp: bool = False) -
             "JAX writes and reads programs with flatbuffers, which is not installed: "
             "pip install '.[export]'"
         ) from error
+
+    check_is_exported(model)
 
     def compute(named_params, images):
         return model.apply({"params": nested(named_params)}, images)[0]

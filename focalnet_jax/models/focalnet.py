@@ -367,7 +367,7 @@ class FocalNetEncoder(nn.Module):
             )
 
 
-class _AroundEncoder(nn.Module):
+class AroundEncoder(nn.Module):
     """A model whose encoder's parameters stand beside its own.
 
     They don't lie below a name of their own, so that the tree mirrors the official code.
@@ -382,7 +382,7 @@ class _AroundEncoder(nn.Module):
         # A copy, because models that hold the very same encoder, as clones of a model do,
         # would share its place in the tree of a module around them.
         holder = self.encoder.parent
-        is_of_another = isinstance(holder, _AroundEncoder) and holder is not self
+        is_of_another = isinstance(holder, AroundEncoder) and holder is not self
         if holder is None or (is_of_another and self.parent is not None):
             object.__setattr__(self, "encoder", self.encoder.clone())
         super().__post_init__()
@@ -391,7 +391,7 @@ class _AroundEncoder(nn.Module):
             nn.share_scope(self, self.encoder)
 
 
-class FocalNet(_AroundEncoder):
+class FocalNet(AroundEncoder):
     """The classifier: an encoder, a LayerNorm, the mean over space and a dense head.
 
     Attributes:
@@ -430,7 +430,7 @@ class FocalNet(_AroundEncoder):
         return logits, outputs
 
 
-class FocalNetBackbone(_AroundEncoder):
+class FocalNetBackbone(AroundEncoder):
     """An encoder that returns the maps of its stages, for dense prediction.
 
     These are the maps before each downsampling, as in the official backbones for

@@ -12,9 +12,10 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from focalnet_jax.errors import OptionError, counted, shown
 from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone
+from focalnet_jax.models.masked import MaskedFocalNet
 from focalnet_jax.models.modulation import per_axis
 
-Model = FocalNet | FocalNetBackbone
+Model = FocalNet | FocalNetBackbone | MaskedFocalNet
 
 
 def count_params(model: Model) -> int:
@@ -28,7 +29,7 @@ def abstract_params(model: Model) -> dict[str, Any]:
     Returns:
       A nested dict of `jax.ShapeDtypeStruct`, shaped as the parameters.
     """
-    return _abstract_params(model, model.encoder.smallest_input())
+    return _abstract_params(model, model.encoder.total_stride)
 
 
 def count_multiply_adds(model: Model, image_size: int | Sequence[int]) -> int:
@@ -46,7 +47,7 @@ def count_multiply_adds(model: Model, image_size: int | Sequence[int]) -> int:
     there.
 
     Args:
-      model: from `create_model` or `create_backbone`.
+      model: from `create_model`, `create_backbone` or `create_masked_model`.
       image_size: the side in pixels, or height and width; for nets on inputs of other
         rank their spatial shape.
 
@@ -62,7 +63,7 @@ def count_multiply_adds(model: Model, image_size: int | Sequence[int]) -> int:
 
     def forward(params, images):
         result = model.apply({"params": params}, images)
-        return result[0] if isinstance(model, FocalNet) else result
+        return result if isinstance(model, FocalNetBackbone) else result[0]
 
     def encode(params, images):
         return model.encoder.apply({"params": params}, images)[1]

@@ -19,6 +19,7 @@ from flax import linen as nn
 
 from focalnet_jax.errors import OptionError, check_choice, counted, did_you_mean, shown
 from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone, FocalNetEncoder
+from focalnet_jax.models.masked import MaskedFocalNet
 from focalnet_jax.models.modulation import (
     MODULATIONS,
     FocalModulation,
@@ -195,6 +196,26 @@ def create_backbone(
             "them, each once, in ascending order",
         )
     return FocalNetBackbone(encoder, out_stages=out_stages, out_norm=out_norm)
+
+
+def create_masked_model(name: str, **overrides) -> MaskedFocalNet:
+    """Makes a FocalNet for masked image modelling, which paints what it isn't shown.
+
+    Args:
+      name: one of `list_models()`.
+      **overrides: as for `create_model`.
+
+    Returns:
+      A `MaskedFocalNet`, whose `apply` takes images and a mask and returns images.
+
+    Raises:
+      OptionError: as `create_model`.
+      ValueError: an unknown name.
+      TypeError: an unknown option.
+    """
+    encoder = _create_encoder(name, overrides)
+    _check_size(encoder)
+    return MaskedFocalNet(encoder)
 
 
 def _create_encoder(name: str, overrides: dict[str, Any]) -> FocalNetEncoder:

@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> bool:
     found = read_and_print(args.torch, args, options | dtypes)
     if not isinstance(found.model, FocalNet):
         raise SetupError(
-            "a backbone has no logits to compare: --head=reset --set=num_classes=0 "
-            "compares its encoder"
+            "only a classifier has logits to compare: --head=reset --set=num_classes=0 "
+            "compares the encoder of other models"
         )
     fitted = fit_to_model(found.weights, found.model, reading(args))
     print_notes(fitted.notes + fitted.dtype_notes)

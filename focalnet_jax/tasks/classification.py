@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +19,8 @@ from focalnet_jax.data import (
     Source,
     TrainTransform,
     image_operations,
-    open_source,
 )
-from focalnet_jax.errors import SetupError, arguments_spelt
+from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Accuracy
 from focalnet_jax.fields import Field, Fields
 from focalnet_jax.image_size import height_and_width
@@ -48,15 +46,23 @@ from focalnet_jax.tasks.examples import EvalExample, TrainExample
 from focalnet_jax.tasks.images import (
     IMAGE_FIELDS,
     MODEL_FIELDS,
+    OF_HEADS,
+    DataSets,
+    data_sets_of,
     eval_transform_of,
     model_of,
     model_overrides,
+    normalize,
     preprocessing_of,
     train_transform_of,
 )
 from focalnet_jax.tasks.losses import cross_entropy
 from focalnet_jax.values import SHARE, Number, Text
-from focalnet_jax.weights.description import ModelDescription, model_differences
+from focalnet_jax.weights.description import (
+    HEAD_OPTIONS,
+    ModelDescription,
+    model_differences,
+)
 
 METRICS = {
     "top1": Metric("top-1", "{:.2%}", higher_is_better=True, picture="accuracy"),
@@ -104,44 +110,6 @@ FIELDS: Fields = {
 
 
 @dataclasses.dataclass(frozen=True)
-class DataSets:
-    """The data sets of a run.
-
-    Attributes:
-      name, data_dir, classes: as for `open_source`.
-      train_split, test_split: splits of it.
-    """
-
-    name: str
-    train_split: str
-    test_split: str
-    data_dir: str | None = None
-    classes: str | None = None
-
-    def open(self, which: str) -> Source:
-        """Opens one of the splits.
-
-        Args:
-          which: `"train_split"` or `"test_split"`.
-
-        Raises:
-          SetupError: as `open_source`, with the names of the configuration's fields.
-        """
-
-        def spell(argument: str) -> str:
-            dashes, name = "--config." * argument.startswith("--"), argument.lstrip("-")
-            return f"{dashes}data.{which if name == 'split' else name}"
-
-        with arguments_spelt(spell):
-            return open_source(
-                self.name,
-                split=getattr(self, which),
-                data_dir=self.data_dir,
-                classes=self.classes,
-            )
-
-
-@dataclasses.dataclass(frozen=True)
 class Classification:
     """Classification as the trainer sees it: see `tasks.base.Task`.
 
@@ -171,7 +139,7 @@ class Classification:
     unit = "images"
     metrics = METRICS
     random_streams = ("drop_path", "dropout", "erasing", "mixing")
-    new = ("head/",)
+    new = OF_HEADS
 
     @property
     def title(self) -> str:
@@ -267,20 +235,14 @@ class Classification:
     def differences(self, directory: epath.Path, source: Source | None) -> list[str]:
         differences = model_differences(directory, self.model)
         if source is None:
-            differences.pop("num_classes", None)
+            for option in HEAD_OPTIONS:
+                differences.pop(option, None)
         lines = [f"model.{option}: {text}" for option, text in differences.items()]
         return lines if source is None else lines + class_differences(directory, source)
 
     def _normalize(self, images: jax.Array) -> jax.Array:
         mean, std = self.preprocessing.mean, self.preprocessing.std
         return normalize(images, mean=mean, std=std)
-
-
-def normalize(images: jax.Array, *, mean, std) -> jax.Array:
-    """Makes `uint8 [b, h, w, 3]` float32, `(x / 255 - mean) / std` by channel."""
-    chex.assert_type(images, jnp.uint8)
-    mean, std = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
-    return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def make(config: ConfigDict) -> Classification:
@@ -300,13 +262,7 @@ def make(config: ConfigDict) -> Classification:
         preprocessing=preprocessing,
         train_transform=train_transform_of(config),
         eval_transform=eval_transform_of(config),
-        data_sets=DataSets(
-            name=config.data.name,
-            train_split=config.data.train_split,
-            test_split=config.data.test_split,
-            data_dir=config.data.data_dir,
-            classes=config.data.classes,
-        ),
+        data_sets=data_sets_of(config),
         label_smoothing=config.label_smoothing,
         erasing=_erasing_of(config),
         mixing=_mixing_of(config),

@@ -52,6 +52,33 @@ class EvalExample:
         return {"image": image, "labels" if self.labels.are_sets else "label": label}
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainImage:
+    """Makes `image`, uint8 `[h, w, 3]`, of a record, whatever its label is.
+
+    Attributes:
+      transform: of the encoded image.
+    """
+
+    transform: TrainTransform
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
+        return {"image": self.transform(_encoded(record), rng)}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalImage:
+    """The same for evaluation; None makes a blank row."""
+
+    transform: EvalTransform
+
+    def __call__(self, record: Record | None) -> dict[str, Any]:
+        if record is None:
+            sides = height_and_width(self.transform.size)
+            return {"image": np.zeros((*sides, 3), np.uint8)}
+        return {"image": self.transform(_encoded(record))}
+
+
 def _encoded(record: Record) -> bytes:
     if not record["image"]:
         raise BadRecordError("its image has zero bytes")

@@ -1,10 +1,14 @@
 """Fields of the configuration that tasks on images share, and what they describe."""
 
+import dataclasses
 import inspect
 import re
+from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from focalnet_jax.data import (
@@ -12,19 +16,18 @@ from focalnet_jax.data import (
     PIXELS,
     EvalTransform,
     RandAugment,
+    Source,
     TrainTransform,
+    open_source,
 )
 from focalnet_jax.data.sources.layout import FOLDER
 from focalnet_jax.errors import OptionError, SetupError, arguments_spelt, counted
 from focalnet_jax.fields import Field, Fields
 from focalnet_jax.image_size import ImageSizes, height_and_width
-from focalnet_jax.models import (
-    FocalNet,
-    FocalNetEncoder,
-    create_model,
-)
+from focalnet_jax.models import FocalNetEncoder, create_model
 from focalnet_jax.models.modulation import MODULATIONS
 from focalnet_jax.models.options import FLOAT_TYPES, NUM_CLASSES, OPTION_VALUES
+from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS, VARIANTS
 from focalnet_jax.paths import absolute_text
 from focalnet_jax.preprocessing import CROP, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -82,6 +85,10 @@ def _absolute_folder(name: str) -> str:
 def _absolute_classes(classes: str) -> str:
     return classes if classes == "imagenet2012" else absolute_text(classes)
 
+
+# What the names of parameters begin with that belong to one task alone: those of a
+# classifier's head, and of what paints masked images.
+OF_HEADS = ("head/", "decoder/", "mask_token")
 
 MODEL_FIELDS: Fields = {
     "model.name": Field("focalnet_tiny_srf", "The variant of FocalNet.", Text(VARIANTS)),
@@ -179,6 +186,44 @@ IMAGE_FIELDS: Fields = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class DataSets:
+    """The data sets of a run.
+
+    Attributes:
+      name, data_dir, classes: as for `open_source`.
+      train_split, test_split: splits of it.
+    """
+
+    name: str
+    train_split: str
+    test_split: str
+    data_dir: str | None = None
+    classes: str | None = None
+
+    def open(self, which: str) -> Source:
+        """Opens one of the splits.
+
+        Args:
+          which: `"train_split"` or `"test_split"`.
+
+        Raises:
+          SetupError: as `open_source`, with the names of the configuration's fields.
+        """
+
+        def spell(argument: str) -> str:
+            dashes, name = "--config." * argument.startswith("--"), argument.lstrip("-")
+            return f"{dashes}data.{which if name == 'split' else name}"
+
+        with arguments_spelt(spell):
+            return open_source(
+                self.name,
+                split=getattr(self, which),
+                data_dir=self.data_dir,
+                classes=self.classes,
+            )
+
+
 def model_overrides(config: ConfigDict) -> dict[str, Any]:
     """The arguments of `create_model` beside the name that the config sets."""
     given = config.model.to_dict().items()
@@ -187,14 +232,18 @@ def model_overrides(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def model_of(config: ConfigDict) -> FocalNet:
+def model_of(config: ConfigDict, create: Callable[..., Model] = create_model) -> Model:
     """The model that the config describes.
+
+    Args:
+      config: has the fields of models and images.
+      create: makes a model of the name and `model_overrides`.
 
     Raises:
       SetupError: a value that the model doesn't allow, or images that are too small.
     """
     try:
-        model = create_model(config.model.name, **model_overrides(config))
+        model = create(config.model.name, **model_overrides(config))
     except OptionError as error:
         raise SetupError(f"model.{error.option}{error.problem}") from error
     if model.encoder.in_channels != 3:
@@ -265,3 +314,21 @@ def preprocessing_of(config: ConfigDict) -> Preprocessing:
         interpolation=config.data.eval_interpolation,
         crop=config.data.eval_crop,
     )
+
+
+def data_sets_of(config: ConfigDict) -> DataSets:
+    """The data sets that the config names."""
+    return DataSets(
+        name=config.data.name,
+        train_split=config.data.train_split,
+        test_split=config.data.test_split,
+        data_dir=config.data.data_dir,
+        classes=config.data.classes,
+    )
+
+
+def normalize(images: jax.Array, *, mean, std) -> jax.Array:
+    """Makes `uint8 [b, h, w, 3]` float32, `(x / 255 - mean) / std` by channel."""
+    chex.assert_type(images, jnp.uint8)
+    mean, std = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
+    return (images.astype(jnp.float32) / 255 - mean) / std

@@ -6,10 +6,9 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from focalnet_jax.fields import Fields
-from focalnet_jax.tasks import classification
+from focalnet_jax.tasks import classification, masked_image_modeling
 from focalnet_jax.tasks.base import Task
-
-CLASSIFICATION = "classification"
+from focalnet_jax.weights.description import CLASSIFICATION, MASKED_IMAGE_MODELING
 
 
 class TaskEntry(NamedTuple):
@@ -28,4 +27,7 @@ class TaskEntry(NamedTuple):
 # A package of one's own adds an entry where its recipe imports it: see docs/tasks.md.
 TASKS: dict[str, TaskEntry] = {
     CLASSIFICATION: TaskEntry(classification.FIELDS, classification.make),
+    MASKED_IMAGE_MODELING: TaskEntry(
+        masked_image_modeling.FIELDS, masked_image_modeling.make
+    ),
 }

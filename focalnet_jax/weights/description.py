@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from focalnet_jax.errors import SetupError
-from focalnet_jax.models import create_backbone, create_model
+from focalnet_jax.models import create_backbone, create_masked_model, create_model
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
 from focalnet_jax.paths import write_json
@@ -17,7 +17,11 @@ from focalnet_jax.preprocessing import NEWER, VALUES, Preprocessing
 
 _FILE = "model.json"
 BACKBONE_OPTIONS = frozenset({"out_stages", "out_norm"})
-HEAD_OPTIONS = BACKBONE_OPTIONS | {"num_classes"}
+# The option of a model for masked image modelling; its value is True.
+RECONSTRUCT = "reconstruct"
+HEAD_OPTIONS = BACKBONE_OPTIONS | {"num_classes", RECONSTRUCT}
+
+CLASSIFICATION, MASKED_IMAGE_MODELING = "classification", "masked_image_modeling"
 
 # These may change between runs, because the parameters mean the same with any value.
 _FREE_OPTIONS = (
@@ -38,12 +42,12 @@ class ModelDescription:
     Attributes:
       name: the name of the variant.
       overrides: further arguments of `create_model`. If `out_stages` or `out_norm` is
-        among them, they are arguments of `create_backbone`.
+        among them, they are arguments of `create_backbone`, and with `reconstruct=True`
+        of `create_masked_model`.
       preprocessing: how images are prepared for the model.
       classes: the names of the classes, if they are known.
       source: where converted parameters come from: `file`, `sha256`, `dialect` and
         `dtype`. If the parameters have several dtypes, `dtype` has one for each.
-      task: the task that the model was trained for.
     """
 
     name: str
@@ -51,11 +55,16 @@ class ModelDescription:
     preprocessing: Preprocessing
     classes: list[str] | None = None
     source: dict[str, Any] | None = None
-    task: str = "classification"
+
+    @property
+    def task(self) -> str:
+        """The task that a model of this kind is for."""
+        masked = self.overrides.get(RECONSTRUCT)
+        return MASKED_IMAGE_MODELING if masked else CLASSIFICATION
 
     def create(self, **overrides) -> Model:
         """Makes the model, with some options changed."""
-        return create_classifier_or_backbone(self.name, self.overrides | overrides)
+        return create_of_any_kind(self.name, self.overrides | overrides)
 
     def write(self, directory: epath.Path) -> None:
         """Writes `model.json` into a directory."""
@@ -75,8 +84,14 @@ class ModelDescription:
         return content
 
 
-def create_classifier_or_backbone(name: str, overrides: dict[str, Any]) -> Model:
-    """Makes a backbone if `overrides` has an option of backbones, else a classifier."""
+def create_of_any_kind(name: str, overrides: dict[str, Any]) -> Model:
+    """Makes a backbone or a masked model if `overrides` has an option of one.
+
+    Else it makes a classifier.
+    """
+    if overrides.get(RECONSTRUCT) is True:
+        options = {k: v for k, v in overrides.items() if k != RECONSTRUCT}
+        return create_masked_model(name, **options)
     is_backbone = BACKBONE_OPTIONS & overrides.keys()
     return (create_backbone if is_backbone else create_model)(name, **overrides)
 
@@ -120,9 +135,12 @@ def parse_description(text: str | bytes, *, origin: str) -> ModelDescription:
       SetupError: the text describes no model; the message names `origin` and the entry.
     """
     content = _parse_json(text, origin=origin)
-    task = content.get("task", ModelDescription.task)
-    if task != ModelDescription.task:
-        raise SetupError(f"{origin} is of the task {task!r}, not of classification")
+    task = content.get("task", CLASSIFICATION)
+    if task not in (CLASSIFICATION, MASKED_IMAGE_MODELING):
+        raise SetupError(
+            f"{origin} is of the task {task!r}, not of {CLASSIFICATION} or "
+            f"{MASKED_IMAGE_MODELING}"
+        )
     names = {field.name for field in dataclasses.fields(Preprocessing)}
     needed = names - NEWER | {"name", "overrides"}
     if missing := sorted(needed - content.keys()):
@@ -143,7 +161,7 @@ def parse_description(text: str | bytes, *, origin: str) -> ModelDescription:
         raise SetupError(f"{origin}: mean and std differ in their number of channels")
     description = ModelDescription(
         preprocessing=Preprocessing.from_json(content),
-        **{name: content[name] for name in content.keys() - names},
+        **{name: content[name] for name in content.keys() - names - {"task"}},
     )
     try:
         model = description.create()
