@@ -343,6 +343,10 @@ def test_commands_run(page, tmp_path, environment, torch):
     print(page.name, dict(ends))
 
 
+# Recipes whose models may be as small as `TINY`; None is the default.
+ON_DIGITS = None, "my_digits.py", "mean_modulation.py", "configs/simmim.py:digits"
+
+
 def shorter(arguments, workdir):
     """What a command gets in addition."""
     program, *flags = arguments
@@ -353,7 +357,7 @@ def shorter(arguments, workdir):
     if "--compile_for" in given:
         smaller = ["--config.model.depths=(1,1,1,1)", "--config.model.embed_dim=32"]
         smaller.append("--config.data.image_size=64")
-    elif given.get("--config") in (None, "my_digits.py", "mean_modulation.py"):
+    elif given.get("--config") in ON_DIGITS:
         smaller = [flag for flag in TINY if flag.partition("=")[0] not in given]
         smaller.append("--config.batch_size=32")  # of eight devices, in four parts
     # A run of other fields than the page's first one has a place of its own.
