@@ -1,5 +1,6 @@
 """HTML pages. Each is a single file and needs no network to be looked at."""
 
+import base64
 import html
 import io
 import logging
@@ -7,10 +8,14 @@ import logging
 # Where there is no home directory that it could write to, it does without, and says so.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
+import numpy as np  # noqa: E402
 from matplotlib import colormaps  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-__all__ = ["Figure", "colormaps", "page", "svg"]
+__all__ = ["SIGNED", "UNSIGNED", "Figure", "colour_table", "page", "svg"]
+
+# The colours of maps with a sign, and of those without one.
+SIGNED, UNSIGNED = "RdBu_r", "magma"
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto;
@@ -41,3 +46,16 @@ def svg(figure: Figure) -> str:
     figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
     return text[text.index("<svg") :]
+
+
+def colour_table(name: str) -> str:
+    """256 colours from that of the lowest to that of the highest number.
+
+    Args:
+      name: of one of matplotlib's colour maps.
+
+    Returns:
+      Three bytes for each colour, red, green and blue, as base64.
+    """
+    table = colormaps[name](np.linspace(0, 1, 256), bytes=True)[:, :3]
+    return base64.b64encode(table.tobytes()).decode()

@@ -186,6 +186,57 @@ def test_a_graph_computes_what_the_model_does(name):
             np.testing.assert_allclose(y, z, rtol=0, atol=1e-6 * np.abs(z).max())
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    "name", ["the usual one", "everything", "padding", "causal sequences", "videos"]
+)
+def test_a_graph_returns_what_the_model_names(name):
+    """All that it names, beside the logits, which stay the first result."""
+    onnx = pytest.importorskip("onnx", reason="it is what is written")
+    runtime = pytest.importorskip("onnxruntime", reason="it runs the graph")
+    model = MODELS[name]()
+    types = dict(dtype="float64", param_dtype="float64")
+    model = model.clone(encoder=model.encoder.clone(**types))
+    params = random_params(model)
+    sizes = (33, 26, 12)[: model.encoder.spatial_rank]
+    images = np.random.default_rng(0).normal(size=(2, *sizes, 3))
+    logits, expected = model.apply({"params": params}, images)
+    assert {"stem", "stage0/downsample", "stage1/block1/gates", "pre_logits"} <= {
+        *expected
+    }
+    graph = export_onnx(model, params, outputs=[*expected, "stem"])
+    onnx.checker.check_model(graph, full_check=True)
+    session = runtime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    names = [result.name for result in session.get_outputs()]
+    assert names == ["logits", *expected]
+    first = np.moveaxis(images, -1, 1).astype(np.float32)
+    results = session.run(None, {"images": first})
+    expected = {"logits": logits} | expected
+    for result, y in zip(session.get_outputs(), results, strict=True):
+        z = np.moveaxis(expected[result.name], -1, 1)
+        np.testing.assert_allclose(y, z, rtol=0, atol=1e-6 * np.abs(z).max())
+        assert result.shape[:2] == ["batch", y.shape[1]]
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "said"),
+    [
+        (tiny_model, "stage1/blok1/gates", "did you mean 'stage1/block1/gates'"),
+        (tiny_model, "logits", "outputs='logits' is unknown; did you mean 'pre_logits'"),
+        # The result of that name has gone through a norm.
+        (tiny_backbone, "stage1", "outputs='stage1' is unknown"),
+        (lambda: tiny_backbone(out_stages=(0,)), "stage1/block0", "did you mean 'stage0"),
+    ],
+)
+def test_what_a_model_does_not_name_is_told(make, name, said):
+    pytest.importorskip("onnx", reason="it is what is written")
+    model = make()
+    with pytest.raises(ValueError, match=said):
+        export_onnx(model, random_params(model), outputs=[name])
+
+
 @pytest.mark.parametrize("name", list_models())
 def test_the_variants_are_written(name):
     onnx = pytest.importorskip("onnx", reason="it is what is written")

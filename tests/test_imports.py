@@ -55,6 +55,18 @@ ALLOWED = {
         "pretrained",
         "trees",
     },
+    "demo": {
+        "command_line",
+        "convert",
+        "export",
+        "image_size",
+        "models",
+        "pages",
+        "paths",
+        "pretrained",
+        "visualize",
+        "weights",
+    },
     "predict": {
         "command_line",
         "convert",

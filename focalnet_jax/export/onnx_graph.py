@@ -2,7 +2,7 @@
 
 Nothing is traced, so a LayerNorm is one node, and so is a GELU or a depthwise
 convolution. Maps are channels last, as in the model, but for convolutions, which ONNX
-knows with the channels first. So are the input and the maps that a backbone returns.
+knows with the channels first. So are the input and the maps that are results.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import SetupError, check_choice
 from focalnet_jax.export.kinds import check_is_exported
 from focalnet_jax.models import FocalNet
 from focalnet_jax.models.size import Model
@@ -35,7 +35,11 @@ _SIZES = {1: ("time",), 2: ("height", "width"), 3: ("time", "height", "width")}
 
 
 def export_onnx(
-    model: Model, params: Mapping[str, Any], *, metadata: Mapping[str, Any] | None = None
+    model: Model,
+    params: Mapping[str, Any],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    outputs: Sequence[str] = (),
 ):
     """Makes the graph of a model, in float32.
 
@@ -46,16 +50,21 @@ def export_onnx(
       model: a classifier or a backbone.
       params: its parameters.
       metadata: what the file says of the model, as JSON texts by name.
+      outputs: the names of further results, as the model names what it returns beside
+        its logits, such as `stage2/block5/gates`. A backbone has those of the stages that
+        it computes.
 
     Returns:
       An `onnx.ModelProto`. Its input `images` is `float32 [batch, channels, *spatial]`,
       of any size that the net takes. A classifier has one result, `logits`, `[batch,
       classes]`, and a backbone one for each stage, `stage0` and so on, `[batch, c,
-      *smaller]`.
+      *smaller]`. The further results follow, in the order of `outputs` and under these
+      names; maps are `[batch, c, *smaller]`.
 
     Raises:
       SetupError: the library `onnx` is not installed, the model is one for masked images,
         or its operator is not focal modulation itself.
+      ValueError: `outputs` has a name that is none of the model's.
     """
     try:
         import onnx
@@ -74,6 +83,7 @@ def export_onnx(
     writer = _Writer(graph, encoder, params)
     write = writer.classifier if isinstance(model, FocalNet) else writer.backbone
     results = write(model)
+    results |= writer.outputs(outputs, besides=results)
     sizes = _SIZES[encoder.spatial_rank]
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     proto = helper.make_model(
@@ -177,6 +187,8 @@ class _Writer:
         self._spatial = list(range(1, rank + 1))
         self._to_first = [0, rank + 1, *self._spatial]
         self._to_last = [0, *range(2, rank + 2), 1]
+        # What the model names, with the number of channels.
+        self._named: dict[str, tuple[str, int]] = {}
 
     # --- Whole models
 
@@ -193,6 +205,7 @@ class _Writer:
             **({"name": "logits"} if is_headless else {}),
         )
         channels = self._params["norm/scale"].shape[0]
+        self._named["pre_logits"] = pooled, channels
         if not is_headless:
             kernel, bias = (self._weight(f"head/{name}") for name in ("kernel", "bias"))
             graph("Gemm", pooled, kernel, bias, name="logits")
@@ -208,23 +221,50 @@ class _Writer:
             if model.out_norm:
                 x = self._norm(x, f"norm{index}")
             name = f"stage{index}"
-            self._channels_first(x, name=name)
-            sizes = [f"{name}_{size}" for size in _SIZES[self._encoder.spatial_rank]]
-            results[name] = ["batch", channels, *sizes]
+            results[name] = self._map_as_result(x, channels, name)
         return {f"stage{index}": results[f"stage{index}"] for index in model.out_stages}
+
+    def outputs(self, names: Sequence[str], *, besides: Mapping) -> dict[str, list]:
+        """Makes results of what the model names; returns them with their shapes.
+
+        Args:
+          names: of the model's outputs, once the model has been written.
+          besides: the results that there are, whose names are taken.
+        """
+        results = {}
+        for name in dict.fromkeys(names):
+            check_choice("outputs", name, self._named.keys() - besides.keys())
+            x, channels = self._named[name]
+            if name == "pre_logits":
+                self._graph("Identity", x, name=name)
+                results[name] = ["batch", channels]
+            else:
+                results[name] = self._map_as_result(x, channels, name)
+        return results
+
+    def _map_as_result(self, x: str, channels: int, name: str) -> list:
+        self._channels_first(x, name=name)
+        sizes = [f"{name}_{size}" for size in _SIZES[self._encoder.spatial_rank]]
+        return ["batch", channels, *sizes]
 
     def _stages(self):
         """Yields the map of each stage before its downsampling, and its channels."""
         encoder = self._encoder
         embeddings = encoder._embeddings()
         x = self._embedding("images", "patch_embed", embeddings[0])
+        self._named["stem"] = x, encoder.embed_dim
         for stage, depth in enumerate(encoder.depths):
+            channels = encoder.embed_dim * 2**stage
             for block in range(depth):
-                x = self._block(x, f"layers_{stage}/blocks_{block}")
-            yield x, encoder.embed_dim * 2**stage
+                output = f"stage{stage}/block{block}"
+                x = self._block(x, f"layers_{stage}/blocks_{block}", output)
+                self._named[output] = x, channels
+            self._named[f"stage{stage}"] = x, channels
+            yield x, channels
             if stage + 1 < len(encoder.depths):
                 name = f"layers_{stage}/downsample"
                 x = self._embedding(self._channels_first(x), name, embeddings[stage + 1])
+                self._named[f"stage{stage}/downsample"] = x, 2 * channels
 
     # --- Their parts
 
@@ -252,10 +292,11 @@ class _Writer:
         zeros = graph.integers([0] * (len(multiples) + 4))
         return graph("Pad", x, graph("Concat", zeros, missing, axis=0))
 
-    def _block(self, x: str, name: str) -> str:
+    def _block(self, x: str, name: str, output: str) -> str:
+        """A block, whose parameters and outputs have these names."""
         is_post = self._encoder.use_postln
         y = x if is_post else self._norm(x, f"{name}/norm1")
-        y = self._modulation(y, f"{name}/modulation")
+        y = self._modulation(y, f"{name}/modulation", output)
         y = self._norm(y, f"{name}/norm1") if is_post else y
         x = self._graph("Add", x, self._scaled(y, f"{name}/gamma_1"))
         y = x if is_post else self._norm(x, f"{name}/norm2")
@@ -269,7 +310,7 @@ class _Writer:
             return x
         return self._graph("Mul", x, self._weight(name))
 
-    def _modulation(self, x: str, name: str) -> str:
+    def _modulation(self, x: str, name: str, output: str) -> str:
         """Equation 6 of the paper."""
         graph = self._graph
         channels = self._params[f"{name}/proj/bias"].shape[0]
@@ -278,11 +319,14 @@ class _Writer:
         query, *others = graph(
             "Split", self._dense(x, f"{name}/f"), parts, results=3, axis=-1
         )
+        self._named[f"{output}/gates"] = others[1], gates
         context, all_gates = map(self._channels_first, others)
         aggregated = self._channels_last(
             self._aggregated(context, all_gates, gates, name)
         )
-        y = graph("Mul", query, self._dense(aggregated, f"{name}/h"))
+        modulator = self._dense(aggregated, f"{name}/h")
+        self._named[f"{output}/modulator"] = modulator, channels
+        y = graph("Mul", query, modulator)
         if self._encoder.use_postln_in_modulation:
             y = self._norm(y, f"{name}/ln")
         return self._dense(y, f"{name}/proj")

@@ -10,15 +10,18 @@ from focalnet_jax.visualize.inside import (
     BlockMaps,
     Inside,
     block_maps,
+    check_can_look,
     depthwise_kernels,
     look_inside,
     receptive_fields,
+    stage_strides,
 )
 
 __all__ = [
     "BlockMaps",
     "Inside",
     "block_maps",
+    "check_can_look",
     "depthwise_kernels",
     "draw_gates",
     "draw_kernels",
@@ -26,4 +29,5 @@ __all__ = [
     "draw_receptive_fields",
     "look_inside",
     "receptive_fields",
+    "stage_strides",
 ]

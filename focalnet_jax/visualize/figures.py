@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from focalnet_jax.errors import counted
-from focalnet_jax.pages import Figure
+from focalnet_jax.pages import SIGNED, UNSIGNED, Figure
 from focalnet_jax.visualize.inside import BlockMaps, Inside
 
 INK = "#777777"
-SIGNED, UNSIGNED = "RdBu_r", "magma"
 _TILE = 1.9  # inches
 _MOST_BLOCKS = 8  # of a stage, in a row
 _MOST_KERNELS = 7  # of a level, in a row

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import PIL.Image
 
-from focalnet_jax.pages import Figure, colormaps, page
-from focalnet_jax.visualize.figures import SIGNED, UNSIGNED
+from focalnet_jax.pages import SIGNED, UNSIGNED, Figure, colour_table, page
 from focalnet_jax.visualize.inside import BlockMaps, Inside
 
 _BODY = """<style>{css}</style>
@@ -67,7 +66,7 @@ def hover_page(
         "size": inside.pixels.shape[:2],
         "image": _address(image.getvalue()),
         "blocks": [_block(block, inside.strides[block.stage]) for block in blocks],
-        "colours": {"signed": _colours(SIGNED), "unsigned": _colours(UNSIGNED)},
+        "colours": {"signed": colour_table(SIGNED), "unsigned": colour_table(UNSIGNED)},
     }
     shown = "\n".join(
         f'<figure><img src="{_address(png(figure))}" alt="{html.escape(name)}"></figure>'
@@ -120,12 +119,6 @@ def _rounded(values: np.ndarray) -> dict[str, object]:
     scale = max(float(np.abs(values).max()), np.finfo(np.float32).tiny) / 127
     rounded = np.int8(np.rint(values / scale))
     return {"scale": scale, "bytes": base64.b64encode(rounded.tobytes()).decode()}
-
-
-def _colours(name: str) -> str:
-    """256 colours from the lowest to the highest number."""
-    table = colormaps[name](np.linspace(0, 1, 256), bytes=True)[:, :3]
-    return base64.b64encode(table.tobytes()).decode()
 
 
 def _address(image: bytes) -> str:

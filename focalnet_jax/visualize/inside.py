@@ -102,7 +102,7 @@ def look_inside(net: Pretrained, image: Any, *, topk: int = 5) -> Inside:
     return Inside(
         pixels=_pixels(prepared, net.preprocessing),
         blocks=block_maps(outputs),
-        strides=_strides(net.model),
+        strides=stage_strides(net.model),
         predictions=tuple(predictions),
     )
 
@@ -189,7 +189,7 @@ def receptive_fields(
     check_can_look(net.model)
     prepared = net.preprocessing(image)
     row, column = place(prepared.shape[:2], at)
-    positions = np.array([row, column]) // np.array(_strides(net.model))
+    positions = np.array([row, column]) // np.array(stage_strides(net.model))
     fields = _gradients(net.model, net.params, prepared[None], positions)
     return {f"stage{s}": np.asarray(f, np.float32) for s, f in enumerate(fields)}
 
@@ -240,7 +240,8 @@ def _gradients(
     return [jnp.abs(pull_back(stage)[0][0]).sum(-1) for stage in one_hot]
 
 
-def _strides(model: Model) -> tuple[tuple[int, int], ...]:
+def stage_strides(model: Model) -> tuple[tuple[int, int], ...]:
+    """The height and width in pixels of a position, for each stage of a net for images."""
     encoder = model.encoder
     stem, step = (per_axis(s, 2) for s in (encoder.patch_size, encoder.downsample_stride))
     return tuple(
