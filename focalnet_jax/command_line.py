@@ -106,7 +106,8 @@ def find_devices() -> None:
     """
     import jax  # Not all programs need it.
 
-    asked = f"JAX_PLATFORMS={jax.config.jax_platforms}"
+    # JAX declares its options from 0.12 on.
+    asked = f"JAX_PLATFORMS={jax.config.jax_platforms}"  # type: ignore[attr-defined]
     try:
         jax.devices()
     except AssertionError as error:
@@ -149,4 +150,5 @@ def hide_idle_libtpu() -> None:
         signs.append(where)
     if not signs:
         os.environ.pop("TPU_LIBRARY_PATH", None)
-        sys.modules["libtpu"] = None  # An import of it fails as if it were not there.
+        # With None, which typeshed leaves out, an import fails as if it were not there.
+        sys.modules["libtpu"] = None  # type: ignore[assignment]

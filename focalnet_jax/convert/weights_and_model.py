@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from etils import epath
@@ -253,7 +253,7 @@ def _describe(
     source = {
         "file": weights.origin,
         "sha256": weights.sha256,
-        "dialect": weights.dialect.name,
+        "dialect": weights.dialect and weights.dialect.name,
         "dtype": _recorded_dtypes(weights),
     }
     return dataclasses.replace(description, source=source), notes
@@ -361,7 +361,7 @@ def _with_options(overrides: dict[str, Any], options: dict[str, Any]) -> dict[st
             f"{argument('num_classes')} is for classifiers, {argument('out_stages')} for "
             "backbones"
         )
-    replaced = frozenset()
+    replaced: Set[str] = frozenset()
     if "num_classes" in options:
         replaced = BACKBONE_OPTIONS
     elif BACKBONE_OPTIONS & options.keys():

@@ -17,6 +17,7 @@ import pathlib
 import re
 import sys
 import traceback
+from typing import Any
 
 # Grain's workers may leave a batch in shared memory when they end. Python's tracker of
 # shared memory removes it, and would say so at the end of every run.
@@ -143,7 +144,7 @@ def default_workdir() -> str:
 
 def start_processes() -> None:
     """Joins the processes of a run that flags or the environment name, or JAX finds."""
-    given = {}
+    given: dict[str, Any] = {}
     for flag in _PROCESSES:
         spelling, value = f"--{flag.name}", flag.value
         if value is None:
@@ -163,7 +164,8 @@ def end(message: str | None = None) -> None:
     try:
         if message is None:
             traceback.print_exc()
-            if place := place_in_own_code(sys.exception()):
+            error = sys.exception()
+            if error and (place := place_in_own_code(error)):
                 print(f"error: in {place}", file=sys.stderr)
         else:
             print(message, file=sys.stderr)
