@@ -26,11 +26,33 @@ _TPU_VARIABLES = (
 )
 
 
-def parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """Makes a parser that prints `description` unchanged and allows no abbreviations."""
+# How the commands that are usually called `python -m MODULE` were called.
+_CALLED: dict[str, str] = {}
+
+
+def call_as(command: str, *, module: str) -> None:
+    """Has the help of a module's program call it by the command that was given."""
+    _CALLED[f"python -m {module}"] = command
+
+
+def as_called(text: str) -> str:
+    """A text of help, in which commands are spelt as they were given."""
+    for usual, command in _CALLED.items():
+        text = text.replace(usual, command)
+    return text
+
+
+def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """Makes a parser that keeps the lines of `description` and allows no abbreviations.
+
+    Args:
+      prog: how the program is called, such as `python -m focalnet_jax.predict`.
+      description: the help of the program, in which examples begin with `prog`; None
+        where Python leaves out docstrings.
+    """
     return argparse.ArgumentParser(
-        prog=prog,
-        description=description,
+        prog=as_called(prog),
+        description=as_called(description or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

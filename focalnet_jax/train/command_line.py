@@ -27,7 +27,12 @@ import jax
 from absl import app, flags, logging
 
 from focalnet_jax import train
-from focalnet_jax.command_line import find_devices, hide_idle_libtpu, use_utf8
+from focalnet_jax.command_line import (
+    as_called,
+    find_devices,
+    hide_idle_libtpu,
+    use_utf8,
+)
 from focalnet_jax.errors import SetupError, first_line, place_in_own_code
 from focalnet_jax.output import is_lost, make_lasting
 from focalnet_jax.paths import absolute_path
@@ -183,8 +188,11 @@ def run() -> None:
     use_utf8()
     make_lasting()
     logging.get_absl_handler().python_handler.setStream(sys.stderr)
+    # For --help, which absl makes of the program's docstring and its own flags.
+    program = sys.modules["__main__"]
+    program.__doc__ = as_called(program.__doc__ or "")
     for flag in flags.FLAGS.get_flags_for_module(__name__):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --help
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
         app.run(main, flags_parser=parse_flags)
     except KeyboardInterrupt:
