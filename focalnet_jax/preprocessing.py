@@ -131,8 +131,8 @@ class Preprocessing:
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Makes `uint8 [..., channels]` float32: `(pixels / 255 - mean) / std`."""
-        mean, std = np.float32(self.mean), np.float32(self.std)
-        return (np.float32(pixels) / np.float32(255) - mean) / std
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return (np.asarray(pixels, np.float32) / np.float32(255) - mean) / std
 
     def with_channels(self, channels: int) -> "Preprocessing":
         """The same for another number of channels than that of mean and std.

@@ -8,7 +8,7 @@ in a note.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -93,7 +93,7 @@ class Beside:
     implied: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocessing: Preprocessing | None = None
     image_size: ImageSize | None = None
-    classes: list[str] | None = None
+    classes: Sequence[str] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -308,8 +308,13 @@ def _transformers_classes(
         classes, notes = _listed(numbered, "label2id")
     if classes and classes == [f"LABEL_{index}" for index in range(len(classes))]:
         return None, ()
-    is_unique = by_id and by_name and classes and len({*classes}) == len(classes)
-    if is_unique and [by_name.get(name) for name in classes] != [*range(len(classes))]:
+    if (
+        by_id
+        and by_name
+        and classes
+        and len({*classes}) == len(classes)  # One name has one number.
+        and [by_name.get(name) for name in classes] != [*range(len(classes))]
+    ):
         notes += (
             f"{CONFIG} has an id2label and a label2id that contradict each other: "
             "id2label is taken",

@@ -92,7 +92,7 @@ def model_options(assignments: list[str]) -> dict[str, Any]:
     Raises:
       SetupError: a value is not of the form OPTION=VALUE, or an option has two values.
     """
-    options = {}
+    options: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from etils import epath
@@ -254,7 +254,7 @@ def _describe(
     source = {
         "file": weights.origin,
         "sha256": weights.sha256,
-        "dialect": weights.dialect.name,
+        "dialect": weights.dialect and weights.dialect.name,
         "dtype": _recorded_dtypes(weights),
     }
     return dataclasses.replace(description, source=source), notes
@@ -357,7 +357,7 @@ def _padding_notes(
 
 def _with_options(overrides: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """Adds options. Those of one kind of model replace those of the others."""
-    kinds = {"num_classes"}, BACKBONE_OPTIONS, {RECONSTRUCT}
+    kinds: tuple[Set[str], ...] = {"num_classes"}, BACKBONE_OPTIONS, {RECONSTRUCT}
     given = [kind for kind in kinds if kind & options.keys()]
     if len(given) > 1:
         raise SetupError(

@@ -72,8 +72,10 @@ def export_onnx(
         )
     graph = _Graph(onnx)
     writer = _Writer(graph, encoder, params)
-    write = writer.classifier if isinstance(model, FocalNet) else writer.backbone
-    results = write(model)
+    if isinstance(model, FocalNet):
+        results = writer.classifier(model)
+    else:
+        results = writer.backbone(model)
     sizes = _SIZES[encoder.spatial_rank]
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     proto = helper.make_model(
@@ -110,7 +112,7 @@ def write_onnx(path: pathlib.Path, proto) -> None:
 
     size = sum(len(constant.raw_data) for constant in proto.graph.initializer)
     data = f"{path.name}.data"
-    options = {}
+    options: dict[str, Any] = {}
     if size > _LARGEST_FILE:
         options = dict(save_as_external_data=True, location=data)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +192,7 @@ class _Writer:
             self._norm(last, "norm"),
             graph.integers(self._spatial),
             keepdims=0,
-            **({"name": "logits"} if is_headless else {}),
+            name="logits" if is_headless else "",
         )
         channels = self._params["norm/scale"].shape[0]
         if not is_headless:

@@ -159,6 +159,7 @@ class Classification:
 
     def open(self, *, train: bool) -> Splits:
         num_classes = self.model.num_classes
+        assert self.data_sets is not None  # It is where there is data to open.
         if train:
             image_operations(self.train_transform.pixels)  # Are its libraries there?
             train_source = self.data_sets.open("train_split")

@@ -44,7 +44,7 @@ from focalnet_jax.values import (
 
 def _attribute_meanings(kind: type) -> dict[str, str]:
     """What a class's docstring says of its attributes, as sentences, by name."""
-    section = inspect.getdoc(kind).partition("Attributes:\n")[2]
+    section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
     meanings = {}
     for names, meaning in re.findall(r"^  (\w[\w, ]*): (.*(?:\n    .*)*)", section, re.M):
         sentence = " ".join(meaning.split())
@@ -250,8 +250,10 @@ def model_of(config: ConfigDict, create: Callable[..., Model] = create_model) ->
         raise SetupError(
             f"model.in_channels={model.encoder.in_channels}, but images are read as RGB"
         )
+    # JAX declares its options from 0.12 on.
+    has_float64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     for option in ("dtype", "param_dtype"):
-        if config.model[option] == "float64" and not jax.config.jax_enable_x64:
+        if config.model[option] == "float64" and not has_float64:
             raise SetupError(
                 f"model.{option}='float64' needs JAX_ENABLE_X64=1 in the environment: "
                 "without it JAX computes in float32"

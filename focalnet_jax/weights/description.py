@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ class ModelDescription:
     name: str
     overrides: dict[str, Any]
     preprocessing: Preprocessing
-    classes: list[str] | None = None
+    classes: Sequence[str] | None = None
     source: dict[str, Any] | None = None
 
     @property

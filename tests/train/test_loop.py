@@ -92,7 +92,9 @@ def test_workdir_describes_the_run(tiny_config, tmp_path, capsys):
     workdir = epath.Path(tmp_path)
     metrics = train(*check_config(tiny_config), workdir)
     assert json.loads((workdir / "config.json").read_text())["batch_size"] == 16
-    assert json.loads((workdir / "versions.json").read_text())["jax"] == jax.__version__
+    versions = json.loads((workdir / "versions.json").read_text())
+    assert versions["jax"] == jax.__version__
+    assert versions["focalnet_jax"] == focalnet_jax.__version__
     model = json.loads((workdir / "model.json").read_text())
     assert model["name"] == "focalnet_tiny_srf"
     assert model["overrides"]["depths"] == [1, 1]

@@ -82,7 +82,8 @@ class ImageFolder(Sequence):
     def __len__(self) -> int:
         return len(self._name_ends)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    # A folder has no slices.
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
         """Reads a file and makes it a record.
 
         Raises:

@@ -206,7 +206,7 @@ class Checkpoints:
         return state.starting_average() if starts_average else state
 
     def _score(self, metrics: Mapping[str, float] | None) -> float:
-        value = (metrics or {}).get(self._best_metric)
+        value = (metrics or {}).get(self._best_metric or "")
         if value is None or not math.isfinite(value):
             return -math.inf
         return self._sign * value

@@ -24,7 +24,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import tensorstore
@@ -60,7 +60,7 @@ class WorkdirLock:
     def __init__(self, workdir: epath.Path, *, say: Callable[[str], None] = print):
         self._workdir = workdir
         self._say = say
-        self._taken_by = None
+        self._taken_by: _Holder | None = None
         self._ending = threading.Event()
         self._beating = threading.Lock()
 
@@ -267,7 +267,7 @@ class _Seen(NamedTuple):
     """What is at a place: a text or None, and what changes with each write."""
 
     content: str | None
-    version: object
+    version: Any
 
 
 class _File:
@@ -369,7 +369,7 @@ class _Object:
     def __init__(self, path: epath.Path):
         self._path = os.fspath(path)
         self._store = tensorstore.KvStore.open(self._path).result()
-        self._version = None
+        self._version: bytes | None = None
 
     def read(self) -> _Seen:
         found = self._store.read("").result()
