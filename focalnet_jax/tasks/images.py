@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import chex
 import jax
@@ -24,7 +24,7 @@ from focalnet_jax.data.sources.layout import FOLDER
 from focalnet_jax.errors import OptionError, SetupError, arguments_spelt, counted
 from focalnet_jax.fields import Field, Fields
 from focalnet_jax.image_size import ImageSizes, height_and_width
-from focalnet_jax.models import FocalNetEncoder, create_model
+from focalnet_jax.models import FocalNetEncoder
 from focalnet_jax.models.modulation import MODULATIONS
 from focalnet_jax.models.options import FLOAT_TYPES, NUM_CLASSES, OPTION_VALUES
 from focalnet_jax.models.size import Model
@@ -85,6 +85,8 @@ def _absolute_folder(name: str) -> str:
 def _absolute_classes(classes: str) -> str:
     return classes if classes == "imagenet2012" else absolute_text(classes)
 
+
+M = TypeVar("M", bound=Model)
 
 # What the names of parameters begin with that belong to one task alone: those of a
 # classifier's head, and of what paints masked images.
@@ -232,12 +234,12 @@ def model_overrides(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def model_of(config: ConfigDict, create: Callable[..., Model] = create_model) -> Model:
+def model_of(config: ConfigDict, create: Callable[..., M]) -> M:
     """The model that the config describes.
 
     Args:
       config: has the fields of models and images.
-      create: makes a model of the name and `model_overrides`.
+      create: makes a model of the name and `model_overrides`, as `create_model`.
 
     Raises:
       SetupError: a value that the model doesn't allow, or images that are too small.
