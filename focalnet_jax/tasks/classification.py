@@ -108,7 +108,7 @@ class DataSets:
     """The data sets of a run.
 
     Attributes:
-      name, data_dir, classes: as for `open_source`.
+      name, data_dir, classes, files: as for `open_source`.
       train_split, test_split: splits of it.
     """
 
@@ -117,6 +117,7 @@ class DataSets:
     test_split: str
     data_dir: str | None = None
     classes: str | None = None
+    files: str | None = None
 
     def open(self, which: str) -> Source:
         """Opens one of the splits.
@@ -138,6 +139,7 @@ class DataSets:
                 split=getattr(self, which),
                 data_dir=self.data_dir,
                 classes=self.classes,
+                files=self.files,
             )
 
 
@@ -306,6 +308,7 @@ def make(config: ConfigDict) -> Classification:
             test_split=config.data.test_split,
             data_dir=config.data.data_dir,
             classes=config.data.classes,
+            files=config.data.files,
         ),
         label_smoothing=config.label_smoothing,
         erasing=_erasing_of(config),

@@ -116,6 +116,13 @@ IMAGE_FIELDS: Fields = {
         Text(),
         absolute=_absolute_classes,
     ),
+    "data.files": Field(
+        None,
+        "For image folders only: a CSV file with the columns `file`, `class` and "
+        "`split`, which takes the place of directories of splits and classes.",
+        Text(),
+        absolute=absolute_text,
+    ),
     "data.train_split": Field("train", "The split to train on.", decides_examples=True),
     "data.test_split": Field("validation", "The split to evaluate on."),
     "data.image_size": Field(
