@@ -77,7 +77,7 @@ class Best(NamedTuple):
     """The best checkpoint of a run.
 
     Attributes:
-      path: of its parameters.
+      path: of its parameters, or of their average if the metric is one of the average.
       step: that it was saved after.
       metric: by which it is the best, such as `test/top1`.
       value: of the metric.
@@ -112,8 +112,11 @@ def find_best(workdir: epath.Path) -> Best | None:
             f"{file} is damaged: {error}. It says which checkpoint is the best; move it "
             "away to have the newest"
         ) from error
+    checkpoint = workdir / CHECKPOINTS / str(record["step"])
+    if record["metric"].startswith("test_ema/"):
+        checkpoint /= "ema"
     # While a better one is being written, the one before may be gone.
-    path = newest_params_path(workdir / CHECKPOINTS / str(record["step"]))
+    path = newest_params_path(checkpoint)
     return path and Best(path, record["step"], record["metric"], record["value"])
 
 
