@@ -48,6 +48,11 @@ class Contents(NamedTuple):
     images: list[Image]
     remarks: tuple[str, ...]
 
+    @property
+    def classes(self) -> set[str]:
+        """The names of the classes."""
+        return {image.class_name for image in self.images}
+
 
 class Inspection(NamedTuple):
     """What decoding all images has shown.
@@ -65,8 +70,8 @@ def list_images(root: pathlib.Path) -> Contents:
     """Lists the images of a folder, without reading them.
 
     Raises:
-      SetupError: there is no such folder, no image in it, or no class; images lie beside
-        the classes; or directories can be taken for splits as well as for classes.
+      SetupError: there is no such folder, no image in it, or a single class; images lie
+        beside the classes; or directories can be taken for splits as well as for classes.
     """
     if not root.is_dir():
         if root.exists():
@@ -89,7 +94,13 @@ def list_images(root: pathlib.Path) -> Contents:
     names = {directory.name for directory in directories.values()}
     if None not in directories and (unused := {*class_directories(root)} - names):
         remarks += (f"no splits, and left out of {root}: {first_few(sorted(unused))}",)
-    return Contents(images, remarks)
+    contents = Contents(images, remarks)
+    if len(contents.classes) == 1:
+        raise SetupError(
+            f"all images in {root} are of one class, {contents.classes.pop()!r}: a net "
+            "learns to tell at least two from each other, each in a directory of its own"
+        )
+    return contents
 
 
 def _nearest_beside(root: pathlib.Path) -> str:

@@ -27,9 +27,16 @@ from focalnet_jax.finetune.workdir import (
     write_record,
 )
 from focalnet_jax.paths import with_home
+from focalnet_jax.train import default_config
 from focalnet_jax.train.overrides import Override, apply_overrides
 from focalnet_jax.weights.description import ModelDescription, find_description
 from focalnet_jax.weights.params import newest_params_path
+
+# Fields that follow from the folder, the workdir and the weights.
+_DECIDED = {
+    *("data.name", "data.files", "data.classes", "data.train_split", "data.test_split"),
+    *("model.num_classes", "init_from", "reset_head"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +106,8 @@ def make_plan(request: Request) -> Plan:
     before = read_record(request.workdir)
     if before is not None:
         check_same(request.workdir, before, _record(request))
+    # What can be wrong is found before all images are read, which may take long.
+    described, start = _described(request, len(contents.classes))
     if before is not None and (request.workdir / IMAGES).exists():
         split = _written_split(request, contents)
     else:
@@ -109,7 +118,6 @@ def make_plan(request: Request) -> Plan:
             test_share=request.test_share,
             seed=request.reading.seed,
         )
-    described, start = _described(request, split)
     config, remarks = _configured(request, split, described)
     notes = start.notes if start else ()
     remarks = (*contents.remarks, *split.remarks, *notes, *remarks)
@@ -123,6 +131,10 @@ def _check_options(request: Request) -> None:
             f"{argument('num_classes')} is not for this command: the folder has as many "
             "classes as directories"
         )
+    for name, _ in request.overrides:
+        if name in _DECIDED:
+            raise SetupError(f"{name} is not for this command, which sets it by itself")
+    apply_overrides(default_config(), request.overrides)  # Raises for what is misspelt.
     usual = Reading()
     if request.weights is None:
         for name in ("wrapper", "prefix", "ignore", "resize_kernels", "add_levels"):
@@ -168,7 +180,7 @@ def _written_split(request: Request, contents: Contents) -> Split:
 
 
 def _described(
-    request: Request, split: Split
+    request: Request, num_classes: int
 ) -> tuple[ModelDescription | None, Start | None]:
     """What the weights are, and the weights themselves if they have to be read."""
     if request.weights is None:
@@ -182,7 +194,7 @@ def _described(
         request.weights,
         request.reading,
         request.options,
-        num_classes=len(split.classes),
+        num_classes=num_classes,
     )
     return start.description, start
 

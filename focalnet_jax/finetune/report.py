@@ -96,7 +96,7 @@ def chosen(outcome: Outcome) -> str:
     text += f"; it was chosen by {outcome.metric} on {images}"
     if by != outcome.split.tests:
         return f"{text} of the split {by!r}, and tested on others."
-    return f"{text}, the same that are tested here, so results on new images are lower."
+    return f"{text}, the same as are tested here: on new images it is likely less right."
 
 
 def _summary(outcome: Outcome) -> str:

@@ -49,8 +49,8 @@ def make_split(
     learnt would be tested.
 
     Raises:
-      SetupError: fewer than two classes, or one without an image to train on; or nothing
-        to test with.
+      SetupError: a class has no image that can be read, or none to train on; or there is
+        nothing to test with.
     """
     usable = [image for image in images if image.file in inspection.digests]
     _check_classes(images, usable)
@@ -111,11 +111,6 @@ def _check_classes(images: Sequence[Image], usable: Sequence[Image]) -> None:
         raise SetupError(
             f"no image of the class {first_few(gone)} can be read: replace them, or "
             "delete the directory"
-        )
-    if len(names) == 1:
-        raise SetupError(
-            f"all images are of one class, {names.pop()!r}: a net learns to tell at "
-            "least two from each other, each in a directory of its own"
         )
 
 

@@ -17,7 +17,8 @@ from etils import epath
 
 from focalnet_jax.errors import SetupError, first_few
 from focalnet_jax.paths import read_json, write_json
-from focalnet_jax.train.run.summary import METRICS
+from focalnet_jax.train.run.lock import LOCK
+from focalnet_jax.weights.params import CHECKPOINTS
 
 RECORD = "finetune.json"
 IMAGES = "images.csv"
@@ -69,7 +70,8 @@ def check_same(
 ) -> None:
     """Raises SetupError unless a command goes on with the run that lies in a workdir."""
     for name, option in _OPTIONS.items():
-        if before[name] != now[name]:
+        # Weights that are gone by now were named by their absolute path.
+        if before[name] not in (now[name], os.path.abspath(str(now[name]))):
             was, given = (
                 f"without {option}" if value is None else f"with {option}={value}"
                 for value in (before[name], now[name])
@@ -84,13 +86,18 @@ def check_same(
 def undone_on_failure(workdir: pathlib.Path) -> Iterator[None]:
     """Leaves nothing of a new run that fails before its first step."""
     is_new = not workdir.exists() or not os.listdir(workdir)
-    parents = [parent for parent in workdir.parents if not parent.exists()]
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     try:
         yield
     except (SetupError, OSError):
-        if is_new and not (workdir / METRICS).exists():
-            shutil.rmtree(workdir, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                for parent in parents:
-                    parent.rmdir()
+        # A lock is that of another run, which began at the same time.
+        is_begun = any((workdir / name).exists() for name in ("config.json", LOCK))
+        if is_new and not is_begun:
+            for name in (RECORD, IMAGES):
+                (workdir / name).unlink(missing_ok=True)
+            shutil.rmtree(workdir / START, ignore_errors=True)
+            with contextlib.suppress(OSError):  # There may be more than this in them.
+                for path in (workdir / CHECKPOINTS, *made):
+                    if path.exists():
+                        path.rmdir()
         raise

@@ -162,8 +162,8 @@ def test_weights_bring_their_options_and_preprocessing(kind, make_folder, capsys
     # A run that goes on needs the weights no more.
     shutil.rmtree("start")
     pathlib.Path("net.safetensors").unlink(missing_ok=True)
-    given = f"--weights={pathlib.Path(source).absolute()}"
-    finetune.main(["photos", given, *SHORT, "--config.num_steps=2"])
+    given = [f"--weights={source}", *SHORT, "--config.num_steps=2"]
+    finetune.main(["photos", *given])
     assert "resuming after step 1" in capsys.readouterr().out
 
 
@@ -206,7 +206,7 @@ def test_bad_input_leaves_nothing(make_folder, capsys):
     before = sorted(pathlib.Path().rglob("*"))
     for arguments, message in (
         (["phots"], r"there is no directory .*phots; did you mean .*photos\?"),
-        (["single"], "all images are of one class, 'a'"),
+        (["single"], "all images in .*single are of one class, 'a'"),
         (["photos", "--workdir=photos/run"], "would lie in .*photos, whose directories"),
         (["photos", "--workdir=full"], "full holds 'x', and no run of this command"),
         (["photos", "--workdir=notes.pth"], "notes.pth is a file: --workdir is a dir"),
@@ -215,6 +215,7 @@ def test_bad_input_leaves_nothing(make_folder, capsys):
         (["photos", "--config.data.image_size=0"], "data.image_size=0 is too small|0 is"),
         (["photos", "--set=depth=(1,)"], "no field model.depth; did you mean 'model.dep"),
         (["photos", "--set=num_classes=3"], "num_classes is not for this command"),
+        (["photos", "--config.data.test_split=train"], "data.test_split is not for this"),
         (["photos", "--prefix=x"], "prefix is for weights: give --weights, too"),
     ):
         with pytest.raises(SetupError, match=message):

@@ -68,7 +68,7 @@ def test_a_matrix_has_a_cell_for_each_number(count):
         assert float(rect.get("y")) + float(rect.get("height")) <= height
     assert width <= 905
     labels = [text.text for text in tree.findall("text")]
-    assert labels.count("class & 1xxxxxxxxxxxxx…") == 2
+    assert labels.count("class & 1xxxxxxxxxxxx…") == 2
     has_numbers = all(group.find("text") is not None for group in groups)
     assert has_numbers == (count <= 40)
 
@@ -134,7 +134,7 @@ def test_what_chose_the_checkpoint_is_said(outcome):
         path = write_report(outcome._replace(**changes))
         return " ".join(Page(path.read_text("utf-8")).text.split())
 
-    assert "the same that are tested here, so results on new images are lower" in said()
+    assert "the same as are tested here: on new images it is likely less" in said()
     rows = [*outcome.split.rows, Listed("v.png", "a", "val")]
     chosen = said(split=Split(rows))
     assert "chosen by test/top1 on 1 image of the split 'val', and tested on" in chosen

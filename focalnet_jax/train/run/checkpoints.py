@@ -152,7 +152,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(**items),
-                metrics=dict(metrics) or None,
+                metrics=dict(metrics),
                 force=True,  # The loop decides when to save, not Orbax.
             )
         self._note_score(step, metrics)
