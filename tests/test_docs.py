@@ -21,6 +21,7 @@ from running import ROOT, TIMEOUT, TINY, run
 import focalnet_jax.convert.__main__ as convert
 import focalnet_jax.data.prepare.__main__ as prepare
 import focalnet_jax.export.__main__ as export
+import focalnet_jax.finetune.__main__ as finetune
 import focalnet_jax.parity.__main__ as parity
 import focalnet_jax.predict as predict
 import focalnet_jax.visualize.__main__ as visualize
@@ -36,6 +37,7 @@ MODULES = {
     "focalnet_jax.convert": convert.parse,
     "focalnet_jax.data.prepare": prepare._parse,
     "focalnet_jax.export": export.parse,
+    "focalnet_jax.finetune": finetune.parse,
     "focalnet_jax.parity": parity.parse,
     "focalnet_jax.predict": predict.parse,
     "focalnet_jax.visualize": visualize.parse,

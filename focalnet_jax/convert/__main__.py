@@ -30,6 +30,7 @@ import numpy as np
 from focalnet_jax import command_line
 from focalnet_jax.convert.conversion import to_torch
 from focalnet_jax.convert.dialects import DIALECTS
+from focalnet_jax.convert.directories import write_directory
 from focalnet_jax.convert.fit import FittedParams, fit_to_model
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
@@ -45,14 +46,13 @@ from focalnet_jax.convert.weights_and_model import DESCRIPTION, WeightsAndModel
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import count_params
 from focalnet_jax.models.size import Model
-from focalnet_jax.paths import local_path, path_exists, written_aside
+from focalnet_jax.paths import local_path, path_exists
 from focalnet_jax.trees import named_leaves
 from focalnet_jax.weights.description import (
     BACKBONE_OPTIONS,
     MASKED_IMAGE_MODELING,
     ModelDescription,
 )
-from focalnet_jax.weights.params import save_params
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -80,7 +80,9 @@ def main(argv: list[str] | None = None) -> None:
             dialect = args.dialect or _usual_dialect(found)
             _write_file(destination, found, fitted, dialect)
         else:
-            _write_directory(destination, found, fitted)
+            write_directory(destination, found.description, fitted.params)
+            count = count_params(found.model)
+            print(f"wrote {destination}: {count:,} parameters, and model.json")
     except OSError as error:
         reason = error.strerror or error
         raise SetupError(f"{destination} can't be written: {reason}") from error
@@ -132,17 +134,6 @@ def _write_file(
         metadata={DESCRIPTION: json.dumps(found.description.to_json())},
     )
     print(f"wrote {path}: {len(tensors):,} tensors, named as {dialect}")
-
-
-def _write_directory(
-    path: pathlib.Path, found: WeightsAndModel, fitted: FittedParams
-) -> None:
-    with written_aside(path) as aside:
-        aside.mkdir()
-        save_params(aside / "params", fitted.params)
-        found.description.write(aside)
-    count = count_params(found.model)
-    print(f"wrote {path}: {count:,} parameters, and model.json")
 
 
 def _usual_dialect(found: WeightsAndModel) -> str:

@@ -40,6 +40,7 @@ from focalnet_jax.weights.description import (
 )
 from focalnet_jax.weights.params import (
     check_holds_params,
+    find_best,
     newest_params_path,
     read_arrays,
 )
@@ -195,7 +196,13 @@ def _file_in(directory: epath.Path) -> tuple[epath.Path, tuple[str, ...]]:
 def _read_directory(
     path: epath.Path, ignore: Sequence[str]
 ) -> tuple[MatchedWeights, ModelDescription, tuple[str, ...]]:
-    params_path = check_holds_params(path)
+    params_path, notes = check_holds_params(path), ()
+    if (best := find_best(path)) and best.path != params_path:
+        notes += (
+            f"{best.path} are read, the best by {best.metric} ({best.value:.4g}); the "
+            f"newest are {params_path}",
+        )
+        params_path = best.path
     description = find_description(params_path.parent)
     if description is None:
         raise SetupError(f"{path} has parameters but no model.json to say of what model")
@@ -204,7 +211,6 @@ def _read_directory(
         for name, array in read_arrays(params_path).items()
         if not is_ignored(name, ignore)
     }
-    notes = ()
     average = params_path.parent / "ema"
     if params_path.name == "params" and average.exists():
         notes += (f"{params_path} are read; {average} is the average of them",)

@@ -125,6 +125,13 @@ IMAGE_FIELDS: Fields = {
         Text(),
         absolute=_absolute_classes,
     ),
+    "data.files": Field(
+        None,
+        "For image folders only: a CSV file with the columns `file`, `class` and "
+        "`split`, which takes the place of directories of splits and classes.",
+        Text(),
+        absolute=absolute_text,
+    ),
     "data.train_split": Field("train", "The split to train on.", decides_examples=True),
     "data.test_split": Field("validation", "The split to evaluate on."),
     "data.image_size": Field(
@@ -193,7 +200,7 @@ class DataSets:
     """The data sets of a run.
 
     Attributes:
-      name, data_dir, classes: as for `open_source`.
+      name, data_dir, classes, files: as for `open_source`.
       train_split, test_split: splits of it.
     """
 
@@ -202,6 +209,7 @@ class DataSets:
     test_split: str
     data_dir: str | None = None
     classes: str | None = None
+    files: str | None = None
 
     def open(self, which: str) -> Source:
         """Opens one of the splits.
@@ -223,6 +231,7 @@ class DataSets:
                 split=getattr(self, which),
                 data_dir=self.data_dir,
                 classes=self.classes,
+                files=self.files,
             )
 
 
@@ -328,6 +337,7 @@ def data_sets_of(config: ConfigDict) -> DataSets:
         test_split=config.data.test_split,
         data_dir=config.data.data_dir,
         classes=config.data.classes,
+        files=config.data.files,
     )
 
 
