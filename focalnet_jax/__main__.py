@@ -20,6 +20,7 @@ from focalnet_jax.output import make_lasting
 # The module of each command. It is imported when the command is given.
 COMMANDS = {
     "train": "focalnet_jax.train",
+    "finetune": "focalnet_jax.finetune",
     "predict": "focalnet_jax.predict",
     "visualize": "focalnet_jax.visualize",
     "convert": "focalnet_jax.convert",

@@ -168,6 +168,7 @@ def _outcome(plan: Plan, config: ConfigDict, task: Task, *, seconds: float) -> O
     workdir, split = epath.Path(plan.request.workdir), plan.split
     best = find_best(workdir)
     path = best.path if best else newest_params_path(workdir)
+    assert path is not None  # The run is finished.
     # With the average of the parameters beside them, a directory would mean these.
     net = load_model(path if path.name == "ema" else path.parent)
     tested = [row for row in split.rows if row.split == split.tests]

@@ -43,7 +43,7 @@ def matrix(classes: Sequence[str], counts: np.ndarray) -> str:
             f'<text text-anchor="start" transform="translate({middle + font / 3:.1f} '
             f'{margin - 5:.1f}) rotate(-90)">{shown}'
         )
-        for column in np.flatnonzero(counts[row]):
+        for column in np.flatnonzero(counts[row]).tolist():
             parts.append(
                 _cell(
                     margin + column * cell,

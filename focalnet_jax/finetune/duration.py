@@ -38,6 +38,7 @@ class Speed(NamedTuple):
 
 def measure_speed(config: ConfigDict, task: Task, splits: Splits) -> Speed:
     """Measures a forward pass of a batch, and the making of some images."""
+    assert splits.train is not None  # It is what the run trains on.
     rng = np.random.default_rng(0)
     train = _seconds_for_input(config, splits.train, lambda record: (record, rng))
     test = _seconds_for_input(config, splits.test, lambda record: (record,))

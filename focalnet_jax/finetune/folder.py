@@ -132,16 +132,16 @@ def _directories_of_splits(root: pathlib.Path) -> dict[str | None, pathlib.Path]
             "  If they are splits, name them train and val, or train and test.\n"
             f"  If they are classes: {link_as_split(root)}, and give NEW"
         )
-    uses: dict[str, pathlib.Path] = {}
+    uses: dict[str | None, pathlib.Path] = {}
     for name in inner:
-        use = use_of_split(name)
+        if (use := use_of_split(name)) is None:
+            continue
         if use in uses:
             raise SetupError(
                 f"{uses[use].name!r} and {name!r} in {root} are both for {_FOR[use]}: "
                 "leave one of them there, or put all images into one"
             )
-        if use:
-            uses[use] = root / name
+        uses[use] = root / name
     if "train" not in uses:
         raise SetupError(
             f"{root} has the splits {first_few(inner)}, and none to train on: name one "
@@ -166,7 +166,8 @@ def inspect_images(root: pathlib.Path, images: list[Image]) -> Inspection:
             return error.strerror or first_line(error)
         return hashlib.sha256(encoded).digest()
 
-    faults, digests = {}, {}
+    faults: dict[str, str] = {}
+    digests: dict[str, bytes] = {}
     # One more than there are cores, since one may wait for a disk.
     with concurrent.futures.ThreadPoolExecutor((os.cpu_count() or 1) + 1) as pool:
         found = tqdm(

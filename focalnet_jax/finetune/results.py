@@ -125,10 +125,11 @@ def answers_of(
       rows: the images.
       batch_size: how many are computed at a time.
     """
-    label_of = {name: label for label, name in enumerate(net.classes)}
+    classes = net.classes or ()
+    label_of = {name: label for label, name in enumerate(classes)}
     images = [str(root / row.file) for row in rows]
     answers, unreadable = [], []
-    found = classify(net, images, topk=len(net.classes), batch_size=batch_size)
+    found = classify(net, images, topk=len(classes), batch_size=batch_size)
     for row, result in zip(rows, found):
         if result.problem:
             unreadable.append(row.file)
@@ -139,7 +140,7 @@ def answers_of(
         answers.append(
             Answer(row.file, truth, best.index, best.probability, probabilities[truth])
         )
-    return Results(net.classes, answers, tuple(unreadable))
+    return Results(classes, answers, tuple(unreadable))
 
 
 def interval(right: int, count: int) -> tuple[float, float]:

@@ -57,7 +57,7 @@ def make_split(
     copies = _copies(usable, inspection)
     has_splits = any(image.split for image in images)
     if has_splits:
-        splits = {image.file: image.split for image in usable}
+        splits = {image.file: image.split or "" for image in usable}
     else:
         splits = _stratified(usable, {*copies}, test_share=test_share, seed=seed)
     rows = [
@@ -81,7 +81,7 @@ def _stratified(
     by_class = collections.defaultdict(list)
     for image in images:
         by_class[image.class_name].append(image.file)
-    splits = {}
+    splits: dict[str, str] = {}
     for files in by_class.values():
         count = min(max(1, round(test_share * len(files))), len(files) - 1)
         order = sorted(files, key=lambda file: (file in copies, _draw(file, seed)))
@@ -171,7 +171,7 @@ def _remarks_on_classes(rows: Sequence[Listed]) -> Iterable[str]:
                 else f"the split 'val' has no image of the class {first_few(missing)}"
             )
     if learnt and max(learnt.values()) >= 10 * min(learnt.values()):
-        most, least = max(learnt, key=learnt.get), min(learnt, key=learnt.get)
+        most, *_, least = (name for name, _ in learnt.most_common())
         yield (
             f"classes differ much in size: {most!r} has {learnt[most]:,} images to train "
             f"on, and {least!r} has {learnt[least]:,}; the accuracy of each class is in "

@@ -147,7 +147,8 @@ class ListedImages(Sequence):
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    # A folder has no slices.
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
         """Reads a file and makes it a record.
 
         Raises:

@@ -218,14 +218,13 @@ class Checkpoints:
 
     def _note_score(self, step: int, metrics: Mapping[str, float] | None) -> None:
         """Notes that a checkpoint is the best one so far, if it is."""
-        score = self._score(metrics)
+        score, best = self._score(metrics), self._best_metric
         # Of several that are as good, Orbax keeps the newest.
-        if score == -math.inf or score < self._best_score:
+        if score == -math.inf or score < self._best_score or not (best and metrics):
             return
         self._best_score = score
         if jax.process_index() == 0:
-            value = metrics[self._best_metric]
-            record = {"step": step, "metric": self._best_metric, "value": value}
+            record = {"step": step, "metric": best, "value": metrics[best]}
             write_json(self._best_file, record)
 
     def check_room(self, state: TrainState) -> None:
