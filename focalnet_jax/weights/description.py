@@ -20,7 +20,7 @@ BACKBONE_OPTIONS = frozenset({"out_stages", "out_norm"})
 HEAD_OPTIONS = BACKBONE_OPTIONS | {"num_classes"}
 
 # These may change between runs, because the parameters mean the same with any value.
-_FREE_OPTIONS = (
+FREE_OPTIONS = (
     "dtype",
     "param_dtype",
     "drop_rate",
@@ -253,8 +253,7 @@ def model_differences(directory: epath.Path, model: Model) -> dict[str, str]:
     return {
         option: f"{_option(there, option)} there, {_option(model, option)} here"
         for option in (*sorted(HEAD_OPTIONS), *ENCODER_OPTIONS)
-        if option not in _FREE_OPTIONS
-        and _option(there, option) != _option(model, option)
+        if option not in FREE_OPTIONS and _option(there, option) != _option(model, option)
     }
 
 
