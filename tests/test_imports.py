@@ -51,8 +51,10 @@ ALLOWED = {
     "export": {
         "command_line",
         "convert",
+        "image_size",
         "models",
         "paths",
+        "preprocessing",
         "pretrained",
         "trees",
     },

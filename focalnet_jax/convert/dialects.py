@@ -28,6 +28,9 @@ _CONVOLUTIONS = re.compile(
     r"(.*/)?((patch_embed|downsample)/proj|focal_layers_\d+)/kernel"
 )
 
+# Ends messages about a dialect that can't express a model.
+MICROSOFT_CAN = "The dialect microsoft can express every net for images"
+
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
@@ -106,7 +109,7 @@ class Dialect:
             if known not in (None, value):
                 raise SetupError(
                     f"{self.name}'s FocalNet always has {option}={known}; the model has "
-                    f"{value}. The dialect microsoft can express every net for images"
+                    f"{value}. {MICROSOFT_CAN}"
                 )
 
     def to_torch(self, path: str, array: np.ndarray) -> np.ndarray:

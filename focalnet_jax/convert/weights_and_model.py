@@ -7,7 +7,12 @@ from typing import Any
 
 from etils import epath
 
-from focalnet_jax.convert.configs import CONFIGS, Beside, read_beside
+from focalnet_jax.convert.configs import (
+    CONFIGS,
+    Beside,
+    read_beside,
+    without_made_up,
+)
 from focalnet_jax.convert.fit import Reading
 from focalnet_jax.convert.infer import find_model
 from focalnet_jax.convert.names import (
@@ -293,6 +298,7 @@ def _with_beside(
             f"head has {head:,}: the names are not taken",
         )
         classes = None
+    classes = without_made_up(classes or []) or None
     if not classes and head in _OFFICIAL_HEADS:
         notes += (
             f"nothing says which {head:,} classes the head has: {_OFFICIAL_HEADS[head]}",

@@ -28,7 +28,7 @@ from focalnet_jax.paths import is_remote
 EMBEDDED = {"digits": digits.Digits}
 
 # Takes the place of `label` in ImageNet-ReaL, Beyer et al., arXiv 2006.07159.
-_LABEL_SETS = "real_label"
+LABEL_SETS = "real_label"
 
 
 def open_source(
@@ -72,7 +72,7 @@ def open_source(
         builder, remarks = open_builder(name, data_dir=data_dir), ()
     _check_prepared(builder, name, data_dir)
     features = builder.info.features
-    label_feature = _LABEL_SETS if _LABEL_SETS in features else "label"
+    label_feature = LABEL_SETS if LABEL_SETS in features else "label"
     for feature in ("image", label_feature):
         if feature not in features:
             raise SetupError(
