@@ -11,6 +11,8 @@ from focalnet_jax.models import (
 )
 from focalnet_jax.pretrained import load_model
 
+__version__ = "0.1.0"
+
 __all__ = [
     "convert",
     "count_multiply_adds",

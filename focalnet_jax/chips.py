@@ -13,36 +13,41 @@ class Chip:
     Attributes:
       kinds: the beginnings of what JAX calls it in `device_kind`.
       peak: dense bfloat16 operations a second.
-      memory: bytes; only given for TPUs, which programs are compiled for in advance.
-      vmem: bytes beside the vector unit of a core; only given for TPUs, whose kernels
-        have to fit.
-      clock: cycles a second, which turn the compiler's estimates into seconds; only given
-        for TPUs.
-      bandwidth: bytes a second between the chip and its memory; only given for TPUs.
+    """
+
+    kinds: tuple[str, ...]
+    peak: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tpu(Chip):
+    """A kind of TPU, which programs are compiled for in advance.
+
+    Attributes:
+      memory: bytes.
+      vmem: bytes beside the vector unit of a core, into which kernels have to fit.
+      clock: cycles a second, which turn the compiler's estimates into seconds.
+      bandwidth: bytes a second between the chip and its memory.
       cores: of a chip; two of them share a program where they are one device.
       vector_slots: operations of a core's vector unit in one cycle, each for 8 x 128
         numbers, as the tables of `libtpu` have them.
     """
 
-    kinds: tuple[str, ...]
-    peak: float
-    memory: int | None = None
-    vmem: int | None = None
-    clock: float | None = None
-    bandwidth: float | None = None
+    memory: int
+    vmem: int
+    clock: float
+    bandwidth: float
     cores: int = 1
     vector_slots: int = 4
 
     @property
-    def vector_peak(self) -> float | None:
-        """Float32 operations a second of the vector units; None where it isn't known."""
-        if self.clock is None:
-            return None
+    def vector_peak(self) -> float:
+        """Float32 operations a second of the vector units."""
         return self.cores * self.vector_slots * 8 * 128 * self.clock
 
 
 TPUS = {
-    "v4": Chip(
+    "v4": Tpu(
         ("TPU v4",),
         275e12,
         memory=32 << 30,
@@ -52,7 +57,7 @@ TPUS = {
         cores=2,
         vector_slots=2,
     ),
-    "v5e": Chip(
+    "v5e": Tpu(
         ("TPU v5 lite", "TPU v5e"),
         197e12,
         memory=16 << 30,
@@ -60,7 +65,7 @@ TPUS = {
         clock=1.5e9,
         bandwidth=819e9,
     ),
-    "v5p": Chip(
+    "v5p": Tpu(
         ("TPU v5p", "TPU v5"),
         459e12,
         memory=95 << 30,
@@ -69,7 +74,7 @@ TPUS = {
         bandwidth=2765e9,
         cores=2,
     ),
-    "v6e": Chip(
+    "v6e": Tpu(
         ("TPU v6 lite", "TPU v6e"),
         918e12,
         memory=32 << 30,

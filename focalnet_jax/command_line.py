@@ -26,11 +26,33 @@ _TPU_VARIABLES = (
 )
 
 
-def parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """Makes a parser that prints `description` unchanged and allows no abbreviations."""
+# How the commands that are usually called `python -m MODULE` were called.
+_CALLED: dict[str, str] = {}
+
+
+def call_as(command: str, *, module: str) -> None:
+    """Has the help of a module's program call it by the command that was given."""
+    _CALLED[f"python -m {module}"] = command
+
+
+def as_called(text: str) -> str:
+    """A text of help, in which commands are spelt as they were given."""
+    for usual, command in _CALLED.items():
+        text = text.replace(usual, command)
+    return text
+
+
+def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """Makes a parser that keeps the lines of `description` and allows no abbreviations.
+
+    Args:
+      prog: how the program is called, such as `python -m focalnet_jax.predict`.
+      description: the help of the program, in which examples begin with `prog`; None
+        where Python leaves out docstrings.
+    """
     return argparse.ArgumentParser(
-        prog=prog,
-        description=description,
+        prog=as_called(prog),
+        description=as_called(description or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -106,7 +128,8 @@ def find_devices() -> None:
     """
     import jax  # Not all programs need it.
 
-    asked = f"JAX_PLATFORMS={jax.config.jax_platforms}"
+    # JAX declares its options from 0.12 on.
+    asked = f"JAX_PLATFORMS={jax.config.jax_platforms}"  # type: ignore[attr-defined]
     try:
         jax.devices()
     except AssertionError as error:
@@ -149,4 +172,5 @@ def hide_idle_libtpu() -> None:
         signs.append(where)
     if not signs:
         os.environ.pop("TPU_LIBRARY_PATH", None)
-        sys.modules["libtpu"] = None  # An import of it fails as if it were not there.
+        # With None, which typeshed leaves out, an import fails as if it were not there.
+        sys.modules["libtpu"] = None  # type: ignore[assignment]

@@ -65,4 +65,5 @@ class ImageSizes(Values):
 
 def height_and_width(size: ImageSize) -> tuple[int, int]:
     """Both sides of a size."""
-    return (size, size) if isinstance(size, int) else tuple(size)
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width

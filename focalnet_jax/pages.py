@@ -18,21 +18,37 @@ __all__ = ["SIGNED", "UNSIGNED", "Figure", "colour_table", "page", "svg"]
 SIGNED, UNSIGNED = "RdBu_r", "magma"
 
 _STYLE = """
+:root { color-scheme: light dark; --text: #222; --page: #fff; --line: #ddd }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto;
-       padding: 0 1em; color: #222; background: #fff }
+       padding: 0 1em; color: var(--text); background: var(--page) }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .15em .8em; text-align: right; border-bottom: 1px solid #ddd }
+th, td { padding: .15em .8em; text-align: right; border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child { text-align: left }
 svg { width: 100%; height: auto }
+pre { overflow-x: auto; padding: .6em .8em; border: 1px solid var(--line) }
 summary { cursor: pointer; margin: 1em 0 }
+.texts td { text-align: left }
 .PASS { color: #0a6b2d } .FAIL { color: #b00020 }
+.bars { width: 12em } .bar { display: block; height: .7em; background: #2e7d4f }
+.pictures { display: flex; flex-wrap: wrap; gap: 1em }
+.pictures figure { margin: 0; width: 10.5em; overflow-wrap: anywhere }
+.pictures img { max-width: 100%; max-height: 10.5em }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #ddd; --page: #16181b; --line: #3a3e44 }
+  a { color: #8ab4f8 }
+  .texts td { text-align: left }
+.PASS { color: #5fcf86 } .FAIL { color: #ff7b89 } .bar { background: #4fa873 }
+  /* What is drawn in dark colours becomes light, and keeps its hues. */
+  svg.figure { filter: invert(1) hue-rotate(180deg) }
+}
 """
 
 
 def page(title: str, body: str) -> str:
     """Makes a whole HTML page of `body`, which is HTML; `title` is plain text."""
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
+<html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>
 <style>{_STYLE}</style>
 <h1>{html.escape(title)}</h1>
 {body}
@@ -41,11 +57,11 @@ def page(title: str, body: str) -> str:
 
 
 def svg(figure: Figure) -> str:
-    """Draws a figure as an SVG element for an HTML page."""
+    """Draws a figure as an SVG element for an HTML page, through which the page shows."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
+    figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True)
     text = stream.getvalue()
-    return text[text.index("<svg") :]
+    return text[text.index("<svg") :].replace("<svg ", '<svg class="figure" ', 1)
 
 
 def colour_table(name: str) -> str:

@@ -116,7 +116,8 @@ def run_on_shards(
 
 def _devices_along(name: str | None) -> int:
     """How many parts an axis of a map is split into."""
-    axes = dict(nn.get_logical_axis_rules()).get(name) or ()
+    rules: dict[str | None, Any] = dict(nn.get_logical_axis_rules())
+    axes = rules.get(name) or ()
     axes = (axes,) if isinstance(axes, str) else axes
     return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
 

@@ -209,9 +209,10 @@ def classify(
 
 def _results(net, batch, topk: int, batch_size: int) -> Iterator[Result]:
     arrays = [found for _, found in batch if isinstance(found, np.ndarray)]
+    predictions: Iterator[list[Prediction]] = iter(())
     if arrays:
-        arrays = net.predict_prepared(np.stack(arrays), topk=topk, rows=batch_size)
-    predictions = iter(arrays)
+        stacked = np.stack(arrays)
+        predictions = iter(net.predict_prepared(stacked, topk=topk, rows=batch_size))
     for image, found in batch:
         if isinstance(found, str):
             yield Result(image, [], problem=found)

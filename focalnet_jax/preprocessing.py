@@ -19,6 +19,8 @@ from focalnet_jax.values import Flag, NotAllowed, Number, Several, Text
 if TYPE_CHECKING:
     import PIL.Image
 
+    from focalnet_jax.data.images.transforms import EvalTransform
+
 # Mean and standard deviation of ImageNet's red, green and blue, for pixels in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -104,8 +106,6 @@ class Preprocessing:
         """
         import PIL.Image
 
-        from focalnet_jax.data.images.transforms import EvalTransform
-
         channels = len(self.mean)
         if channels not in (1, 3):
             raise SetupError(
@@ -117,22 +117,27 @@ class Preprocessing:
             image = PIL.Image.fromarray(_checked_pixels(np.asarray(image)))
         if isinstance(image, (str, os.PathLike)):
             image = pathlib.Path(image).read_bytes()
-        transform = EvalTransform(
+        pixels = self.transform()(image)
+        if channels == 1:
+            pixels = np.asarray(PIL.Image.fromarray(pixels).convert("L"))[..., None]
+        return self.normalize(pixels)
+
+    def transform(self) -> "EvalTransform":
+        """What makes the pixels of an image, before they are normalised."""
+        from focalnet_jax.data.images.transforms import EvalTransform
+
+        return EvalTransform(
             self.image_size,
             crop=self.crop,
             interpolation=self.interpolation,
             squash=self.squash,
             floor_offsets=self.floor_offsets,
         )
-        pixels = transform(image)
-        if channels == 1:
-            pixels = np.asarray(PIL.Image.fromarray(pixels).convert("L"))[..., None]
-        return self.normalize(pixels)
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Makes `uint8 [..., channels]` float32: `(pixels / 255 - mean) / std`."""
-        mean, std = np.float32(self.mean), np.float32(self.std)
-        return (np.float32(pixels) / np.float32(255) - mean) / std
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return (np.asarray(pixels, np.float32) / np.float32(255) - mean) / std
 
     def with_channels(self, channels: int) -> "Preprocessing":
         """The same for another number of channels than that of mean and std.

@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
 
     name: str
     probability: float
-    index: int
+    index: int  # type: ignore[assignment]  # It hides the method of tuples.
 
 
 class _Pretrained(NamedTuple):

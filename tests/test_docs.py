@@ -22,21 +22,24 @@ import focalnet_jax.convert.__main__ as convert
 import focalnet_jax.data.prepare.__main__ as prepare
 import focalnet_jax.demo.__main__ as demo
 import focalnet_jax.export.__main__ as export
+import focalnet_jax.finetune.__main__ as finetune
 import focalnet_jax.parity.__main__ as parity
 import focalnet_jax.predict as predict
 import focalnet_jax.visualize.__main__ as visualize
+from focalnet_jax.__main__ import COMMANDS
 from focalnet_jax.convert import to_torch
 from focalnet_jax.models import abstract_params, create_model
 from focalnet_jax.train import check_field_name, command_line, load_recipe
 from focalnet_jax.train.overrides import apply_overrides, split_overrides
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 OWN_FIELDS = {"discs.variant"}  # of the task that docs/tasks.md adds
 MODULES = {
     "focalnet_jax.convert": convert.parse,
     "focalnet_jax.data.prepare": prepare._parse,
     "focalnet_jax.demo": demo.parse,
     "focalnet_jax.export": export.parse,
+    "focalnet_jax.finetune": finetune.parse,
     "focalnet_jax.parity": parity.parse,
     "focalnet_jax.predict": predict.parse,
     "focalnet_jax.visualize": visualize.parse,
@@ -56,6 +59,8 @@ def blocks(page, language):
 def commands(page):
     """The words after `python` of each command, in blocks and in inline code.
 
+    `focalnet NAME` is `python -m MODULE`.
+
     A flag of its own in inline code is one of `main.py`, unless its value is a word in
     capitals, for which readers put something else.
     """
@@ -63,6 +68,8 @@ def commands(page):
     lines = "".join(blocks(page, "")).replace("\\\n", "").splitlines() + inline
     for line in lines:
         command, _, _ = line.partition(" > ")
+        if named := re.match(r"focalnet ([a-z]+)", command):
+            command = f"python -m {COMMANDS[named[1]]}{command[named.end() :]}"
         # Inline code may name a module without its arguments.
         if re.match(r"python (\S+[.]py|-m \S+ \S)", command):
             yield shlex.split(command, comments=True)[1:]

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from tiny import random_params, tiny_backbone, tiny_model
 
-from focalnet_jax import create_model, list_models
+from focalnet_jax import create_model, list_models, load_model
 from focalnet_jax.convert import to_torch
+from focalnet_jax.convert.__main__ import main as convert
 from focalnet_jax.convert.weight_files import read_weights, write_weights
 from focalnet_jax.errors import SetupError
 from focalnet_jax.export import export_onnx, export_program, onnx_graph
@@ -251,6 +252,53 @@ def test_the_variants_are_written(name):
     assert kinds["Gelu"] == levels + 2 * sum(encoder.depths)
 
 
+@pytest.mark.parametrize("name", ["the usual one", "everything", "videos"])
+def test_a_graph_may_store_halves(name):
+    """Each matrix is rounded to 11 bits; the errors of four blocks add up to less."""
+    pytest.importorskip("onnx", reason="it is what is written")
+    runtime = pytest.importorskip("onnxruntime", reason="it runs the graph")
+    model = MODELS[name]()
+    model = model.clone(encoder=model.encoder.clone(embed_dim=48))
+    params = random_params(model, "float32")
+    rank, results, sizes = model.encoder.spatial_rank, [], []
+    images = np.random.default_rng(0).normal(size=(2, 3, *(24, 32, 16)[:rank]))
+    for dtype in ("float32", "float16"):
+        graph = export_onnx(model, params, dtype=dtype).SerializeToString()
+        session = runtime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        [input_] = session.get_inputs()
+        assert input_.type == "tensor(float)"
+        results += session.run(None, {"images": images.astype(np.float32)})
+        sizes.append(len(graph))
+    whole, half = results
+    assert 0 < np.abs(half - whole).max() <= 2e-3 * np.abs(whole).max()
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_small_vectors_are_not_stored_as_halves():
+    """Half of the smallest layer scales would be 0."""
+    onnx = pytest.importorskip("onnx", reason="it is what is written")
+    model = tiny_model(use_layerscale=True)
+    params = random_params(model, "float32")
+    graph = export_onnx(model, params, dtype="float16").graph
+    stored = {c.name: onnx.numpy_helper.to_array(c) for c in graph.initializer}
+    for name, leaf in named_leaves(params).items():
+        if leaf.ndim == 1:
+            np.testing.assert_array_equal(stored[name], leaf)
+        else:
+            assert stored[f"{name}/float16"].dtype == np.float16
+    params["head"]["kernel"] = params["head"]["kernel"] + 1e6
+    with pytest.raises(SetupError, match="head/kernel has values too large for float16"):
+        export_onnx(model, params, dtype="float16")
+    with pytest.raises(ValueError, match="dtype='bfloat16' is none of float32, float16"):
+        export_onnx(model, params, dtype="bfloat16")
+
+
+def test_the_command_stores_halves(weights, capsys):
+    pytest.importorskip("onnx", reason="it is what is written")
+    main(["--weights=net.safetensors", "net.onnx", "--dtype=float16"])
+    assert "with the parameters in float16" in capsys.readouterr().out
+
+
 def test_a_graph_too_large_for_a_file_has_its_parameters_beside(monkeypatch, tmp_path):
     onnx = pytest.importorskip("onnx", reason="it is what is written")
     model = tiny_model()
@@ -297,14 +345,37 @@ def test_a_file_that_ends_in_onnx_is_a_graph(weights, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["net.onnx", "--vjp"], "a graph of ONNX has no gradient"),
-        (["net.pb"], "DST is a file that ends in .onnx, or a directory"),
+        (["net.onnx", "--vjp"], "--vjp is for --format=stablehlo, and net.onnx is wri"),
+        (["new", "--vjp", "--format=hf"], "--vjp is for .* new is written as hf"),
+        (["new", "--dtype=float16"], "--dtype is for --format=onnx, and new is written"),
+        (["net.onnx", "--dialect=timm"], "--dialect is for --format=safetensors, and"),
+        (["net.pb"], "DST is a file that ends in .onnx or .safetensors, or a directory"),
+        (["net.pth"], "Files of PyTorch are written by python -m focalnet_jax.convert"),
+        (["new", "--format=onnx"], "--format=onnx makes a file that ends in .onnx, and"),
+        (["new.onnx", "--format=hf"], "makes a directory, .* and new.onnx ends in .onnx"),
+        (["net.onnx", "--format=safetensors"], "ends in .safetensors, and net.onnx ends"),
         ([""], "DST is empty"),
     ],
 )
 def test_a_wrong_destination_is_told(weights, arguments, said):
     with pytest.raises(SetupError, match=said):
         main(["--weights=net.safetensors", *arguments])
+
+
+def test_a_file_of_weights_is_what_convert_writes(weights, capsys):
+    for dialect in ([], ["--dialect=microsoft"], ["--dialect=transformers"]):
+        main(["--weights=net.safetensors", "ours.safetensors", "--overwrite", *dialect])
+        told = capsys.readouterr().out
+        convert(["net.safetensors", "theirs.safetensors", "--overwrite", *dialect])
+        assert told == capsys.readouterr().out.replace("theirs", "ours")
+        ours, theirs = map(pathlib.Path, ("ours.safetensors", "theirs.safetensors"))
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert load_model("ours.safetensors").model == weights[0]
+
+
+def test_a_dot_in_the_name_of_a_directory_is_no_ending(weights):
+    main(["--weights=net.safetensors", "net-1.5"])
+    assert pathlib.Path("net-1.5/program.stablehlo").exists()
 
 
 def test_what_is_there_is_kept(weights):

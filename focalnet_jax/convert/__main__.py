@@ -17,20 +17,17 @@ also holds the model's description and its preprocessing, which `load_model` rea
 """
 
 import argparse
-import json
 import logging
 import os
 import pathlib
 import re
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
 from focalnet_jax import command_line
-from focalnet_jax.convert.conversion import to_torch
+from focalnet_jax.convert.dialect_files import write_dialect
 from focalnet_jax.convert.dialects import DIALECTS
-from focalnet_jax.convert.fit import FittedParams, fit_to_model
+from focalnet_jax.convert.directories import write_directory
+from focalnet_jax.convert.fit import fit_to_model
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
     model_options,
@@ -39,20 +36,10 @@ from focalnet_jax.convert.model_arguments import (
     reading,
     spell,
 )
-from focalnet_jax.convert.precision import is_exact
-from focalnet_jax.convert.weight_files import SUFFIXES, write_weights
-from focalnet_jax.convert.weights_and_model import DESCRIPTION, WeightsAndModel
+from focalnet_jax.convert.weight_files import SUFFIXES
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import count_params
-from focalnet_jax.models.size import Model
-from focalnet_jax.paths import local_path, path_exists, written_aside
-from focalnet_jax.trees import named_leaves
-from focalnet_jax.weights.description import (
-    BACKBONE_OPTIONS,
-    MASKED_IMAGE_MODELING,
-    ModelDescription,
-)
-from focalnet_jax.weights.params import save_params
+from focalnet_jax.paths import local_path, path_exists
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -77,10 +64,11 @@ def main(argv: list[str] | None = None) -> None:
     print_notes(fitted.notes + fitted.dtype_notes)
     try:
         if to_file:
-            dialect = args.dialect or _usual_dialect(found)
-            _write_file(destination, found, fitted, dialect)
+            write_dialect(destination, found, fitted, args.dialect)
         else:
-            _write_directory(destination, found, fitted)
+            write_directory(destination, found.description, fitted.params)
+            count = count_params(found.model)
+            print(f"wrote {destination}: {count:,} parameters, and model.json")
     except OSError as error:
         reason = error.strerror or error
         raise SetupError(f"{destination} can't be written: {reason}") from error
@@ -115,91 +103,6 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     if options.get("num_classes", args.num_classes) != args.num_classes:
         raise SetupError("--num-classes and --set=num_classes differ: give one of them")
     return options | {"num_classes": args.num_classes}
-
-
-def _write_file(
-    path: pathlib.Path, found: WeightsAndModel, fitted: FittedParams, dialect: str
-) -> None:
-    dtypes = _original_dtypes(fitted.params, found)
-    tensors = to_torch(fitted.params, found.model, dialect=dialect, dtype=dtypes)
-    print_notes(_options_a_file_lacks(found.model))
-    if path.suffix != ".safetensors":
-        print_notes((_description_a_pickle_lacks(path, found.description),))
-    write_weights(
-        path,
-        tensors,
-        wrapper=DIALECTS[dialect].wrapper,
-        metadata={DESCRIPTION: json.dumps(found.description.to_json())},
-    )
-    print(f"wrote {path}: {len(tensors):,} tensors, named as {dialect}")
-
-
-def _write_directory(
-    path: pathlib.Path, found: WeightsAndModel, fitted: FittedParams
-) -> None:
-    with written_aside(path) as aside:
-        aside.mkdir()
-        save_params(aside / "params", fitted.params)
-        found.description.write(aside)
-    count = count_params(found.model)
-    print(f"wrote {path}: {count:,} parameters, and model.json")
-
-
-def _usual_dialect(found: WeightsAndModel) -> str:
-    """The dialect of the source, or of the file that the source was converted from."""
-    if BACKBONE_OPTIONS & found.description.overrides.keys():
-        return "microsoft"  # No other dialect has names for the norms of a backbone.
-    if found.description.task == MASKED_IMAGE_MODELING:
-        return "transformers"  # Nor for a decoder and a mask token.
-    if found.weights.dialect:
-        return found.weights.dialect.name
-    return (found.description.source or {}).get("dialect", "microsoft")
-
-
-def _original_dtypes(
-    params: dict[str, Any], found: WeightsAndModel
-) -> dict[str, np.dtype]:
-    """The dtypes that converted parameters had before they were widened, by Flax path.
-
-    Parameters that would lose digits are left out, such as those trained since.
-    """
-    recorded = (found.description.source or {}).get("dtype", {})
-    dtypes = {}
-    for path, array in named_leaves(params).items():
-        name = recorded if isinstance(recorded, str) else recorded.get(path)
-        narrow = jnp.dtype(name) if name else array.dtype
-        if is_exact(narrow, array.dtype):
-            with np.errstate(over="ignore"):
-                back = array.astype(narrow).astype(array.dtype)
-            if np.array_equal(back, array, equal_nan=True):
-                dtypes[path] = narrow
-    return dtypes
-
-
-def _options_a_file_lacks(model: Model) -> tuple[str, ...]:
-    """Says which options a program that loads the file has to set."""
-    unseen = [
-        f"{option}=True"
-        for option in ("normalize_modulator", "use_postln")
-        if getattr(model.encoder, option)
-    ]
-    if model.encoder.use_conv_embed:
-        unseen.append(f"stem_padding={model.encoder.stem_padding}")
-    if not unseen:
-        return ()
-    listed = ", ".join(unseen)
-    return (f"weights do not show {listed}: set that where the file is loaded",)
-
-
-def _description_a_pickle_lacks(path: pathlib.Path, description: ModelDescription) -> str:
-    numbers = description.preprocessing.to_json().items()
-    lacks = "the preprocessing, " + ", ".join(f"{k}={v}" for k, v in numbers)
-    if description.classes:
-        lacks += f", and for the names of {len(description.classes):,} classes"
-    return (
-        f"a file in {path.suffix} has no place for {lacks}; a directory or a "
-        ".safetensors file has"
-    )
 
 
 def _check_destination(path: pathlib.Path, *, overwrite: bool) -> None:

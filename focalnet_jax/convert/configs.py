@@ -7,8 +7,9 @@ in a note.
 """
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -32,7 +33,7 @@ _PROCESSOR = "processor_config.json"
 CONFIGS = (CONFIG, _PREPROCESSOR, _PROCESSOR)
 
 # Options of the model by their names there.
-_TRANSFORMERS_OPTIONS = {
+TRANSFORMERS_OPTIONS = {
     "num_channels": "in_channels",
     "patch_size": "patch_size",
     "embed_dim": "embed_dim",
@@ -48,8 +49,10 @@ _TRANSFORMERS_OPTIONS = {
     "normalize_modulator": "normalize_modulator",
     "hidden_dropout_prob": "drop_rate",
     "drop_path_rate": "drop_path_rate",
+    # transformers always pads, and passes over this entry, which this package writes.
+    "pad_to_patch": "pad_to_patch",
 }
-_TIMM_OPTIONS = {
+TIMM_OPTIONS = {
     "in_chans": "in_channels",
     "num_classes": "num_classes",
     "embed_dim": "embed_dim",
@@ -70,6 +73,8 @@ _TIMM_WITHOUT_EFFECT = {
     *("global_pool", "drop_rate", "head_init_scale"),
     *("img_size", "pretrained", "scriptable", "exportable", "no_jit", "device", "dtype"),
 }
+# What transformers calls the class of a row that nobody has named.
+MADE_UP = "LABEL_{}"
 _EXACT_GELUS = ("gelu", "gelu_python")
 
 
@@ -93,7 +98,7 @@ class Beside:
     implied: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocessing: Preprocessing | None = None
     image_size: ImageSize | None = None
-    classes: list[str] | None = None
+    classes: Sequence[str] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -170,7 +175,7 @@ def _read_transformers(config: Mapping[str, Any]) -> Beside:
             "MLPs of this package have the exact GELU alone: these weights can't be used "
             "here"
         )
-    stated = _renamed(config, _TRANSFORMERS_OPTIONS)
+    stated = _renamed(config, TRANSFORMERS_OPTIONS)
     notes = []
     if isinstance(stated.get("patch_size"), tuple):
         sides = stated["patch_size"]
@@ -231,12 +236,12 @@ def _read_timm(config: Mapping[str, Any]) -> Beside:
         argument
         for argument, value in given.items()
         if value is not None
-        and argument not in _TIMM_OPTIONS.keys() | _TIMM_WITHOUT_EFFECT
+        and argument not in TIMM_OPTIONS.keys() | _TIMM_WITHOUT_EFFECT
     ]
     notes = []
     if unknown:
         notes.append(f"{CONFIG} has model_args that are not heeded: {first_few(unknown)}")
-    stated = _renamed(given, _TIMM_OPTIONS)
+    stated = _renamed(given, TIMM_OPTIONS)
     if "layerscale_value" in given:  # Without layer scale it is null.
         stated["use_layerscale"] = given["layerscale_value"] is not None
     variant = dict(VARIANTS.get(name, {}))
@@ -306,15 +311,31 @@ def _transformers_classes(
     if not by_id and by_name:
         numbered = [(number, name) for name, number in by_name.items()]
         classes, notes = _listed(numbered, "label2id")
-    if classes and classes == [f"LABEL_{index}" for index in range(len(classes))]:
+    if classes and not without_made_up(classes):
         return None, ()
-    is_unique = by_id and by_name and classes and len({*classes}) == len(classes)
-    if is_unique and [by_name.get(name) for name in classes] != [*range(len(classes))]:
+    if (
+        by_id
+        and by_name
+        and classes
+        and len({*classes}) == len(classes)  # One name has one number.
+        and [by_name.get(name) for name in classes] != [*range(len(classes))]
+    ):
         notes += (
             f"{CONFIG} has an id2label and a label2id that contradict each other: "
             "id2label is taken",
         )
     return classes, notes
+
+
+def without_made_up(classes: list[str]) -> list[str]:
+    """Leaves the names out that transformers makes up for the last classes, or for all.
+
+    A head may have more rows than there are classes.
+    """
+    made_up = map(MADE_UP.format, reversed(range(len(classes))))
+    pairs = zip(reversed(classes), made_up)
+    count = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return classes[: len(classes) - count]
 
 
 def _listed(names: Any, entry: str) -> tuple[list[str] | None, tuple[str, ...]]:

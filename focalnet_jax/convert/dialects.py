@@ -28,6 +28,9 @@ _CONVOLUTIONS = re.compile(
     r"(.*/)?((patch_embed|downsample)/proj|focal_layers_\d+)/kernel"
 )
 
+# Ends messages about a dialect that can't express a model.
+MICROSOFT_CAN = "The dialect microsoft can express every net for images"
+
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
@@ -106,7 +109,7 @@ class Dialect:
             if known not in (None, value):
                 raise SetupError(
                     f"{self.name}'s FocalNet always has {option}={known}; the model has "
-                    f"{value}. The dialect microsoft can express every net for images"
+                    f"{value}. {MICROSOFT_CAN}"
                 )
 
     def to_torch(self, path: str, array: np.ndarray) -> np.ndarray:
@@ -171,11 +174,13 @@ def _check_is_a_net_for_images(name: str, encoder: FocalNetEncoder) -> None:
         numbers = value if option == "focal_windows" else [value]
         if any(isinstance(number, Sequence) for number in numbers):
             changed.append(f"{option}={value!r}")
+    factor = encoder.focal_factor
     sizes = {
-        window + level * encoder.focal_factor
+        window + level * factor
         for levels, window in zip(encoder.focal_levels, encoder.focal_windows)
         for level in range(levels)
-        if not changed
+        # Both are numbers where nothing is changed.
+        if not changed and isinstance(window, int) and isinstance(factor, int)
     }
     if any(size % 2 == 0 for size in sizes):
         changed.append(f"kernels of even size ({min(s for s in sizes if s % 2 == 0)})")

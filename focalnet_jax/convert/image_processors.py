@@ -2,15 +2,16 @@
 
 timm has it in `config.json`, in the entry `pretrained_cfg`, and transformers in
 `preprocessor_config.json`. What is read makes the same pixels as timm's
-`create_transform` and as transformers' image processors that work with PIL.
+`create_transform` and as transformers' image processors that work with PIL. Both files
+are written by `export/hub_files.py`.
 """
 
 import math
 from typing import Any
 
-from focalnet_jax.convert.entries import OBJECT, Content, read_entry, wrong
+from focalnet_jax.convert.entries import OBJECT, Content, read_entry
+from focalnet_jax.convert.image_processor_sizes import SIDE, read_sizes
 from focalnet_jax.errors import SetupError, shown
-from focalnet_jax.image_size import LARGEST_SIDE
 from focalnet_jax.preprocessing import (
     CROP,
     IMAGENET_MEAN,
@@ -24,7 +25,7 @@ from focalnet_jax.values import Either, Flag, Number, Several, Text, Values, Who
 Found = tuple[Preprocessing, tuple[str, ...]]
 
 # PIL's numbers of its filters, which transformers writes.
-_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 _HALF = (0.5, 0.5, 0.5)
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -57,18 +58,10 @@ _KNOWN_STEPS = {*_COMMON, "do_center_crop", "do_convert_rgb", "do_reduce_labels"
 
 TIMM_ENTRIES = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 
-_SIDE = Whole(1, LARGEST_SIDE)
 _INPUT_SIZE = Several(
-    _SIDE, least=3, most=3, noun="list", note="which are channels, height and width"
+    SIDE, least=3, most=3, noun="list", note="which are channels, height and width"
 )
-_SIZE = Either(
-    (
-        _SIDE,
-        Several(_SIDE, least=2, most=2, noun="list"),
-        OBJECT,
-    )
-)
-_FILTER = Whole(0, len(_FILTERS) - 1, note="which are PIL's filters")
+_FILTER = Whole(0, len(FILTERS) - 1, note="which are PIL's filters")
 _FACTOR = Number(1e-6, 1e3)
 
 
@@ -110,7 +103,7 @@ def read_timm(config: Content, *, origin: str, channels: int | None = None) -> F
             "it cuts out the middle"
         )
     interpolation = entry("interpolation", Text(), "bicubic")
-    if interpolation not in _FILTERS:
+    if interpolation not in FILTERS:
         notes.append(
             f"{origin} has interpolation={shown(interpolation)}, which preprocessing "
             "does not know: it is bicubic"
@@ -153,7 +146,7 @@ def read_transformers(
     for step, value in does.items():
         if value and step not in _KNOWN_STEPS:
             notes.append(f"{origin} has {step}, which preprocessing does not do")
-    sizes, size_notes = _sizes(given, kind, does["do_center_crop"], origin)
+    sizes, size_notes = read_sizes(given, kind, does["do_center_crop"], origin)
     notes += size_notes
     if not does["do_resize"]:
         height, width = sizes["image_size"]
@@ -177,9 +170,8 @@ def read_transformers(
         origin,
         mean=tuple(value / scale for value in statistics["mean"]),
         std=tuple(value / scale for value in statistics["std"]),
-        interpolation=_FILTERS[entry("resample", _FILTER)],
-        floor_offsets=True,
-        **sizes,
+        interpolation=FILTERS[entry("resample", _FILTER)],
+        **dict(floor_offsets=True) | sizes,
     )
     return preprocessing, tuple(notes)
 
@@ -217,106 +209,6 @@ def _kind(content: Content, origin: str) -> tuple[str, list[str]]:
         f"{origin} is for {name}, which is not known here: it is read as for "
         "BitImageProcessor"
     ]
-
-
-def _sizes(
-    given: Content, kind: str, crops: bool, origin: str
-) -> tuple[dict[str, Any], list[str]]:
-    """The size, the crop and whether images are squashed, as of `Preprocessing`; notes.
-
-    Args:
-      given: the entries of the file, or what they are by default.
-      kind: the image processor.
-      crops: whether it cuts out the middle after resizing.
-      origin: the file, for messages.
-    """
-    resized, squash, notes = _size(given, "size", kind in ("ViT", "DeiT"), origin)
-    if kind == "ConvNext":
-        if crops:
-            notes.append(
-                f"{origin} has do_center_crop, which preprocessing does not do after the "
-                "resizing of ConvNext"
-            )
-        share = read_entry(given, "crop_pct", CROP, origin=origin)
-        crop = share
-        if squash or resized[0] >= 384:
-            squash, crop = True, 1.0
-        else:
-            edge = int(resized[0] / share)
-            crop = _share(resized, (edge, edge))
-        return dict(image_size=resized, crop=crop, squash=squash), notes
-    height, width = resized
-    if not crops:
-        if not squash:
-            notes.append(
-                f"{origin} has no crop, so that images keep their aspect ratio there; "
-                "preprocessing makes all images of one size: it cuts out the middle "
-                f"{height} x {width}"
-            )
-        return dict(image_size=resized, crop=1.0, squash=squash), notes
-    image_size, _, crop_notes = _size(given, "crop_size", True, origin)
-    crop = _share(image_size, resized)
-    covered = tuple(int(side / crop) for side in image_size)
-    if covered != resized:
-        theirs = f"{height} x {width}" if squash else f"a shorter side of {height}"
-        ours = "" if squash else "what covers "
-        notes.append(
-            f"{origin} resizes to {theirs} and cuts out {image_size[0]} x "
-            f"{image_size[1]}, which preprocessing can't do alike for all images: it "
-            f"resizes to {ours}{covered[0]} x {covered[1]} and cuts out the middle"
-        )
-    return dict(image_size=image_size, crop=crop, squash=squash), notes + crop_notes
-
-
-def _size(
-    given: Content, entry: str, is_both: bool, origin: str
-) -> tuple[tuple[int, int], bool, list[str]]:
-    """Height and width, which are equal for a shorter side; whether both are; notes.
-
-    Args:
-      given: the entries of the file, or what they are by default.
-      entry: the name of the size.
-      is_both: whether a single number is of both sides.
-      origin: the file, for messages.
-    """
-    size = read_entry(given, entry, _SIZE, origin=origin)
-    if isinstance(size, int):
-        return (size, size), is_both, []
-    if isinstance(size, tuple):
-        return size, True, []
-    sides = {
-        name: read_entry(size, name, _SIDE, origin=f"{origin}, in {entry},")
-        for name in ("shortest_edge", "height", "width")
-    }
-    shortest, height, width = sides.values()
-    if shortest is None and None in (height, width):
-        raise wrong(origin, entry, size, "is not a shortest_edge, or height and width")
-    heeded = ("shortest_edge",) if shortest else ("height", "width")
-    others = [k for k, v in size.items() if v is not None and k not in heeded]
-    notes = []
-    if others:
-        notes = [
-            f"{origin} has {entry}={shown(dict(size))}, of which preprocessing heeds "
-            f"{' and '.join(heeded)} alone"
-        ]
-    if shortest:
-        return (shortest, shortest), False, notes
-    return (height, width), True, notes
-
-
-def _share(image_size: tuple[int, int], resized: tuple[int, int]) -> float:
-    """The share `crop` such that `int(side / crop)` is a side of the resized image.
-
-    There may be none for both sides. Then they become so large that they cover `resized`,
-    and the image at least. Nothing is made black, so 1 is the largest share.
-    """
-    crop = min(1.0, *(side / whole for side, whole in zip(image_size, resized)))
-    smaller = math.nextafter(crop, 0)
-    is_short = any(
-        int(side / crop) < whole <= int(side / smaller)
-        for side, whole in zip(image_size, resized)
-    )
-    return smaller if is_short else crop
 
 
 def _each(values: Values, lengths: tuple[int, ...] | None) -> Values:

@@ -77,7 +77,7 @@ def find_model(
 
 def contradictions(beside: Beside, encoder: FocalNetEncoder) -> tuple[str, ...]:
     """Says where a model differs from what the files say and weights do not show."""
-    said = beside.implied | beside.stated
+    said = {**beside.implied, **beside.stated}
     options = [
         option
         for option in ("normalize_modulator", "use_postln")
@@ -95,7 +95,7 @@ def _unshown(
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What the files beside weights say and shapes do not show, and contradictions."""
     stated, against_shapes, against_options = {}, {}, {}
-    for option, value in (beside.implied | beside.stated).items():
+    for option, value in {**beside.implied, **beside.stated}.items():
         if option in shown:
             if option in beside.stated and shown[option] != value:
                 against_shapes[option] = shown[option]
@@ -293,6 +293,7 @@ def _guesses(
         return ()
     variant = _options_of(name)
     dialect = weights.dialect
+    assert dialect is not None  # Flax paths come with a description of their model.
     open_options = [o for o in _UNSEEN if o not in settled and o not in shown]
     taken = {option: variant[option] for option in open_options}
     has_stem = shown.get("use_conv_embed", variant["use_conv_embed"])

@@ -1,6 +1,7 @@
 """Command-line options that say how weights are read, and as which model.
 
-They are the same for all tools, and for each attribute of `Reading` there is one.
+They are the same for all tools, and for each attribute of `Reading` there is one. Only
+fine-tuning has none for the head, which always begins anew.
 """
 
 import argparse
@@ -19,8 +20,13 @@ from focalnet_jax.image_size import ImageSize, parse_image_size
 from focalnet_jax.values import SEED
 
 
-def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options to a parser."""
+def add_reading_arguments(parser: argparse.ArgumentParser, *, head: bool = True) -> None:
+    """Adds the options to a parser.
+
+    Args:
+      parser: that gets them.
+      head: whether the one of the head is among them.
+    """
     add = parser.add_argument
     add(
         "--model",
@@ -51,7 +57,10 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="leave out names that match, shell-style; repeatable",
     )
-    add("--head", choices=HEADS, help="a new head, or the 1K part of a 22K head")
+    if head:
+        add("--head", choices=HEADS, help="a new head, or the 1K part of a 22K head")
+    else:
+        parser.set_defaults(head=None)
     add("--resize-kernels", action="store_true", help="zero-pad or crop them, centred")
     add("--add-levels", action="store_true", help="add focal levels with zero gates")
     add("--allow-nan", action="store_true", help="take NaN and infinity as they are")
@@ -92,7 +101,7 @@ def model_options(assignments: list[str]) -> dict[str, Any]:
     Raises:
       SetupError: a value is not of the form OPTION=VALUE, or an option has two values.
     """
-    options = {}
+    options: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:

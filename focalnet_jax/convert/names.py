@@ -115,11 +115,12 @@ def match_names(
     chosen, lead = _find_stem(weights.origin, tensors, candidates, prefix)
     _check_is_for_images(weights.origin, tensors, lead, chosen)
 
-    parameters, problems, unmatched = {}, [], []
+    parameters: dict[str, Parameter] = {}
+    problems, unmatched = [], []
     for key, tensor in tensors.items():
         dialect_key = _dialect_key(key, lead, chosen)
         path = dialect_key and chosen.path_of(dialect_key)
-        if path is None:
+        if not dialect_key or path is None:
             unmatched.append(key)
             continue
         array = chosen.from_torch(path, tensor)
@@ -135,7 +136,7 @@ def match_names(
         raise _no_focalnet(weights.origin, tensors, prefix)
     foreign = {}
     for key in unmatched:
-        twin = parameters.get(chosen.path_of(_strip_known(key)))
+        twin = parameters.get(chosen.path_of(_strip_known(key)) or "")
         shape = list(tensors[key].shape)
         if twin:
             other = f"{twin.key} {list(twin.tensor.shape)}"

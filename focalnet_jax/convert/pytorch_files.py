@@ -54,7 +54,7 @@ class StandIn(dict):
     """
 
     kind = "object"
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]  # It is no plain dict.
 
     def __new__(cls, *args, **options):
         made = super().__new__(cls)  # A pickle may leave `__init__` out.
@@ -161,7 +161,8 @@ class StoredTensor:
 class _PickledDtype(StandIn):
     """A numpy dtype, of which the pickle says the byte order after it is made."""
 
-    _code, _order = "O", "="
+    _code: Any = "O"
+    _order: Any = "="
 
     def __init__(self, code="O", *others):
         super().__init__()

@@ -79,23 +79,20 @@ def read_weights(
         entries may be meant.
     """
     if isinstance(source, Mapping):
-        origin, content, sha256, metadata = "the state dict", source, None, {}
-    elif hasattr(source, "state_dict"):
+        return _weights("the state dict", source, wrapper, None, {})
+    if hasattr(source, "state_dict"):
         raise SetupError(f"a {type(source).__name__} is given: pass its state_dict()")
-    elif not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, os.PathLike)):
         raise SetupError(f"{shown(source)} is neither a path nor a state dict")
-    else:
-        source = without_file_scheme(os.fspath(source))
-        check_is_no_name(source)
-        path = pathlib.Path(with_home(source))
-        origin = path.name
-        kind = file_kinds.kind_of(path)
-        if kind == file_kinds.INDEX:
-            return _read_shards(path, wrapper)
-        check_is_no_shard(path)
-        content, metadata = _read_file(path, kind)
-        sha256 = _sha256([path])
-    return _weights(origin, content, wrapper, sha256, metadata)
+    source = without_file_scheme(os.fspath(source))
+    check_is_no_name(source)
+    path = pathlib.Path(with_home(source))
+    kind = file_kinds.kind_of(path)
+    if kind == file_kinds.INDEX:
+        return _read_shards(path, wrapper)
+    check_is_no_shard(path)
+    content, metadata = _read_file(path, kind)
+    return _weights(path.name, content, wrapper, _sha256([path]), metadata)
 
 
 def _weights(
@@ -135,7 +132,8 @@ def _read_shards(path: pathlib.Path, wrapper: str | None) -> Weights:
     """Reads the files of an index."""
     weight_map = read_index(path)
     files = [path.parent / name for name in sorted(set(weight_map.values()))]
-    tensors, notes = {}, ()
+    tensors: dict[str, np.ndarray] = {}
+    notes = ()
     for file in files:
         content, _ = _read_file(file, file_kinds.kind_of(file))
         shard = _weights(file.name, content, wrapper, None, {})

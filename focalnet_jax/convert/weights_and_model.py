@@ -2,12 +2,17 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from etils import epath
 
-from focalnet_jax.convert.configs import CONFIGS, Beside, read_beside
+from focalnet_jax.convert.configs import (
+    CONFIGS,
+    Beside,
+    read_beside,
+    without_made_up,
+)
 from focalnet_jax.convert.fit import Reading
 from focalnet_jax.convert.infer import find_model
 from focalnet_jax.convert.names import (
@@ -40,6 +45,7 @@ from focalnet_jax.weights.description import (
 )
 from focalnet_jax.weights.params import (
     check_holds_params,
+    find_best,
     newest_params_path,
     read_arrays,
 )
@@ -195,7 +201,13 @@ def _file_in(directory: epath.Path) -> tuple[epath.Path, tuple[str, ...]]:
 def _read_directory(
     path: epath.Path, ignore: Sequence[str]
 ) -> tuple[MatchedWeights, ModelDescription, tuple[str, ...]]:
-    params_path = check_holds_params(path)
+    params_path, notes = check_holds_params(path), ()
+    if (best := find_best(path)) and best.path != params_path:
+        notes += (
+            f"{best.path} are read, the best by {best.metric} ({best.value:.4g}); the "
+            f"newest are {params_path}",
+        )
+        params_path = best.path
     description = find_description(params_path.parent)
     if description is None:
         raise SetupError(f"{path} has parameters but no model.json to say of what model")
@@ -204,7 +216,6 @@ def _read_directory(
         for name, array in read_arrays(params_path).items()
         if not is_ignored(name, ignore)
     }
-    notes = ()
     average = params_path.parent / "ema"
     if params_path.name == "params" and average.exists():
         notes += (f"{params_path} are read; {average} is the average of them",)
@@ -254,7 +265,7 @@ def _describe(
     source = {
         "file": weights.origin,
         "sha256": weights.sha256,
-        "dialect": weights.dialect.name,
+        "dialect": weights.dialect and weights.dialect.name,
         "dtype": _recorded_dtypes(weights),
     }
     return dataclasses.replace(description, source=source), notes
@@ -287,6 +298,7 @@ def _with_beside(
             f"head has {head:,}: the names are not taken",
         )
         classes = None
+    classes = without_made_up(classes or []) or None
     if not classes and head in _OFFICIAL_HEADS:
         notes += (
             f"nothing says which {head:,} classes the head has: {_OFFICIAL_HEADS[head]}",
@@ -357,7 +369,7 @@ def _padding_notes(
 
 def _with_options(overrides: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """Adds options. Those of one kind of model replace those of the others."""
-    kinds = {"num_classes"}, BACKBONE_OPTIONS, {RECONSTRUCT}
+    kinds: tuple[Set[str], ...] = {"num_classes"}, BACKBONE_OPTIONS, {RECONSTRUCT}
     given = [kind for kind in kinds if kind & options.keys()]
     if len(given) > 1:
         raise SetupError(

@@ -12,7 +12,8 @@ from focalnet_jax.data.images.transforms import (
 from focalnet_jax.data.labels import Labels
 from focalnet_jax.data.pipeline import Batch, eval_batches, train_batches
 from focalnet_jax.data.records import Records
-from focalnet_jax.data.sources.opening import Source, open_source
+from focalnet_jax.data.sources.opening import open_source
+from focalnet_jax.data.sources.source import Source
 
 __all__ = [
     "INTERPOLATIONS",

@@ -25,7 +25,7 @@ class Labels:
     feature: str = "label"
     are_sets: bool = False
 
-    def read(self, record: dict[str, Any]) -> np.ndarray:
+    def read(self, record: dict[str, Any]) -> np.ndarray | np.int32:
         """The label of a record: int32, or for sets bool `[num_classes]`.
 
         Raises:
@@ -35,15 +35,18 @@ class Labels:
         if not self.are_sets:
             self.check(label)
             return np.int32(label)
-        labels = self.blank()
+        labels = self._empty_set()
         for each in label:
             self.check(each)
             labels[each] = True
         return labels
 
-    def blank(self) -> np.ndarray:
+    def blank(self) -> np.ndarray | np.int32:
         """The label of a row that doesn't count."""
-        return np.zeros(self.num_classes, bool) if self.are_sets else np.int32(0)
+        return self._empty_set() if self.are_sets else np.int32(0)
+
+    def _empty_set(self) -> np.ndarray:
+        return np.zeros(self.num_classes or 0, bool)
 
     def check(self, label: int) -> None:
         """Raises WrongRecordError for a label that can't be."""

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -49,7 +49,7 @@ def train_batches(
     bad_records: BadRecords | None = None,
     threads: int = 2,
     workers: int = 0,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Endless shuffled batches, from that of `first_step` on.
 
     Step k holds the examples k * B to (k + 1) * B - 1 of an endless sequence of epochs.
@@ -143,7 +143,7 @@ class _Rows(grain.transforms.DatasetSelectionMap):
 
 def _iterate(
     batches: grain.MapDataset, bad_records: BadRecords, *, threads: int, workers: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     # An element is a whole batch, so that each thread needs only one in advance.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     dataset = batches.to_iter_dataset(options)
@@ -199,8 +199,11 @@ def _prepare_worker(worker: int, workers: int) -> None:
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
 
+    program = multiprocessing.parent_process()
+    assert program is not None  # This is a worker.
+
     def watch():
-        multiprocessing.parent_process().join()
+        program.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -259,7 +262,8 @@ class _ForEvaluation(grain.transforms.Map):
             except BadRecordError as error:
                 fault[()] = _fault(index, error)
         counts = example is not None
-        example = example if counts else self.make_example(None)
+        if example is None:
+            example = self.make_example(None)
         named = {"id": np.int64(index), "mask": np.bool_(counts), "fault": fault}
         return example | named
 

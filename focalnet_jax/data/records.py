@@ -14,8 +14,10 @@ class Records(Protocol):
       note: what to say of results on it, such as ", among 200 classes"; mostly empty.
     """
 
-    name: str
-    note: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def note(self) -> str: ...
 
     def __len__(self) -> int: ...
 

@@ -1,4 +1,4 @@
-"""Accuracy over a whole split: top-1, top-5 and the loss; or top-1 by sets of labels."""
+"""Accuracy over a whole split: top-1, top-5 and the loss; or by sets of labels."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -14,9 +14,10 @@ from focalnet_jax.evaluators.totals import Batch, means
 class Accuracy:
     """Counts every example exactly once: rows whose `mask` is False don't count.
 
-    Batches may have `labels`, sets of right answers, in place of `label`. Then there is
-    only top-1: the share of examples whose answer is in their set. Examples with an empty
-    set don't count, as in ImageNet-ReaL (Beyer et al., arXiv 2006.07159).
+    Batches may have `labels`, sets of right answers, in place of `label`. Then top-1 is
+    the share of examples whose answer is in their set, top-5 of those that have one of
+    five answers there, and there is no loss. Examples with an empty set don't count, as
+    in ImageNet-ReaL (Beyer et al., arXiv 2006.07159).
 
     Args:
       predict: from variables and a batch to logits `[b, classes]`.
@@ -90,5 +91,10 @@ def _sums_of_sets(
     # The model may have more classes than the sets know: an answer there is wrong.
     beyond = logits.shape[-1] - labels.shape[-1]
     labels = jnp.pad(labels, ((0, 0), (0, beyond))) & mask[:, None]
-    is_right = jnp.take_along_axis(labels, logits.argmax(-1)[:, None], axis=-1)
-    return {"top1": is_right.sum(), "examples": labels.any(-1).sum()}
+    _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+    is_right = jnp.take_along_axis(labels, best, axis=-1)
+    return {
+        "top1": is_right[:, 0].sum(),
+        "top5": is_right.any(-1).sum(),
+        "examples": labels.any(-1).sum(),
+    }

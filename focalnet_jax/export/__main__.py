@@ -1,21 +1,24 @@
-"""Writes a model as a program that runs without this package.
+"""Writes a model as a program that runs without this package, or for other libraries.
 
     python -m focalnet_jax.export --weights=runs/digits digits.onnx
+    python -m focalnet_jax.export --weights=runs/digits digits.safetensors --dialect=timm
     python -m focalnet_jax.export --weights=runs/digits exported
-    python -m focalnet_jax.export --weights=hf:microsoft/focalnet-tiny tiny --vjp
+    python -m focalnet_jax.export --weights=runs/digits --format=hf digits_on_the_hub
 
---weights takes all that `focalnet_jax.load_model` takes.
+--weights takes all that `focalnet_jax.load_model` takes. --format says what DST becomes;
+by default its ending does:
 
-If DST ends in .onnx, it is a graph of ONNX, which holds the parameters, the preprocessing
-and the names of the classes. If it has no ending, it becomes a directory with a program
-of StableHLO:
+    onnx          DST.onnx: a graph of ONNX, which holds the parameters, the preprocessing
+                  and the names of the classes
+    safetensors   DST.safetensors: the parameters, named as --dialect says
+    stablehlo     a directory with a program of StableHLO, without an ending:
+                    program.stablehlo      the program, for `jax.export.deserialize`
+                    params.safetensors     its parameters by name
+                    model.json             how images are prepared, and the classes
+    hf            a directory as on the Hugging Face Hub, which transformers and timm load
 
-    program.stablehlo      the program, for `jax.export.deserialize`
-    params.safetensors     its parameters by name
-    model.json             how images are prepared, and the names of the classes
-
-Both take any batch and any image that is large enough, with --vjp of sizes that are
-multiples of the stride.
+Programs and graphs take any batch and any image that is large enough, with --vjp of sizes
+that are multiples of the stride.
 """
 
 import argparse
@@ -29,21 +32,35 @@ import jax
 import numpy as np
 
 from focalnet_jax import command_line
+from focalnet_jax.convert.dialect_files import write_dialect
+from focalnet_jax.convert.dialects import DIALECTS
+from focalnet_jax.convert.fit import fit_to_model
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
     model_options,
+    print_notes,
+    read_and_print,
     reading,
     spell,
 )
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError, counted
-from focalnet_jax.export.onnx_graph import export_onnx, write_onnx
+from focalnet_jax.export import hub
+from focalnet_jax.export.onnx_graph import DTYPES, export_onnx, write_onnx
 from focalnet_jax.export.stablehlo import PLATFORMS, export_program
 from focalnet_jax.paths import local_path, path_exists, written_aside
 from focalnet_jax.pretrained import Pretrained, load_model
 from focalnet_jax.trees import named_leaves
 
 PROGRAM, PARAMS, ABOUT = "program.stablehlo", "params.safetensors", "model.json"
+
+# The ending of DST for each format, which is a directory if it has none. Without
+# --format, the first one of an ending is meant.
+ENDINGS = {"onnx": ".onnx", "safetensors": ".safetensors", "stablehlo": "", "hf": ""}
+# What may be in the directory of a format, and is overwritten.
+_FILES = {"stablehlo": {PROGRAM, PARAMS, ABOUT}, "hf": hub.FILES}
+# The formats that an option is for.
+_OPTIONS = {"vjp": "stablehlo", "dtype": "onnx", "dialect": "safetensors"}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,29 +71,62 @@ def main(argv: list[str] | None = None) -> None:
     """
     args = parse(argv)
     if not args.destination:
-        raise SetupError("DST is empty: it is a directory, or a file that ends in .onnx")
+        raise SetupError(
+            "DST is empty: it is a directory, or a file in .onnx or .safetensors"
+        )
     destination = local_path(args.destination)
-    is_onnx = destination.suffix == ".onnx"
-    if is_onnx and args.vjp:
-        raise SetupError("--vjp is for a directory: a graph of ONNX has no gradient")
-    _check_destination(destination, is_onnx=is_onnx, overwrite=args.overwrite)
-    command_line.find_devices()
-    net = load_model(args.weights, **vars(reading(args)), **model_options(args.set))
+    args.format = _format(destination, args.format)
+    for option, format in _OPTIONS.items():
+        if getattr(args, option) and args.format != format:
+            raise SetupError(
+                f"--{option} is for --format={format}, and {destination.name} is written "
+                f"as {args.format}"
+            )
+    _check_destination(destination, args.format, overwrite=args.overwrite)
     try:
-        if is_onnx:
-            _write_graph(destination, net)
+        if args.format == "safetensors":
+            _write_weights(destination, args)
         else:
-            _write_program(destination, net, vjp=args.vjp)
+            _write(destination, args)
     except OSError as error:
         raise SetupError(
             f"{destination} can't be written: {error.strerror or error}"
         ) from error
 
 
-def _write_graph(path: pathlib.Path, net: Pretrained) -> None:
-    graph = export_onnx(net.model, net.params, metadata=_about(net))
+def _write_weights(path: pathlib.Path, args: argparse.Namespace) -> None:
+    found = read_and_print(args.weights, args, model_options(args.set))
+    fitted = fit_to_model(found.weights, found.model, reading(args), keep_dtypes=True)
+    print_notes(fitted.notes + fitted.dtype_notes)
+    write_dialect(path, found, fitted, args.dialect)
+
+
+def _write(path: pathlib.Path, args: argparse.Namespace) -> None:
+    command_line.find_devices()
+    net = load_model(args.weights, **vars(reading(args)), **model_options(args.set))
+    if args.format == "onnx":
+        _write_graph(path, net, dtype=args.dtype or DTYPES[0])
+    elif args.format == "hf":
+        _write_hub(path, net)
+    else:
+        _write_program(path, net, vjp=args.vjp)
+
+
+def _write_graph(path: pathlib.Path, net: Pretrained, *, dtype: str) -> None:
+    graph = export_onnx(net.model, net.params, metadata=_about(net), dtype=dtype)
     write_onnx(path, graph)
-    print(f"wrote {path}: {counted(len(graph.graph.node), 'node')}, with the parameters")
+    print(
+        f"wrote {path}: {counted(len(graph.graph.node), 'node')}, with the parameters "
+        f"in {dtype}"
+    )
+
+
+def _write_hub(path: pathlib.Path, net: Pretrained) -> None:
+    directory = hub.export_hub(net)
+    print_notes(directory.notes)
+    directory.write(path)
+    libraries = "transformers and timm" if len(directory.weights) > 1 else "transformers"
+    print(f"wrote {path}: a directory for {libraries}")
 
 
 def _write_program(path: pathlib.Path, net: Pretrained, *, vjp: bool) -> None:
@@ -100,10 +150,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("destination", metavar="DST")
     add("--weights", required=True, metavar="SOURCE", help="what load_model takes")
+    add("--format", choices=list(ENDINGS), help="what DST becomes")
     add(
         "--vjp",
         action="store_true",
-        help="add the gradient; sizes are multiples of the stride then",
+        help="add the gradient to a program; sizes are multiples of the stride then",
+    )
+    add(
+        "--dtype",
+        choices=DTYPES,
+        help="in which a graph of ONNX stores matrices and kernels; by default float32",
+    )
+    add(
+        "--dialect",
+        choices=list(DIALECTS),
+        help="the names in a file of safetensors; by default SOURCE's, or microsoft for "
+        "a run",
     )
     add("--overwrite", action="store_true", help="replace DST")
     add_reading_arguments(parser)
@@ -119,25 +181,49 @@ def _about(net: Pretrained) -> dict[str, Any]:
     }
 
 
-def _check_destination(path: pathlib.Path, *, is_onnx: bool, overwrite: bool) -> None:
-    if not is_onnx and re.fullmatch(r"\.[A-Za-z]\w*", path.suffix):
+def _format(path: pathlib.Path, given: str | None) -> str:
+    """The format that DST is written in.
+
+    Raises:
+      SetupError: its ending is that of another format, or of none.
+    """
+    # A dot and a number, as in the name of a version, make no ending.
+    ending = path.suffix if re.fullmatch(r"\.[A-Za-z]\w*", path.suffix) else ""
+    if given is None:
+        formats = [format for format, its in ENDINGS.items() if its == ending]
+        if formats:
+            return formats[0]
         raise SetupError(
-            f"{path.name} ends in {path.suffix!r}: DST is a file that ends in .onnx, or "
-            "a directory, without an ending"
+            f"{path.name} ends in {ending!r}: DST is a file that ends in .onnx or "
+            ".safetensors, or a directory, without an ending. Files of PyTorch are "
+            "written by python -m focalnet_jax.convert"
         )
+    if ending != ENDINGS[given]:
+        kind = "a directory, without an ending"
+        if ENDINGS[given]:
+            kind = f"a file that ends in {ENDINGS[given]}"
+        has = f"ends in {ending}" if ending else "has no ending"
+        raise SetupError(f"--format={given} makes {kind}, and {path.name} {has}")
+    return given
+
+
+def _check_destination(path: pathlib.Path, format: str, *, overwrite: bool) -> None:
     parent = next(parent for parent in path.parents if parent.exists())
     if not parent.is_dir():
         raise SetupError(f"{path} can't be written: {parent} is a file")
-    paths = [path, path.with_name(f"{path.name}.data")] if is_onnx else [path]
+    paths = [path]
+    if format == "onnx":
+        paths.append(path.with_name(f"{path.name}.data"))
     if not (found := [str(path) for path in paths if path_exists(path)]):
         return
     if not overwrite:
         raise SetupError(f"{found[0]} is there already; --overwrite replaces it")
-    is_ours = not path.is_dir() if is_onnx else path.is_dir()
-    if is_ours and not is_onnx:
-        is_ours = {entry.name for entry in path.iterdir()} <= {PROGRAM, PARAMS, ABOUT}
+    if ENDINGS[format]:
+        is_ours, kind = not path.is_dir(), "file"
+    else:
+        is_ours, kind = path.is_dir(), "exported directory"
+        is_ours = is_ours and {e.name for e in path.iterdir()} <= _FILES[format]
     if not is_ours:
-        kind = "file" if is_onnx else "exported directory"
         raise SetupError(f"{path} is no {kind}, so it is not overwritten")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from focalnet_jax.convert.precision import cast
 from focalnet_jax.errors import SetupError, check_choice
 from focalnet_jax.export.kinds import check_is_exported
 from focalnet_jax.models import FocalNet
@@ -26,6 +27,8 @@ from focalnet_jax.trees import named_leaves
 _OPSET, _IR_VERSION = 20, 10
 
 _EPSILON = 1e-5  # of LayerNorms
+
+DTYPES = ("float32", "float16")  # in which matrices and kernels are stored
 
 # Bytes of parameters. A file of protocol buffers has less than 2 GiB.
 _LARGEST_FILE = 2**31 - 2**24
@@ -39,9 +42,10 @@ def export_onnx(
     params: Mapping[str, Any],
     *,
     metadata: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
     outputs: Sequence[str] = (),
 ):
-    """Makes the graph of a model, in float32.
+    """Makes the graph of a model, which computes in float32.
 
         proto = export_onnx(model, params)
         pathlib.Path("net.onnx").write_bytes(proto.SerializeToString())
@@ -50,6 +54,9 @@ def export_onnx(
       model: a classifier or a backbone.
       params: its parameters.
       metadata: what the file says of the model, as JSON texts by name.
+      dtype: in which matrices and kernels are stored, `"float32"` or `"float16"`, which
+        makes the file half as large. Vectors, which are few and may be small numbers,
+        stay in float32.
       outputs: the names of further results, as the model names what it returns beside
         its logits, such as `stage2/block5/gates`. A backbone has those of the stages that
         it computes.
@@ -63,9 +70,13 @@ def export_onnx(
 
     Raises:
       SetupError: the library `onnx` is not installed, the model is one for masked images,
-        or its operator is not focal modulation itself.
-      ValueError: `outputs` has a name that is none of the model's.
+        its operator is not focal modulation itself, or a parameter is too large for
+        float16.
+      ValueError: `dtype` is another one, or `outputs` has a name that is none of the
+        model's.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is none of {', '.join(DTYPES)}")
     try:
         import onnx
     except ImportError as error:
@@ -80,9 +91,11 @@ def export_onnx(
             f"model is {encoder.modulation}"
         )
     graph = _Graph(onnx)
-    writer = _Writer(graph, encoder, params)
-    write = writer.classifier if isinstance(model, FocalNet) else writer.backbone
-    results = write(model)
+    writer = _Writer(graph, encoder, params, np.dtype(dtype))
+    if isinstance(model, FocalNet):
+        results = writer.classifier(model)
+    else:
+        results = writer.backbone(model)
     results |= writer.outputs(outputs, besides=results)
     sizes = _SIZES[encoder.spatial_rank]
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
@@ -120,7 +133,7 @@ def write_onnx(path: pathlib.Path, proto) -> None:
 
     size = sum(len(constant.raw_data) for constant in proto.graph.initializer)
     data = f"{path.name}.data"
-    options = {}
+    options: dict[str, Any] = {}
     if size > _LARGEST_FILE:
         options = dict(save_as_external_data=True, location=data)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +180,10 @@ class _Graph:
     def integers(self, values: Sequence[int]) -> str:
         return self.constant(np.asarray(values, np.int64))
 
+    def type_of(self, dtype: np.dtype) -> int:
+        """The number of a type in ONNX."""
+        return self._onnx.helper.np_dtype_to_tensor_dtype(dtype)
+
 
 class _Writer:
     """Writes the parts of a model into a graph. Maps are known by their names in it.
@@ -175,10 +192,13 @@ class _Writer:
       graph: is written to.
       encoder: whose options count.
       params: of the model.
+      dtype: in which matrices and kernels are stored.
     """
 
-    def __init__(self, graph: _Graph, encoder, params: Mapping[str, Any]):
-        self._graph, self._encoder = graph, encoder
+    def __init__(
+        self, graph: _Graph, encoder, params: Mapping[str, Any], dtype: np.dtype
+    ):
+        self._graph, self._encoder, self._dtype = graph, encoder, dtype
         self._params = {
             name: np.asarray(leaf, np.float32)
             for name, leaf in named_leaves(params).items()
@@ -202,7 +222,7 @@ class _Writer:
             self._norm(last, "norm"),
             graph.integers(self._spatial),
             keepdims=0,
-            **({"name": "logits"} if is_headless else {}),
+            name="logits" if is_headless else "",
         )
         channels = self._params["norm/scale"].shape[0]
         self._named["pre_logits"] = pooled, channels
@@ -403,7 +423,17 @@ class _Writer:
         kernel = self._params[name]
         rank = kernel.ndim
         order = rank - 1, rank - 2, *range(rank - 2)
-        return self._graph.constant(kernel.transpose(order), name=name)
+        return self._stored(kernel.transpose(order), name)
 
     def _weight(self, name: str) -> str:
-        return self._graph.constant(self._params[name], name=name)
+        return self._stored(self._params[name], name)
+
+    def _stored(self, array: np.ndarray, name: str) -> str:
+        """A parameter in float32, which a node makes of what is stored."""
+        graph = self._graph
+        if array.ndim < 2 or array.dtype == self._dtype:
+            return graph.constant(array, name=name)
+        stored = graph.constant(
+            cast(name, array, self._dtype), name=f"{name}/{self._dtype}"
+        )
+        return graph("Cast", stored, name=name, to=graph.type_of(array.dtype))

@@ -555,7 +555,7 @@ def _zero_outside(program: _Program, *buffers) -> None:
             for column in columns:
                 buffer[row, column] = zero
 
-    def zero_row_beyond(row, _):
+    def zero_row_beyond(row, carry):
         @pl.when(jnp.logical_not(program.is_in_map(row - margin_rows)))
         def _():
             zero_row(row, range(columns))

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -50,7 +50,7 @@ _USABLE_VMEM = 0.95
 
 
 class Arguments(NamedTuple):
-    """Those of a function of positions.
+    """Those of a function of positions: arrays, or what stands for each of them.
 
     Attributes:
       maps: `[positions, images, channels]`; a function of tiles has `[rows, channels]`.
@@ -58,9 +58,9 @@ class Arguments(NamedTuple):
       weights: matrices, and rows of `[1, channels]` in float32.
     """
 
-    maps: Sequence[jax.Array]
-    images: Sequence[jax.Array]
-    weights: Sequence[jax.Array]
+    maps: Sequence[Any]
+    images: Sequence[Any]
+    weights: Sequence[Any]
 
 
 # From arguments and `keep` to maps. In a kernel it computes in float32, whatever maps are
@@ -363,7 +363,8 @@ def _widths(function: Function, arguments: Arguments) -> tuple[list[int], list[i
     factors = [jax.ShapeDtypeStruct((SUBLANES, 1), jnp.float32)] * len(arguments.images)
     tile = Arguments(rows, factors, arguments.weights)
     shapes = jax.eval_shape(functools.partial(_run, function), tile)
-    return tuple([shape.shape[-1] for shape in group] for group in shapes)
+    results, kept = ([shape.shape[-1] for shape in group] for group in shapes)
+    return results, kept
 
 
 def _whole_lanes(width: int) -> int:
@@ -376,7 +377,9 @@ def _size(weight: jax.Array) -> int:
     return math.ceil(rows / SUBLANES) * SUBLANES * _whole_lanes(width)
 
 
-def _compiler_params(vmem: int, *, rest: str) -> pltpu.CompilerParams:
+def _compiler_params(
+    vmem: int, *, rest: Literal["parallel", "arbitrary"]
+) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(
         vmem_limit_bytes=vmem, dimension_semantics=("parallel", rest, rest)
     )

@@ -174,6 +174,7 @@ def postnorm_branches(
     layers: Layers, maps, images, weights: BlockWeights
 ) -> list[jax.Array]:
     (x, y), (keep_1, keep_2) = maps, images
+    assert weights.norm1 is not None  # It is None for the other order alone.
     y = layers.layer_norm(y, *weights.norm1)
     x = layers.add_branch(x, y, scale=weights.gamma_1, keep=keep_1)
     y = layers.layer_norm(_mlp(layers, x, weights), *weights.norm2)
@@ -300,7 +301,7 @@ class FocalNetStage(nn.Module):
 
     block: functools.partial
     drop_path_rates: Sequence[float]
-    make_downsample: functools.partial | None
+    make_downsample: Callable[..., nn.Module] | None
     remat: str = "none"
     scan: bool = False
 
@@ -319,7 +320,7 @@ class FocalNetStage(nn.Module):
 
         if self.remat != "none":
             run = nn.remat(run, policy=REMAT_POLICIES[self.remat])
-        outputs = {}
+        outputs: Outputs = {}
         for index, block in enumerate(self.blocks):
             x, inner = run(block, x)
             outputs |= _block_outputs(index, x, inner)
@@ -354,7 +355,7 @@ class FocalNetStage(nn.Module):
             policy = REMAT_POLICIES[self.remat]
             run = jax.checkpoint(run, policy=policy, prevent_cse=False)
         x, blocks = jax.lax.scan(run, x, (params, rates, keys))
-        outputs = {}
+        outputs: Outputs = {}
         for index in range(count):
             outputs |= _block_outputs(
                 index, *jax.tree.map(operator.itemgetter(index), blocks)

@@ -243,7 +243,7 @@ class FocalNetEncoder(nn.Module):
     @nn.nowrap
     def _convolution(
         self, stride: Sequence[int], padding: Sequence[int]
-    ) -> dict[str, tuple[int, ...]]:
+    ) -> dict[str, Any]:
         """Options of `PatchEmbed`; `padding` is that of an overlapping convolution."""
         overlaps = [self.use_conv_embed and s > 1 for s in stride]
         return dict(
@@ -332,7 +332,7 @@ class FocalNetEncoder(nn.Module):
         Returns:
           As `__call__`, without `stem`.
         """
-        outputs = {}
+        outputs: Outputs = {}
         x = self.stem_dropout(x, deterministic=not train)
         for index, stage in enumerate(self.layers):
             x, inner = stage(x, train=train)

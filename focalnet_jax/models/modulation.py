@@ -149,7 +149,8 @@ class FocalModulation(nn.Module):
             # Another one may compute with them as they are.
             layers = jax.tree.map(lambda leaf: leaf.astype(self.dtype), layers)
         kernels = [layer.kernel for layer in layers]
-        biases = {}  # an `aggregate` of a subclass need not take what it isn't given
+        # An `aggregate` of a subclass need not take what it isn't given.
+        biases: dict[str, Any] = {}
         if self.use_depthwise_bias:
             biases = {"biases": [layer.bias for layer in layers]}
         aggregated = self.aggregate(context, gates, kernels, **biases)

@@ -106,13 +106,15 @@ def _matrix_multiply_adds(jaxpr: core.Jaxpr) -> int:
     """Of the matrix products and convolutions in a program."""
     total = 0
     for equation in jaxpr.eqns:
-        output = equation.outvars[0].aval
+        # What describes arrays, which alone have sizes.
+        inputs: list[Any] = [variable.aval for variable in equation.invars]
+        output: Any = equation.outvars[0].aval
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            sizes = equation.invars[0].aval.shape
+            sizes = inputs[0].shape
             total += output.size * math.prod(sizes[axis] for axis in contracted)
         elif equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
+            kernel = inputs[1]
             out_axis = equation.params["dimension_numbers"].rhs_spec[0]
             total += output.size * kernel.size // kernel.shape[out_axis]
         times = equation.params.get("length", 1)  # the iterations, if it is a scan

@@ -36,7 +36,7 @@ def aggregate_level_by_level(
     Returns:
       The aggregated context, `[batch, *spatial, channels]`, in the dtype of `context`.
     """
-    biases = biases or [None] * len(kernels)
+    bias_of: Sequence[jax.Array | None] = biases or [None] * len(kernels)
     padding = "causal" if causal else "same"
 
     def convolve(context, kernel, bias):
@@ -48,14 +48,14 @@ def aggregate_level_by_level(
     aggregated = jnp.zeros_like(context)
     for level in range(levels):
         # Else a CPU computes the convolution anew for each use.
-        context = written_once(gelu(convolve(context, kernels[level], biases[level])))
+        context = written_once(gelu(convolve(context, kernels[level], bias_of[level])))
         aggregated += context * gates[..., level : level + 1]
 
     spatial = range(context.ndim - 2)
     if causal:  # over time, a last kernel takes the place of the mean
         space = tuple(axis + 1 for axis in spatial if axis > 0)
         context = convolve(
-            context.mean(space, keepdims=True), kernels[levels], biases[levels]
+            context.mean(space, keepdims=True), kernels[levels], bias_of[levels]
         )
     else:
         axes = tuple(axis + 1 for axis in global_axes or spatial)

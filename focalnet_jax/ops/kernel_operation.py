@@ -14,7 +14,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from focalnet_jax.chips import Chip, chip_of
+from focalnet_jax.chips import Tpu, chip_of
 
 _log = logging.getLogger("focalnet_jax")
 
@@ -26,7 +26,7 @@ class OutOfReach(Exception):
     """A kernel can't compute something; the message says why."""
 
 
-def chip_of_program() -> Chip | None:
+def chip_of_program() -> Tpu | None:
     """The kind of TPU that is traced for; None if it is none, or not known.
 
     It is that of the mesh that the program is traced for, and that of the first device if
@@ -35,7 +35,7 @@ def chip_of_program() -> Chip | None:
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     chip = chip_of(device or jax.devices()[0])
-    return chip if chip and chip.vmem else None
+    return chip if isinstance(chip, Tpu) else None
 
 
 class Target(NamedTuple):

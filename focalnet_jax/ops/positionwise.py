@@ -165,7 +165,9 @@ def _by_kernel(function, maps, images, weights, dtype, interpret) -> list[jax.Ar
         raise OutOfReach("the sizes of their maps are not known yet")
     if 0 in shapes[0]:
         raise OutOfReach("their maps are empty")
-    if dtype == jnp.float32 and jax.config.jax_default_matmul_precision:
+    # JAX declares its options from 0.12 on.
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    if dtype == jnp.float32 and precision:
         raise OutOfReach("a precision of matrix products is asked for")
     target = target_of_program(interpret=interpret)
 
@@ -259,8 +261,8 @@ def _sources(function, tree, leaves) -> list[int | None]:
     """For each result, the number of the argument that it is; None if it is computed."""
     apply = functools.partial(_apply_in_jax, function=function, tree=tree)
     program = jax.make_jaxpr(apply)(*map(_described, leaves)).jaxpr
-    numbers = {variable: number for number, variable in enumerate(program.invars)}
-    return [numbers.get(variable) for variable in program.outvars]
+    numbers: dict[Any, int] = {v: number for number, v in enumerate(program.invars)}
+    return [numbers.get(v) for v in program.outvars]
 
 
 def _cotangent_by_kernel(

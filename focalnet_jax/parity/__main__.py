@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> bool:
             dtype=args.precision,
             directory=args.images,
         )
-    return _compare_and_print(args, found, fitted)
+    return _compare_and_print(args, found.model, found, fitted)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -155,9 +155,12 @@ def _tolerance(text: str) -> float:
 
 
 def _compare_and_print(
-    args: argparse.Namespace, found: WeightsAndModel, fitted: FittedParams
+    args: argparse.Namespace,
+    model: FocalNet,
+    found: WeightsAndModel,
+    fitted: FittedParams,
 ) -> bool:
-    model, weights = found.model, _taken(found.weights, fitted)
+    weights = _taken(found.weights, fitted)
     dialect = weights.dialect and weights.dialect.name
     kind = args.against or ("timm" if dialect == "timm" else "transformers")
     if args.images is None:

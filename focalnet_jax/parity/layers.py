@@ -60,7 +60,7 @@ def compare_layers(
     @jax.jit
     def apply(params, images):
         logits, outputs = model.apply({"params": params}, images)
-        return outputs | {"logits": logits}
+        return {**outputs, "logits": logits}
 
     comparison = Comparison(tolerance)
     for start in range(0, len(images), batch_size):

@@ -70,9 +70,10 @@ def own_state_dict(
     shapes = {name: tensor.shape for name, tensor in peer.state_dict().items()}
     state_dict = {}
     for path, parameter in weights.parameters.items():
-        name = parameter.dialect_key
-        if weights.dialect.name != kind:
+        name: str | None = parameter.dialect_key
+        if weights.dialect is None or weights.dialect.name != kind:
             name = DIALECTS[kind].key_of(path, use_postln=use_postln)
+        assert name is not None, path  # `build_peer` has checked the dialect.
         tensor = parameter.tensor
         if path == "patch_embed/proj/kernel":
             tensor = _with_channels(tensor, shapes[name][1])
@@ -144,7 +145,7 @@ def _build_timm(model: FocalNet) -> torch.nn.Module:
     from timm.models.focalnet import FocalNet as Peer
 
     encoder = model.encoder
-    return Peer(
+    options: dict[str, Any] = dict(
         in_chans=encoder.in_channels,
         num_classes=model.num_classes,
         embed_dim=encoder.embed_dim,
@@ -159,9 +160,10 @@ def _build_timm(model: FocalNet) -> torch.nn.Module:
         layerscale_value=encoder.layerscale_value if encoder.use_layerscale else None,
         drop_path_rate=0.0,
     )
+    return Peer(**options)
 
 
-def _watch_timm(peer: torch.nn.Module):
+def _watch_timm(peer: Any):
     yield "stem", peer.stem
     for index, stage in enumerate(peer.layers):
         if index:
@@ -175,7 +177,7 @@ def _build_transformers(model: FocalNet) -> torch.nn.Module:
     from transformers import FocalNetConfig, FocalNetForImageClassification
 
     encoder = model.encoder
-    config = FocalNetConfig(
+    options: dict[str, Any] = dict(
         num_channels=encoder.in_channels,
         num_labels=model.num_classes,
         patch_size=encoder.patch_size,
@@ -192,10 +194,10 @@ def _build_transformers(model: FocalNet) -> torch.nn.Module:
         normalize_modulator=encoder.normalize_modulator,
         drop_path_rate=0.0,
     )
-    return FocalNetForImageClassification(config)
+    return FocalNetForImageClassification(FocalNetConfig(**options))
 
 
-def _watch_transformers(peer: torch.nn.Module):
+def _watch_transformers(peer: Any):
     net = peer.focalnet
     yield "stem", net.embeddings
     for index, stage in enumerate(net.encoder.stages):

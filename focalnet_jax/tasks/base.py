@@ -24,7 +24,7 @@ from focalnet_jax.data import Records
 Example = dict[str, np.ndarray]
 Batch = dict[str, jax.Array]
 # `{"params": ..., "batch_stats": ...}`; models without BatchNorm have the first alone.
-Variables = dict[str, Any]
+Variables = Mapping[str, Any]
 Keys = dict[str, jax.Array]
 
 
@@ -136,14 +136,22 @@ class Task(Protocol):
       multiply_adds: of a forward pass of one example; None if that isn't known.
     """
 
-    name: str
-    title: str
-    unit: str
-    metrics: Mapping[str, Metric]
-    batch: Mapping[str, BatchArray]
-    random_streams: tuple[str, ...]
-    new: tuple[str, ...]
-    multiply_adds: int | None
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def metrics(self) -> Mapping[str, Metric]: ...
+    @property
+    def batch(self) -> Mapping[str, BatchArray]: ...
+    @property
+    def random_streams(self) -> tuple[str, ...]: ...
+    @property
+    def new(self) -> tuple[str, ...]: ...
+    @property
+    def multiply_adds(self) -> int | None: ...
 
     def open(self, *, train: bool) -> Splits:
         """Opens the data sets, the training split only if asked for, and checks them.
@@ -168,7 +176,7 @@ class Task(Protocol):
         self,
         predict: Callable[[Variables, Batch], Any],
         make_batches: Callable[[], Iterable[Batch]],
-        source: Records,
+        source: Any,
     ) -> Evaluator:
         """An evaluator over a split.
 
@@ -177,25 +185,26 @@ class Task(Protocol):
             can be called inside a function that is compiled.
           make_batches: returns the batches of the split, from the first one on, each time
             that it is called. Their arrays are global.
-          source: the records of the split.
+          source: the records of the split, as `open` has given them.
         """
 
     def depth_of(self, name: str) -> int:
         """How deep in the net a parameter stands, for `layer_decay`: the stem is 0."""
 
-    def description(self, source: Records) -> dict[str, Any]:
+    def description(self, source: Any) -> dict[str, Any]:
         """The content of `model.json`: what is needed to use parameters elsewhere.
 
         Args:
-          source: the records that the parameters are trained on.
+          source: the records that the parameters are trained on, as `open` has given
+            them.
         """
 
-    def differences(self, directory: epath.Path, source: Records | None) -> list[str]:
+    def differences(self, directory: epath.Path, source: Any) -> list[str]:
         """How the model differs from that of parameters on disk, a line each.
 
         Args:
           directory: where the parameters lie; a `model.json` lies there or above.
-          source: the records that the parameters are to be used on as they are. None if
-            they start a new run: then what the shapes of parameters show is left out,
-            since other shapes are an error of their own.
+          source: the records that the parameters are to be used on as they are, as `open`
+            has given them. None if they start a new run: then what the shapes of
+            parameters show is left out, since other shapes are an error of their own.
         """

@@ -47,20 +47,34 @@ def check_trainable(train_source: Source, test_source: Source) -> None:
 def class_differences(directory: epath.Path, source: Source) -> list[str]:
     """A line if the model in `directory` has learnt other classes than those here."""
     description = find_description(directory)
-    theirs = description and description.classes
-    if not theirs or not source.class_names:
+    difference = difference_of_classes(description and description.classes, source)
+    if not difference:
         return []
-    theirs = tuple(map(class_name, theirs))
-    if theirs == source.class_names:
-        return []
-    if _are_wordnet_ids(theirs) != _are_wordnet_ids(source.class_names):
-        return []  # Words do not tell whether they mean the same as WordNet's ids.
-    difference = _difference(theirs, source.class_names, ("the model", "the data set"))
     return [
         f"classes: {difference}. So labels don't mean the same. The labels of an image "
         f"folder count the classes that {argument('classes')} names; if they do mean the "
         'same, set "classes" to null in the model\'s model.json'
     ]
+
+
+def difference_of_classes(theirs: Sequence[str] | None, source: Source) -> str:
+    """How the classes that a model has learnt differ from those of a data set.
+
+    Args:
+      theirs: the names of the model's classes; None if they are not known.
+      source: the data set.
+
+    Returns:
+      The part of a sentence; empty if they don't differ, as far as one can see.
+    """
+    if not theirs or not source.class_names:
+        return ""
+    theirs = tuple(map(class_name, theirs))
+    if theirs == source.class_names:
+        return ""
+    if _are_wordnet_ids(theirs) != _are_wordnet_ids(source.class_names):
+        return ""  # Words do not tell whether they mean the same as WordNet's ids.
+    return _difference(theirs, source.class_names, ("the model", "the data set"))
 
 
 def _are_wordnet_ids(names: Sequence[str]) -> bool:

@@ -24,7 +24,7 @@ from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Accuracy
 from focalnet_jax.fields import Field, Fields
 from focalnet_jax.image_size import height_and_width
-from focalnet_jax.models import FocalNet, count_multiply_adds
+from focalnet_jax.models import FocalNet, count_multiply_adds, create_model
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.tasks.augment import ERASING_MODES, Mixing, RandomErasing
 from focalnet_jax.tasks.base import (
@@ -159,6 +159,7 @@ class Classification:
 
     def open(self, *, train: bool) -> Splits:
         num_classes = self.model.num_classes
+        assert self.data_sets is not None  # It is where there is data to open.
         if train:
             image_operations(self.train_transform.pixels)  # Are its libraries there?
             train_source = self.data_sets.open("train_split")
@@ -251,7 +252,7 @@ def make(config: ConfigDict) -> Classification:
     Raises:
       SetupError: values that don't go together.
     """
-    model = model_of(config)
+    model = model_of(config, create_model)
     if not model.num_classes:
         raise SetupError("model.num_classes=0 makes no classifier: nothing to train")
     preprocessing = preprocessing_of(config)

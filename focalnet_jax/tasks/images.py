@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import chex
 import jax
@@ -24,7 +24,7 @@ from focalnet_jax.data.sources.layout import FOLDER
 from focalnet_jax.errors import OptionError, SetupError, arguments_spelt, counted
 from focalnet_jax.fields import Field, Fields
 from focalnet_jax.image_size import ImageSizes, height_and_width
-from focalnet_jax.models import FocalNetEncoder, create_model
+from focalnet_jax.models import FocalNetEncoder
 from focalnet_jax.models.modulation import MODULATIONS
 from focalnet_jax.models.options import FLOAT_TYPES, NUM_CLASSES, OPTION_VALUES
 from focalnet_jax.models.size import Model
@@ -44,7 +44,7 @@ from focalnet_jax.values import (
 
 def _attribute_meanings(kind: type) -> dict[str, str]:
     """What a class's docstring says of its attributes, as sentences, by name."""
-    section = inspect.getdoc(kind).partition("Attributes:\n")[2]
+    section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
     meanings = {}
     for names, meaning in re.findall(r"^  (\w[\w, ]*): (.*(?:\n    .*)*)", section, re.M):
         sentence = " ".join(meaning.split())
@@ -86,6 +86,8 @@ def _absolute_classes(classes: str) -> str:
     return classes if classes == "imagenet2012" else absolute_text(classes)
 
 
+M = TypeVar("M", bound=Model)
+
 # What the names of parameters begin with that belong to one task alone: those of a
 # classifier's head, and of what paints masked images.
 OF_HEADS = ("head/", "decoder/", "mask_token")
@@ -122,6 +124,13 @@ IMAGE_FIELDS: Fields = {
         "with the name of a class in each line.",
         Text(),
         absolute=_absolute_classes,
+    ),
+    "data.files": Field(
+        None,
+        "For image folders only: a CSV file with the columns `file`, `class` and "
+        "`split`, which takes the place of directories of splits and classes.",
+        Text(),
+        absolute=absolute_text,
     ),
     "data.train_split": Field("train", "The split to train on.", decides_examples=True),
     "data.test_split": Field("validation", "The split to evaluate on."),
@@ -191,7 +200,7 @@ class DataSets:
     """The data sets of a run.
 
     Attributes:
-      name, data_dir, classes: as for `open_source`.
+      name, data_dir, classes, files: as for `open_source`.
       train_split, test_split: splits of it.
     """
 
@@ -200,6 +209,7 @@ class DataSets:
     test_split: str
     data_dir: str | None = None
     classes: str | None = None
+    files: str | None = None
 
     def open(self, which: str) -> Source:
         """Opens one of the splits.
@@ -221,6 +231,7 @@ class DataSets:
                 split=getattr(self, which),
                 data_dir=self.data_dir,
                 classes=self.classes,
+                files=self.files,
             )
 
 
@@ -232,12 +243,12 @@ def model_overrides(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def model_of(config: ConfigDict, create: Callable[..., Model] = create_model) -> Model:
+def model_of(config: ConfigDict, create: Callable[..., M]) -> M:
     """The model that the config describes.
 
     Args:
       config: has the fields of models and images.
-      create: makes a model of the name and `model_overrides`.
+      create: makes a model of the name and `model_overrides`, as `create_model`.
 
     Raises:
       SetupError: a value that the model doesn't allow, or images that are too small.
@@ -250,8 +261,10 @@ def model_of(config: ConfigDict, create: Callable[..., Model] = create_model) ->
         raise SetupError(
             f"model.in_channels={model.encoder.in_channels}, but images are read as RGB"
         )
+    # JAX declares its options from 0.12 on.
+    has_float64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     for option in ("dtype", "param_dtype"):
-        if config.model[option] == "float64" and not jax.config.jax_enable_x64:
+        if config.model[option] == "float64" and not has_float64:
             raise SetupError(
                 f"model.{option}='float64' needs JAX_ENABLE_X64=1 in the environment: "
                 "without it JAX computes in float32"
@@ -324,6 +337,7 @@ def data_sets_of(config: ConfigDict) -> DataSets:
         test_split=config.data.test_split,
         data_dir=config.data.data_dir,
         classes=config.data.classes,
+        files=config.data.files,
     )
 
 

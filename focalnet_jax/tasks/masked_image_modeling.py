@@ -157,6 +157,7 @@ class MaskedImageModeling:
         return count_multiply_adds(self.model, self.preprocessing.image_size)
 
     def open(self, *, train: bool) -> Splits:
+        assert self.data_sets is not None  # It is where there is data to open.
         if train:
             image_operations(self.train_transform.pixels)  # Are its libraries there?
             train_source = self.data_sets.open("train_split")

@@ -18,6 +18,7 @@ from focalnet_jax.data import (
     eval_batches,
     train_batches,
 )
+from focalnet_jax.errors import SetupError, argument
 from focalnet_jax.tasks.base import Batch, Split, Task
 from focalnet_jax.train import sharding
 from focalnet_jax.train.feed import DeviceFeed
@@ -28,7 +29,29 @@ def bad_records_of(config: ConfigDict, source: Records) -> BadRecords:
     return BadRecords(source.describe, allowed=config.data.max_bad_records)
 
 
-def check_example(task: Task, split: Split) -> None:
+def check_train_split(config: ConfigDict, task: Task, split: Split) -> None:
+    """Looks whether a split can be trained on as the config says.
+
+    Raises:
+      SetupError: it has too few examples, or another number than is expected.
+      ValueError: the task contradicts itself.
+    """
+    source = split.source
+    expected = config.data.num_train_examples
+    if expected is not None and expected != len(source):
+        raise SetupError(
+            f"{argument('num_train_examples')}={expected}, but {source.name} has "
+            f"{len(source)}: if that is right, set it so"
+        )
+    if config.batch_size > len(source):
+        raise SetupError(
+            f"batch_size={config.batch_size} is more than the {len(source):,} examples "
+            f"of {source.name}: a step would see some of them twice"
+        )
+    _check_example(task, split)
+
+
+def _check_example(task: Task, split: Split) -> None:
     """Compares the first example with the arrays that the task says a batch has.
 
     Raises:

@@ -17,6 +17,7 @@ import pathlib
 import re
 import sys
 import traceback
+from typing import Any
 
 # Grain's workers may leave a batch in shared memory when they end. Python's tracker of
 # shared memory removes it, and would say so at the end of every run.
@@ -26,7 +27,12 @@ import jax
 from absl import app, flags, logging
 
 from focalnet_jax import train
-from focalnet_jax.command_line import find_devices, hide_idle_libtpu, use_utf8
+from focalnet_jax.command_line import (
+    as_called,
+    find_devices,
+    hide_idle_libtpu,
+    use_utf8,
+)
 from focalnet_jax.errors import SetupError, first_line, place_in_own_code
 from focalnet_jax.output import is_lost, make_lasting
 from focalnet_jax.paths import absolute_path
@@ -143,7 +149,7 @@ def default_workdir() -> str:
 
 def start_processes() -> None:
     """Joins the processes of a run that flags or the environment name, or JAX finds."""
-    given = {}
+    given: dict[str, Any] = {}
     for flag in _PROCESSES:
         spelling, value = f"--{flag.name}", flag.value
         if value is None:
@@ -163,7 +169,8 @@ def end(message: str | None = None) -> None:
     try:
         if message is None:
             traceback.print_exc()
-            if place := place_in_own_code(sys.exception()):
+            error = sys.exception()
+            if error and (place := place_in_own_code(error)):
                 print(f"error: in {place}", file=sys.stderr)
         else:
             print(message, file=sys.stderr)
@@ -181,8 +188,11 @@ def run() -> None:
     use_utf8()
     make_lasting()
     logging.get_absl_handler().python_handler.setStream(sys.stderr)
+    # For --help, which absl makes of the program's docstring and its own flags.
+    program = sys.modules["__main__"]
+    program.__doc__ = as_called(program.__doc__ or "")
     for flag in flags.FLAGS.get_flags_for_module(__name__):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --help
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
         app.run(main, flags_parser=parse_flags)
     except KeyboardInterrupt:

@@ -236,7 +236,7 @@ def all_fields(task: str) -> Fields:
     own = TASKS[task].fields
     if common := RUN_FIELDS.keys() & own.keys():
         raise ValueError(f"task {task!r} has fields of the run: {sorted(common)}")
-    return RUN_FIELDS | own
+    return {**RUN_FIELDS, **own}
 
 
 def default_config(task: str = CLASSIFICATION) -> ConfigDict:

@@ -20,8 +20,9 @@ class Efficiency:
 
     def metrics(self, examples_per_second: float) -> dict[str, float]:
         """`train/mfu`, of the bfloat16 peak, and `train/device_memory` in bytes."""
-        metrics = {f"train/{name}": value for name, value in peak_memory().items()}
-        if self._multiply_adds:
+        memory = peak_memory().items()
+        metrics: dict[str, float] = {f"train/{name}": value for name, value in memory}
+        if self._chip and self._multiply_adds:
             metrics["train/mfu"] = model_flops_utilization(
                 self._multiply_adds,
                 examples_per_second,

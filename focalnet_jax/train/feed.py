@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ class DeviceFeed:
     """Loads batches and sends them to the devices, in a thread of its own.
 
     Args:
-      batches: on the host; the iterator is closed at the end.
+      batches: on the host; the generator is closed at the end.
       to_device: makes global arrays of a batch.
       ahead: how many batches may wait on the devices, beside one that is being loaded.
 
@@ -23,16 +23,16 @@ class DeviceFeed:
 
     def __init__(
         self,
-        batches: Iterator[dict[str, Any]],
+        batches: Generator[dict[str, Any], None, None],
         to_device: Callable[[dict[str, Any]], dict[str, jax.Array]],
         *,
         ahead: int = 2,
     ):
         self.waited = 0.0
-        self._error = None
+        self._error: BaseException | None = None
         self._batches = batches
         self._to_device = to_device
-        self._queue = queue.Queue(maxsize=ahead)
+        self._queue: queue.Queue[Any] = queue.Queue(maxsize=ahead)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._load, name="feed", daemon=True)
 

@@ -8,11 +8,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from focalnet_jax.data import BadRecords
-from focalnet_jax.errors import SetupError, argument, arguments_spelt
-from focalnet_jax.tasks.base import Splits, Task
+from focalnet_jax.errors import arguments_spelt
+from focalnet_jax.tasks.base import Split, Task
 from focalnet_jax.train.batches import (
     bad_records_of,
-    check_example,
+    check_train_split,
     count_bad_records,
     train_feed,
 )
@@ -51,13 +51,14 @@ class _Setup:
     config: ConfigDict
     task: Task
     workdir: epath.Path
-    splits: Splits
+    train_split: Split
     data: DataRecord
     program: Program
     evaluator: StateEvaluator
     profile: Profile
     init_from: epath.Path | None
     total_steps: int
+    remarks: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
             setup.program,
             checkpoints,
             init_from=setup.init_from,
-            source=setup.splits.train.source,
+            source=setup.train_split.source,
         )
         progress = stack.enter_context(
             Progress(
@@ -121,7 +122,7 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
         )
         _introduce(setup, state, progress)
         changes = [f"  with {change}" for change in changes]
-        for remark in (origin, *changes, *setup.splits.remarks):
+        for remark in (origin, *changes, *setup.remarks):
             progress.say(remark)
         if state.step >= setup.total_steps:
             progress.say(
@@ -136,7 +137,10 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
 
 def _set_up(config: ConfigDict, task: Task, workdir: epath.Path) -> _Setup:
     """Looks for all that can be wrong with data, devices and what a run starts from."""
-    splits = _open(config, task)
+    splits = task.open(train=True)
+    if splits.train is None:
+        raise TypeError(f"the task {task.name!r} has opened no split to train on")
+    check_train_split(config, task, splits.train)
     mesh = mesh_of(config)
     profile = Profile(workdir, config.profile_steps)
     init_from = find_start(config, workdir)
@@ -147,13 +151,14 @@ def _set_up(config: ConfigDict, task: Task, workdir: epath.Path) -> _Setup:
         config=config,
         task=task,
         workdir=workdir,
-        splits=splits,
+        train_split=splits.train,
         data=record_data(splits),
         program=program,
         evaluator=StateEvaluator(config, task, splits.test, program.layout),
         profile=profile,
         init_from=init_from,
         total_steps=total_steps(config, num_examples),
+        remarks=splits.remarks,
     )
 
 
@@ -172,7 +177,7 @@ def _open_run(
       first_step: the number of steps that are done already.
       stack: closes what is opened here.
     """
-    config, task, train_split = setup.config, setup.task, setup.splits.train
+    config, task, train_split = setup.config, setup.task, setup.train_split
     with failing_together():
         describe_run(setup.workdir, config, task.description(train_split.source))
         write_data(setup.workdir, setup.data)
@@ -221,7 +226,8 @@ def _train_steps(run: _Run, state: TrainState) -> dict[str, float]:
     """
     first, last = int(state.step) + 1, run.setup.total_steps
     cadence = Cadence(run.setup.config, total_steps=last)
-    measured = metrics = {}
+    measured: Metrics = {}
+    metrics: dict[str, float] = {}
     run.progress.say("compiling the step")
     for step in range(first, last + 1):
         state, measured = _train_step(run, step, state, busy_with=measured)
@@ -296,25 +302,6 @@ def _summarize(run: _Run) -> None:
     )
 
 
-def _open(config: ConfigDict, task: Task) -> Splits:
-    splits = task.open(train=True)
-    expected = config.data.num_train_examples
-    if expected is not None and expected != len(splits.train.source):
-        raise SetupError(
-            f"{argument('num_train_examples')}={expected}, but "
-            f"{splits.train.source.name} has {len(splits.train.source)}: if that is "
-            "right, set it so"
-        )
-    if config.batch_size > len(splits.train.source):
-        raise SetupError(
-            f"batch_size={config.batch_size} is more than the "
-            f"{len(splits.train.source):,} examples of {splits.train.source.name}: a "
-            "step would see some of them twice"
-        )
-    check_example(task, splits.train)
-    return splits
-
-
 def _checkpoints(config: ConfigDict, task: Task, workdir: epath.Path) -> Checkpoints:
     best = config.checkpoint.best_metric
     metric = task.metrics[best.partition("/")[2]] if best else None
@@ -328,7 +315,7 @@ def _checkpoints(config: ConfigDict, task: Task, workdir: epath.Path) -> Checkpo
 
 def _introduce(setup: _Setup, state: TrainState, progress: Progress) -> None:
     """Says what is trained, on what and where."""
-    task, examples = setup.task, len(setup.splits.train.source)
+    task, examples = setup.task, len(setup.train_split.source)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     progress.say(
         f"{task.title}, {count:,} parameters; {examples:,} {task.unit}, "
@@ -339,7 +326,7 @@ def _introduce(setup: _Setup, state: TrainState, progress: Progress) -> None:
 
 def _remarks(setup: _Setup) -> list[str]:
     """What may surprise in the configuration, a line each."""
-    config, examples = setup.config, len(setup.splits.train.source)
+    config, examples = setup.config, len(setup.train_split.source)
     steps = warmup_steps(config, examples)
     remarks = []
     if steps > setup.total_steps:

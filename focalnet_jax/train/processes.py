@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -59,10 +59,11 @@ def join_processes(
     Raises:
       SetupError: the arguments don't fit together, or somebody hasn't come in time.
     """
-    given = dict(zip(_FLAGS, (coordinator_address, num_processes, process_id)))
-    _check(**given)
-    if None not in given.values() and num_processes > 1:
-        _Meeting(coordinator_address, num_processes, process_id, seconds).wait()
+    values: tuple[Any, Any, Any] = (coordinator_address, num_processes, process_id)
+    _check(*values)
+    if None not in values and values[1] > 1:
+        _Meeting(*values, seconds).wait()
+    given = dict(zip(_FLAGS, values))
     with _waiting_told(seconds):
         try:
             # What is said by then is ours.
@@ -88,13 +89,15 @@ def _check(
                 f"--coordinator_address={coordinator_address} is not HOST:PORT, such as "
                 "10.0.0.1:1234; the port is any that is free on the host of process 0"
             )
-    if num_processes is not None and num_processes < 1:
-        raise SetupError(f"--num_processes={num_processes}: a run has at least 1")
-    if None not in (num_processes, process_id) and process_id >= num_processes:
-        raise SetupError(
-            f"--process_id={process_id} is too large for --num_processes={num_processes}"
-            f": they are numbered from 0 to {num_processes - 1}"
-        )
+    if num_processes is not None:
+        if num_processes < 1:
+            raise SetupError(f"--num_processes={num_processes}: a run has at least 1")
+        if process_id is not None and process_id >= num_processes:
+            raise SetupError(
+                f"--process_id={process_id} is too large for "
+                f"--num_processes={num_processes}: they are numbered from 0 to "
+                f"{num_processes - 1}"
+            )
 
 
 @contextlib.contextmanager
@@ -194,7 +197,7 @@ class _Meeting:
         self._start = time.monotonic()
         self._seconds = seconds
         self._has_said = False
-        self._status = None
+        self._status: str | None = None
 
     def wait(self) -> None:
         """Returns when all are there; raises SetupError if that can't be."""

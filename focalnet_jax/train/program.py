@@ -13,7 +13,7 @@ from focalnet_jax.tasks.base import Batch, Task
 from focalnet_jax.train import sharding
 from focalnet_jax.train.optimizer import make_optimizer, make_schedule
 from focalnet_jax.train.state import TrainState, initial_state
-from focalnet_jax.train.step import Metrics, make_train_step
+from focalnet_jax.train.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Program:
       abstract_state: its shapes and dtypes, with the place of each array.
       abstract_batch: those of a batch.
       layout: where the model computes.
-      train_step: one step; takes the state's memory for the next one.
+      train_step: maps a state and a batch to the next state and the metrics of the step;
+        takes the state's memory for the next one.
     """
 
     schedule: optax.Schedule
@@ -34,7 +35,7 @@ class Program:
     abstract_state: TrainState
     abstract_batch: Batch
     layout: sharding.Layout
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    train_step: jax.stages.Wrapped
 
 
 def make_program(

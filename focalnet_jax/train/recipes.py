@@ -137,6 +137,8 @@ def _misfit(error: BaseException) -> str | None:
 
 def _load_function(path: str) -> Callable[..., ConfigDict]:
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    assert spec is not None  # The file is one of Python.
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with _errors_placed(path):
         spec.loader.exec_module(module)

@@ -168,7 +168,7 @@ def _batch_sharding(
     """
     # The frames of a video stay together, and their height is split.
     split = [axis for axis in axes if not (axis == "time" and "height" in axes)]
-    parts = [MAP_AXES.get(axis) if axis in split else None for axis in axes]
+    parts = [MAP_AXES.get(axis) if axis and axis in split else None for axis in axes]
     # A size that doesn't divide is split in the program, which pads it.
     parts = [
         part if part and size % mesh.shape[part] == 0 else None
@@ -240,7 +240,8 @@ def process_rows(mesh: Mesh, batch_size: int) -> list[int]:
     """
     places = _batch_sharding((), (), mesh)
     index_map = places.addressable_devices_indices_map((batch_size,))
-    return sorted({row for [i] in index_map.values() for row in range(batch_size)[i]})
+    slices = [index[0] for index in index_map.values() if index]
+    return sorted({row for rows in slices for row in range(batch_size)[rows]})
 
 
 def to_device(

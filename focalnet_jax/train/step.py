@@ -206,6 +206,6 @@ def make_predict(
     def predict(variables: Variables, batch: Batch) -> Any:
         with sharding.maps_on(layout):
             params = sharding.gathered(variables["params"], layout)
-            return task.predict(variables | {"params": params}, batch)
+            return task.predict({**variables, "params": params}, batch)
 
     return predict

@@ -170,7 +170,8 @@ def _spread(blocks: Sequence[BlockMaps]) -> list[BlockMaps]:
 
 
 def _with_grey_text(figure: Figure) -> Figure:
-    for text in figure.findobj(lambda artist: hasattr(artist, "get_text")):
+    texts: list[Any] = figure.findobj(lambda artist: hasattr(artist, "get_text"))
+    for text in texts:
         text.set_color(INK)
     for axes in figure.axes:
         axes.tick_params(colors=INK, labelsize=8)

@@ -14,11 +14,16 @@ function numbers(stored) {
   return values.map((value) => value * stored.scale);
 }
 
-const blocks = data.blocks.map((block) => ({
-  ...block,
-  gates: numbers(block.gates),
-  modulator: numbers(block.modulator),
-}));
+// There are too many numbers to give them to Math.max as arguments.
+function largest(values) {
+  return values.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-30);
+}
+
+const blocks = data.blocks.map((block) => {
+  const gates = numbers(block.gates), modulator = numbers(block.modulator);
+  const most = { gate: largest(gates), value: largest(modulator) };
+  return { ...block, gates, modulator, most };
+});
 const colours = { signed: bytes(data.colours.signed), unsigned: bytes(data.colours.unsigned) };
 
 const element = (id) => document.getElementById(id);
@@ -48,7 +53,9 @@ function vector(values, index, length) {
   return values.subarray(index * length, (index + 1) * length);
 }
 
-const norm = (values) => Math.hypot(...values);
+const dot = (a, b) => a.reduce((sum, value, index) => sum + value * b[index], 0);
+
+const norm = (values) => Math.sqrt(dot(values, values));
 
 // The map that is laid over the image: numbers by position, and their least and greatest.
 function overlay(block, kind) {
@@ -57,20 +64,19 @@ function overlay(block, kind) {
   const values = new Float32Array(count);
   if (kind === "norm") {
     for (let i = 0; i < count; i++) values[i] = norm(at(i));
-    return { values, least: Math.min(...values), most: Math.max(...values), kind: "unsigned" };
+    const least = values.reduce((least, value) => Math.min(least, value));
+    return { values, least, most: largest(values), kind: "unsigned" };
   }
   if (kind === "similarity") {
     const own = at(position(block, place).index);
     for (let i = 0; i < count; i++) {
-      const dot = at(i).reduce((sum, value, c) => sum + value * own[c], 0);
-      values[i] = dot / Math.max(norm(own) * norm(at(i)), 1e-30);
+      values[i] = dot(own, at(i)) / Math.max(norm(own) * norm(at(i)), 1e-30);
     }
     return { values, least: -1, most: 1, kind: "signed" };
   }
   const level = Number(kind);
   for (let i = 0; i < count; i++) values[i] = block.gates[i * block.levels + level];
-  const most = Math.max(...block.gates.map(Math.abs), 1e-30);
-  return { values, least: -most, most, kind: "signed" };
+  return { values, least: -block.most.gate, most: block.most.gate, kind: "signed" };
 }
 
 const picture = new Image();
@@ -113,12 +119,11 @@ function drawGates() {
   const block = current();
   const { index, x, y } = position(block, place);
   const gates = vector(block.gates, index, block.levels);
-  const most = Math.max(...block.gates.map(Math.abs), 1e-30);
   const length = norm(vector(block.modulator, index, block.channels));
   element("where").textContent =
     `${block.name}, row ${y}, column ${x}: the modulator has a norm of ${length.toPrecision(3)}`;
   element("gates").replaceChildren(...levelNames(block).map((name, level) => {
-    const share = 50 * Math.abs(gates[level]) / most;
+    const share = 50 * Math.abs(gates[level]) / block.most.gate;
     const row = document.createElement("div");
     const bar = document.createElement("i");
     row.className = "bar";
@@ -143,10 +148,9 @@ function drawValues() {
   const style = getComputedStyle(document.documentElement);
   const context = canvas.getContext("2d");
   context.clearRect(0, 0, canvas.width, canvas.height);
-  const most = Math.max(...block.modulator.map(Math.abs), 1e-30);
   const middle = canvas.height / 2, step = canvas.width / block.channels;
   values.forEach((value, channel) => {
-    const size = (value / most) * middle;
+    const size = (value / block.most.value) * middle;
     context.fillStyle = style.getPropertyValue(value < 0 ? "--negative" : "--positive");
     context.fillRect(channel * step, middle - Math.max(size, 0), Math.max(step, 1),
       Math.abs(size));

@@ -116,8 +116,8 @@ def _block(block: BlockMaps, stride: tuple[int, int]) -> dict[str, object]:
 
 def _rounded(values: np.ndarray) -> dict[str, object]:
     """Numbers as signed bytes times a scale."""
-    scale = max(float(np.abs(values).max()), np.finfo(np.float32).tiny) / 127
-    rounded = np.int8(np.rint(values / scale))
+    scale = max(float(np.abs(values).max()), 1e-30) / 127
+    rounded = np.rint(values / scale).astype(np.int8)
     return {"scale": scale, "bytes": base64.b64encode(rounded.tobytes()).decode()}
 
 

@@ -252,6 +252,6 @@ def stage_strides(model: Model) -> tuple[tuple[int, int], ...]:
 
 def _pixels(prepared: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """The colours of a prepared image."""
-    pixels = prepared * np.float32(preprocessing.std) + np.float32(preprocessing.mean)
-    pixels = np.uint8(np.clip(np.rint(pixels * 255), 0, 255))
+    mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
+    pixels = np.clip(np.rint((prepared * std + mean) * 255), 0, 255).astype(np.uint8)
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))

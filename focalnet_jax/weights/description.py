@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ HEAD_OPTIONS = BACKBONE_OPTIONS | {"num_classes", RECONSTRUCT}
 CLASSIFICATION, MASKED_IMAGE_MODELING = "classification", "masked_image_modeling"
 
 # These may change between runs, because the parameters mean the same with any value.
-_FREE_OPTIONS = (
+FREE_OPTIONS = (
     "dtype",
     "param_dtype",
     "drop_rate",
@@ -53,7 +53,7 @@ class ModelDescription:
     name: str
     overrides: dict[str, Any]
     preprocessing: Preprocessing
-    classes: list[str] | None = None
+    classes: Sequence[str] | None = None
     source: dict[str, Any] | None = None
 
     @property
@@ -271,8 +271,7 @@ def model_differences(directory: epath.Path, model: Model) -> dict[str, str]:
     return {
         option: f"{_option(there, option)} there, {_option(model, option)} here"
         for option in (*sorted(HEAD_OPTIONS), *ENCODER_OPTIONS)
-        if option not in _FREE_OPTIONS
-        and _option(there, option) != _option(model, option)
+        if option not in FREE_OPTIONS and _option(there, option) != _option(model, option)
     }
 
 

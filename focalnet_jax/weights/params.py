@@ -2,6 +2,7 @@
 
 WORKDIR/checkpoints/STEP/params     written by `main.py`
 WORKDIR/checkpoints/STEP/ema        their average over the steps, with `ema_decay`
+WORKDIR/best.json                   which step is the best, with `checkpoint.best_metric`
 DIRECTORY/params                    written by `python -m focalnet_jax.convert`
 
 Orbax takes long to import, so the functions that need it import it themselves.
@@ -13,16 +14,18 @@ import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from focalnet_jax.errors import SetupError, argument, first_few, first_line
+from focalnet_jax.errors import SetupError, argument, first_few, first_line, shown
 from focalnet_jax.paths import (
     BUCKETS,
     absolute_path,
     is_remote,
+    read_json,
     with_home,
     without_file_scheme,
 )
@@ -37,6 +40,7 @@ from focalnet_jax.weights.releases import (
 from focalnet_jax.weights.shards import check_has_whole_file
 
 CHECKPOINTS = "checkpoints"
+BEST = "best.json"
 _STEM = "patch_embed/proj/kernel"
 # A bucket cannot rename directories. There Orbax writes this file into a checkpoint when
 # the checkpoint is whole.
@@ -67,6 +71,53 @@ def newest_params_path(path: epath.Path) -> epath.Path | None:
 def _is_whole(directory: epath.Path) -> bool:
     is_checkpoint = directory.name.isdigit() and is_remote(directory)
     return not is_checkpoint or (directory / _MARKER).exists()
+
+
+class Best(NamedTuple):
+    """The best checkpoint of a run.
+
+    Attributes:
+      path: of its parameters, or of their average if the metric is one of the average.
+      step: that it was saved after.
+      metric: by which it is the best, such as `test/top1`.
+      value: of the metric.
+    """
+
+    path: epath.Path
+    step: int
+    metric: str
+    value: float
+
+
+def find_best(workdir: epath.Path) -> Best | None:
+    """The best checkpoint of a run that keeps it; None if it isn't known or not there.
+
+    Raises:
+      SetupError: the record of it is damaged.
+    """
+    file = workdir / BEST
+    if not file.exists():
+        return None
+    try:
+        record = read_json(file)
+        for name, kinds in (
+            ("step", (int,)),
+            ("metric", (str,)),
+            ("value", (int, float)),
+        ):
+            if type(record.get(name)) not in kinds:
+                raise ValueError(f"{name!r} is {shown(record.get(name))}")
+    except ValueError as error:
+        raise SetupError(
+            f"{file} is damaged: {error}. It says which checkpoint is the best; move it "
+            "away to have the newest"
+        ) from error
+    checkpoint = workdir / CHECKPOINTS / str(record["step"])
+    if record["metric"].startswith("test_ema/"):
+        checkpoint /= "ema"
+    # While a better one is being written, the one before may be gone.
+    path = newest_params_path(checkpoint)
+    return path and Best(path, record["step"], record["metric"], record["value"])
 
 
 def find_params(source: str | os.PathLike) -> epath.Path:

@@ -70,20 +70,20 @@ def check_has_whole_file(directory: epath.Path, files: Sequence[str]) -> None:
 
     Otherwise one of them may be what is meant.
     """
-    if all(_is_shard(file) for file in files):
+    if all(_shard(file) for file in files):
         check_is_no_shard(pathlib.Path(directory, files[0]))
 
 
-def _is_shard(name: str) -> bool:
+def _shard(name: str) -> re.Match[str] | None:
+    """The parts of the name of one of several files; None for a whole one."""
     shard = _SHARD.fullmatch(name)
-    return bool(shard) and int(shard[2]) > 1
+    return shard if shard and int(shard[2]) > 1 else None
 
 
 def check_is_no_shard(path: pathlib.Path) -> None:
     """Raises SetupError for one of several files, which holds only a part."""
-    if not _is_shard(path.name):
+    if not (shard := _shard(path.name)):
         return
-    shard = _SHARD.fullmatch(path.name)
     suffix = path.suffix
     index = path.with_name(f"{shard[1]}{suffix}.index.json")
     way_out = (

@@ -251,12 +251,12 @@ _SIZE_ENTRIES = ("shortest_edge", "longest_edge", "height", "width")
 _ENTRIES = {
     ("config.json",): (
         {"model_type": "focalnet"},
-        {*configs._TRANSFORMERS_OPTIONS, "hidden_act", "layer_norm_eps", "architectures"}
+        {*configs.TRANSFORMERS_OPTIONS, "hidden_act", "layer_norm_eps", "architectures"}
         | {"image_size", "id2label", "label2id", "model_type", "backbone_config"},
     ),
     ("config.json", "model_args"): (
         TIMM,
-        {*configs._TIMM_OPTIONS, "global_pool", "norm_layer"},
+        {*configs.TIMM_OPTIONS, "global_pool", "norm_layer"},
     ),
     ("config.json", "pretrained_cfg"): (
         TIMM,

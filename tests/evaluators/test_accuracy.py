@@ -72,5 +72,16 @@ def test_any_label_of_a_set_is_right_and_empty_sets_do_not_count():
         "mask": np.array([True, True, True, True, False]),
     }
     evaluator = Accuracy(lambda _, batch: batch["image"], lambda: [batch])
-    # Right, wrong, beyond the sets' classes, empty set, masked.
-    assert dict(evaluator.run(None)) == {"test/top1": 1 / 3, "test/examples": 3}
+    # Right, wrong, beyond the sets' classes, empty set, masked. All four are among five.
+    expected = {"test/top1": 1 / 3, "test/top5": 1, "test/examples": 3}
+    assert dict(evaluator.run(None)) == expected
+
+
+def test_five_answers_may_meet_a_set_of_labels():
+    logits = np.float32([[9, 8, 7, 6, 5, 4, 3], [9, 8, 7, 6, 5, 4, 3]])
+    labels = np.zeros((2, 7), bool)
+    labels[0, [4, 6]] = labels[1, [5, 6]] = True
+    batch = {"image": logits, "labels": labels, "mask": np.ones(2, bool)}
+    evaluator = Accuracy(lambda _, batch: batch["image"], lambda: [batch])
+    metrics = dict(evaluator.run(None))
+    assert metrics == {"test/top1": 0, "test/top5": 0.5, "test/examples": 2}

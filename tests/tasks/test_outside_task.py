@@ -299,6 +299,9 @@ def test_what_contradicts_itself_is_told_to_the_author(config, tmp_path):
     wrong.batch = task.batch | {"target": target}
     with pytest.raises(ValueError, match="says that the arrays of an example are"):
         train(config, wrong, epath.Path(tmp_path))
+    wrong.open = lambda *, train: task.open(train=False)
+    with pytest.raises(TypeError, match="has opened no split to train on"):
+        train(config, wrong, epath.Path(tmp_path))
     assert not list(tmp_path.iterdir())
 
     def loss(variables, batch, keys):

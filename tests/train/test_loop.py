@@ -92,7 +92,9 @@ def test_workdir_describes_the_run(tiny_config, tmp_path, capsys):
     workdir = epath.Path(tmp_path)
     metrics = train(*check_config(tiny_config), workdir)
     assert json.loads((workdir / "config.json").read_text())["batch_size"] == 16
-    assert json.loads((workdir / "versions.json").read_text())["jax"] == jax.__version__
+    versions = json.loads((workdir / "versions.json").read_text())
+    assert versions["jax"] == jax.__version__
+    assert versions["focalnet_jax"] == focalnet_jax.__version__
     model = json.loads((workdir / "model.json").read_text())
     assert model["name"] == "focalnet_tiny_srf"
     assert model["overrides"]["depths"] == [1, 1]
@@ -431,6 +433,8 @@ def test_best_checkpoint_is_kept_beside_the_newest(tiny_config, tmp_path):
         at = best(values, key=values.get)
         kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
         assert kept == {at, 12}
+        record = json.loads((workdir / "best.json").read_text())
+        assert record == {"step": at, "metric": metric, "value": values[at]}
 
     # A later run knows of it.
     tiny_config.num_steps = 14
@@ -443,9 +447,46 @@ def test_best_checkpoint_is_kept_beside_the_newest(tiny_config, tmp_path):
     kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
     assert kept == {min(values, key=values.get), 14}
 
+    record = json.loads((workdir / "best.json").read_text())
+    assert record["step"] == min(values, key=values.get)
+
     (workdir / "checkpoints" / "14" / "metrics" / "metrics").write_text("{")
     with pytest.raises(SetupError, match="metrics of a checkpoint are damaged: .*/14: "):
         train(*check_config(tiny_config), workdir)
+
+
+def test_the_best_checkpoint_is_loaded_if_it_is_known(tiny_config, tmp_path, caplog):
+    workdir = epath.Path(tmp_path)
+    tiny_config.evaluate_every_steps = 3
+    tiny_config.checkpoint.best_metric = "test/top1"
+    train(*check_config(tiny_config), workdir)
+
+    def bias():
+        caplog.clear()
+        return focalnet_jax.load_model(str(workdir)).params["head"]["bias"]
+
+    def stored(step):
+        return stored_arrays(workdir, step)["params['head']['bias']"]
+
+    record = json.loads((workdir / "best.json").read_text())
+    for step, other in ((3, 6), (6, 3)):
+        (workdir / "best.json").write_text(json.dumps(record | {"step": step}))
+        np.testing.assert_array_equal(bias(), stored(step))
+        assert not np.array_equal(stored(step), stored(other))
+        said = "checkpoints/3/params are read, the best by test/top1" in caplog.text
+        assert said == (step == 3)
+    # A better one is being written, and the last one is gone.
+    (workdir / "best.json").write_text(json.dumps(record | {"step": 5}))
+    np.testing.assert_array_equal(bias(), stored(6))
+    for damaged in ("{", "[]", "{}", json.dumps(record | {"step": "3"})):
+        (workdir / "best.json").write_text(damaged)
+        with pytest.raises(SetupError, match="best.json is damaged: .* move it away"):
+            bias()
+    # A run that goes on without such a metric has no best one.
+    tiny_config.checkpoint.best_metric = None
+    train(*check_config(tiny_config), workdir)
+    assert not (workdir / "best.json").exists()
+    np.testing.assert_array_equal(bias(), stored(6))
 
 
 def test_checkpoints_by_minutes(tiny_config, tmp_path, monkeypatch):

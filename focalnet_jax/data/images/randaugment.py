@@ -73,9 +73,9 @@ class RandAugment:
             is given twice. timm's part `t`, sets of operations, is not supported.
         """
         kind, *parts = policy.split("-")
-        matches = [re.fullmatch(_PART, part) for part in parts]
-        if kind == "rand" and all(matches):
-            given = {match.lastgroup: float(match[match.lastgroup]) for match in matches}
+        matches = [match for part in parts if (match := re.fullmatch(_PART, part))]
+        if kind == "rand" and len(matches) == len(parts):
+            given = {name: float(m[name]) for m in matches if (name := m.lastgroup)}
             too_large = [k for k, most in _LIMITS.items() if given.get(k, 0) > most]
             if too_large:
                 limits = ", ".join(f"{k} is {_LIMITS[k]} at most" for k in too_large)
@@ -123,7 +123,7 @@ class RandAugment:
             if kind.amount:
                 amount = kind.amount(self._draw_magnitude(rng) / _FULL_MAGNITUDE, rng)
             if kind.is_geometric:
-                interpolation = interpolations[rng.integers(len(interpolations))]
+                interpolation = interpolations[int(rng.integers(len(interpolations)))]
             operations.append(Operation(name, amount, interpolation))
         return operations
 
@@ -156,7 +156,7 @@ def apply_operations(
         kind = _KINDS[name]
         arguments, options = [], {}
         if kind.levels:
-            arguments = [_level_table(name, amount)]
+            arguments = [_level_table(kind.levels, amount)]
         elif kind.matrix:
             arguments = [kind.matrix(amount, *images.size_of(image))]
         elif kind.amount:
@@ -168,9 +168,11 @@ def apply_operations(
 
 
 @functools.cache
-def _level_table(name: str, amount: int | None) -> tuple[int, ...]:
+def _level_table(
+    levels: Callable[[Any], Callable[[int], int]], amount: int | None
+) -> tuple[int, ...]:
     """What each of the 256 levels becomes."""
-    return tuple(map(_KINDS[name].levels(amount), range(256)))
+    return tuple(map(levels(amount), range(256)))
 
 
 class _Kind(NamedTuple):

@@ -115,10 +115,10 @@ class TrainTransform:
         self, width: int, height: int, rng: np.random.Generator
     ) -> tuple[int, int, int, int]:
         """The left, upper, right and lower edge of a random crop, in pixels."""
-        log_aspect = [math.log(aspect) for aspect in self.crop_aspect]
+        least, greatest = self.crop_aspect
         for _ in range(10):
             area = width * height * rng.uniform(*self.crop_area)
-            aspect = math.exp(rng.uniform(*log_aspect))
+            aspect = math.exp(rng.uniform(math.log(least), math.log(greatest)))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
                 left = int(rng.integers(width - w + 1))
@@ -126,7 +126,6 @@ class TrainTransform:
                 return left, upper, left + w, upper + h
         # No crop fits into an image so oblong: its middle is taken, as large as
         # the allowed aspect ratios permit.
-        least, greatest = self.crop_aspect
         w = min(width, round(height * greatest))
         h = min(height, round(width / least))
         left, upper = (width - w) // 2, (height - h) // 2
@@ -184,12 +183,13 @@ class EvalTransform:
         left, upper = whole((scaled[0] - width) / 2), whole((scaled[1] - height) / 2)
         return np.asarray(image.crop((left, upper, left + width, upper + height)))
 
-    def _scaled(self, *sides: int) -> tuple[int, int]:
+    def _scaled(self, old_width: int, old_height: int) -> tuple[int, int]:
         """Width and height of an image after resizing, from those before it."""
         height, width = (int(side / self.crop) for side in height_and_width(self.size))
         if self.squash:
             return width, height
         if height == width:  # torchvision rounds otherwise than timm.
-            return tuple(int(height * side / min(sides)) for side in sides)
-        ratio = min(side / covered for side, covered in zip(sides, (width, height)))
-        return tuple(round(side / ratio) for side in sides)
+            shorter = min(old_width, old_height)
+            return int(height * old_width / shorter), int(height * old_height / shorter)
+        ratio = min(old_width / width, old_height / height)
+        return round(old_width / ratio), round(old_height / ratio)

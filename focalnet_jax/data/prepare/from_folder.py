@@ -68,7 +68,7 @@ def prepare_folder(
     for split, folder in folders.items():
         sizes = _file_sizes(folder)
         keys = _order_keys(folder)
-        for part in (split.encode(), sizes, keys):
+        for part in (split.encode(), sizes.data, keys.data):
             fingerprint.update(part)
         files[split] = _shard_files(
             folder,
@@ -183,7 +183,7 @@ def _file_sizes(folder: ImageFolder) -> np.ndarray:
             result = np.concatenate([*pool.map(sizes, range(0, len(folder), 1024))])
     except OSError as error:
         raise SetupError(f"a file of {folder.root} can't be read: {error}") from error
-    if len(empty := np.flatnonzero(result == 0)):
+    if empty := np.flatnonzero(result == 0).tolist():
         names = [folder.file_name(i) for i in empty]
         raise SetupError(
             f"empty files in {folder.root}: {first_few(names)}. Replace or delete them"

@@ -43,8 +43,8 @@ def prepare_idx(root: str, *, name: str, data_dir: str | None = None) -> Prepare
     for split in SPLITS:
         images, labels = read_split(path_on_disk(root), split)
         _check_fits(info, images, labels, root)
-        fingerprint.update(images)
-        fingerprint.update(labels)
+        fingerprint.update(images.data)
+        fingerprint.update(labels.data)
         file = ShardFile(
             file_name=f"{info.name}-{split}.array_record-00000-of-00001",
             num_records=len(labels),

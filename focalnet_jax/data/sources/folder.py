@@ -60,7 +60,11 @@ class ImageFolder(Sequence):
         if classes is None:
             classes = dict.fromkeys(map(class_name, self._directories))
         self.class_names = tuple(map(class_name, classes))
-        self.labels = _labels(self.root, self._directories, self.class_names)
+        self.labels = labels_of(
+            [*map(class_name, self._directories)],
+            self.class_names,
+            of=f"the directories in {self.root}",
+        )
         listing = Listing(self.root, self._directories)
         listings = [listing.images_below(name) for name in self._directories]
         self.remarks = listing.left_out.lines(self.root, extensions=EXTENSIONS)
@@ -82,7 +86,8 @@ class ImageFolder(Sequence):
     def __len__(self) -> int:
         return len(self._name_ends)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    # A folder has no slices.
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
         """Reads a file and makes it a record.
 
         Raises:
@@ -138,19 +143,27 @@ class ImageFolder(Sequence):
         return index % len(self)
 
 
-def _labels(
-    root: pathlib.Path, directories: list[str], class_names: tuple[str, ...]
+def labels_of(
+    names: Sequence[str], class_names: tuple[str, ...], *, of: str
 ) -> tuple[int, ...]:
-    """The label of each directory."""
+    """The label of each of some classes.
+
+    Args:
+      names: of the classes.
+      class_names: of all classes, by label.
+      of: where the names stand, for messages.
+
+    Raises:
+      SetupError: one of them is not among all classes, or two classes have one name.
+    """
     label_of = {name: label for label, name in enumerate(class_names)}
     if len(label_of) != len(class_names):
         repeated = sorted({name for name in class_names if class_names.count(name) > 1})
-        raise SetupError(f"two classes of {root} have one name: {first_few(repeated)}")
-    names = [*map(class_name, directories)]
+        raise SetupError(f"two classes of {of} have one name: {first_few(repeated)}")
     for name in names:
         if name not in label_of:
             near = nearest(name, class_names)
             hint = f", one of {first_few(class_names)}"
             hint = f"; did you mean {near!r}?" if near else hint
-            raise SetupError(f"the directory {name!r} of {root} is no class{hint}")
+            raise SetupError(f"{name!r} of {of} is no class{hint}")
     return tuple(label_of[name] for name in names)

@@ -12,11 +12,27 @@ from focalnet_jax.errors import SetupError, argument, did_you_mean, first_few
 # Spelt before the path of an image folder.
 FOLDER = "folder:"
 
+# The names of directories that are splits, by what the split is for.
+_SPLIT_NAMES = {
+    "train": "train|training",
+    "val": "val|valid|validation|eval|evaluation|dev",
+    "test": "test|testing",
+}
 _SPLIT_NAME = re.compile(
-    "(train|training|val|valid|validation|test|testing|eval|evaluation|dev)"
+    f"({'|'.join(f'(?P<{use}>{names})' for use, names in _SPLIT_NAMES.items())})"
     r"([-_ ]?(set|split|data|images|\d+))?",
     re.IGNORECASE,
 )
+
+
+def use_of_split(name: str) -> str | None:
+    """What a split is for by the name of its directory; None if it is no such name.
+
+    Returns:
+      `"train"`, `"val"` for choosing between models, or `"test"`.
+    """
+    found = _SPLIT_NAME.fullmatch(name)
+    return found and next(use for use in _SPLIT_NAMES if found[use])
 
 
 def split_directory(

@@ -101,7 +101,7 @@ class Listing:
 
 def images_and_directories(directory: pathlib.Path) -> tuple[list[str], list[str]]:
     """The sorted names of the images and of the directories in a directory."""
-    names = {_IMAGE: [], _DIRECTORY: []}
+    names: dict[str, list[str]] = {_IMAGE: [], _DIRECTORY: []}
     for entry in _scan(directory):
         names.setdefault(_kind(entry), []).append(entry.name)
     return sorted(names[_IMAGE]), sorted(names[_DIRECTORY])

@@ -5,150 +5,39 @@ encoded: decoding belongs to the transform, once, beside the crop.
 """
 
 import atexit
-import dataclasses
 import functools
 import os
-import pathlib
 import shutil
 import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
-from etils import epath
 
-from focalnet_jax.data.bad_records import BadRecordError
-from focalnet_jax.data.labels import Labels
 from focalnet_jax.data.sources import digits  # registers the embedded data set
 from focalnet_jax.data.sources.builders import default_data_dir, open_builder
-from focalnet_jax.data.sources.fingerprint import contents_digest, digest
-from focalnet_jax.data.sources.folder import ImageFolder
-from focalnet_jax.data.sources.imagenet import SUBSETS, classes_of_folder, wordnet_ids
-from focalnet_jax.data.sources.layout import (
-    FOLDER,
-    class_directories,
-    class_name,
-    split_directory,
-)
-from focalnet_jax.data.sources.shards import check_shards, read_checksums
+from focalnet_jax.data.sources.imagenet import SUBSETS
+from focalnet_jax.data.sources.layout import FOLDER
+from focalnet_jax.data.sources.opening_folder import open_folder
+from focalnet_jax.data.sources.shards import check_shards
+from focalnet_jax.data.sources.source import Source
 from focalnet_jax.errors import SetupError, argument, did_you_mean, first_line
-from focalnet_jax.paths import is_remote, with_home, without_file_scheme
+from focalnet_jax.paths import is_remote
 
 # Prepared on first use, for they need no download.
 EMBEDDED = {"digits": digits.Digits}
 
 # Takes the place of `label` in ImageNet-ReaL, Beyer et al., arXiv 2006.07159.
-_LABEL_SETS = "real_label"
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """One split of a data set.
-
-    Attributes:
-      name: of the data set and split, for messages: `"digits, split 'test'"`.
-      records: are read at random; of images each has `image`, encoded bytes.
-      class_names: by label; empty where the data set names none.
-      num_classes: None where the data set doesn't say.
-      subset: the labels that can occur, if the data set is known to have few of its
-        classes. Accuracy is measured among these only. None means all labels.
-      label_feature: what a record calls its label.
-      has_label_sets: whether a label is a sequence of ints, any of which is right.
-      files: names, and numbers of records, of the files that hold one after the other.
-      remarks: what is left out of the data set, or where it lies, as lines for people.
-    """
-
-    name: str
-    records: Sequence[dict[str, Any]]
-    class_names: tuple[str, ...] = ()
-    num_classes: int | None = None
-    subset: tuple[int, ...] | None = None
-    label_feature: str = "label"
-    has_label_sets: bool = False
-    files: tuple[tuple[str, int], ...] = ()
-    remarks: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    @property
-    def note(self) -> str:
-        """What to say of results on this split."""
-        return f", among {len(self.subset):,} classes" if self.subset else ""
-
-    def fingerprint(self) -> dict[str, str]:
-        """What tells these records from others, wherever they lie.
-
-        Returns:
-          Digests: `names` and `contents` of files, and `checksums` if there are any.
-          Empty for records in memory.
-        """
-        if isinstance(self.records, ImageFolder):
-            return self.records.fingerprint()
-        if not self.files:
-            return {}
-        paths = [epath.Path(path) for path, _ in self.files]
-        names = [path.name for path in paths]
-        counts = [count for _, count in self.files]
-        digests = {
-            "names": digest(repr((names, counts)).encode()),
-            "contents": contents_digest(len(paths), paths.__getitem__),
-        }
-        checksums = read_checksums(paths[0].parent)
-        if checksums.keys() >= {*names}:
-            digests["checksums"] = digest(*(checksums[n].encode() for n in names))
-        return digests
-
-    def labels(self, num_classes: int | None = None) -> Labels:
-        """What labels can be.
-
-        Args:
-          num_classes: of a model, in which labels have to fit; None for any.
-        """
-        return Labels(
-            num_classes=self.num_classes if self.has_label_sets else num_classes,
-            subset=self.subset,
-            feature=self.label_feature,
-            are_sets=self.has_label_sets,
-        )
-
-    def read(self, index: int) -> dict[str, Any]:
-        """Returns a record.
-
-        Raises:
-          BadRecordError: it can't be read.
-          SetupError: it can't be read, and lies in a bucket: the fault may be the
-            network's, and the next time it could be read.
-        """
-        try:
-            return self.records[index]
-        except Exception as error:  # Each kind of storage has its own.
-            if is_remote(self._file_of(index) or ""):
-                raise SetupError(
-                    f"{self.describe(index)} can't be read: {error}"
-                ) from error
-            raise BadRecordError(f"it can't be read: {error}") from error
-
-    def describe(self, index: int) -> str:
-        """Names a record for messages, and its own file or that which holds it."""
-        place = self._file_of(index)
-        try:
-            place = self.records[index]["file_name"]
-            place = place.decode(errors="replace") if isinstance(place, bytes) else place
-        except Exception:  # The name isn't kept, or the record is damaged.
-            pass
-        return f"record {index} of {self.name}" + (f" ({place})" if place else "")
-
-    def _file_of(self, index: int) -> str | None:
-        for name, count in self.files:
-            if index < count:
-                return name
-            index -= count
-        return None
+LABEL_SETS = "real_label"
 
 
 def open_source(
-    name: str, *, split: str, data_dir: str | None = None, classes: str | None = None
+    name: str,
+    *,
+    split: str,
+    data_dir: str | None = None,
+    classes: str | None = None,
+    files: str | None = None,
 ) -> Source:
     """Opens a split of a data set; prepares it if it is an embedded one.
 
@@ -161,6 +50,8 @@ def open_source(
       classes: of a folder, what its labels count: None for its own directories, sorted;
         `"imagenet2012"` for ImageNet-1K's classes, of which it may have a part; or a
         file with a class's name in each line.
+      files: of a folder, a list of images with their classes and splits, which takes the
+        place of directories; see `listed.py`.
 
     Raises:
       SetupError: an unknown name or split, an empty split, a data set that isn't
@@ -168,20 +59,20 @@ def open_source(
         truncated files.
     """
     if name.startswith(FOLDER):
-        return _open_folder(name, split=split, classes=classes)
-    if classes is not None:
-        raise SetupError(
-            f"{argument('classes')}={classes!r} is for image folders; "
-            f"{argument('name')}={name!r} has "
-            "labels of its own"
-        )
+        return open_folder(name, split=split, classes=classes, files=files)
+    for field, given in (("classes", classes), ("files", files)):
+        if given is not None:
+            raise SetupError(
+                f"{argument(field)}={given!r} is for image folders; "
+                f"{argument('name')}={name!r} has labels of its own"
+            )
     if name in EMBEDDED:
         builder, remarks = _open_embedded(name, data_dir)
     else:
         builder, remarks = open_builder(name, data_dir=data_dir), ()
     _check_prepared(builder, name, data_dir)
     features = builder.info.features
-    label_feature = _LABEL_SETS if _LABEL_SETS in features else "label"
+    label_feature = LABEL_SETS if LABEL_SETS in features else "label"
     for feature in ("image", label_feature):
         if feature not in features:
             raise SetupError(
@@ -206,63 +97,6 @@ def open_source(
         ),
         remarks=remarks,
     )
-
-
-def _open_folder(name: str, *, split: str, classes: str | None) -> Source:
-    given = without_file_scheme(name.removeprefix(FOLDER))
-    if is_remote(given):
-        raise SetupError(
-            f"{argument('name')}={name!r}: an image folder has to be on a disk. In a "
-            "bucket data sets lie as ArrayRecord files: see "
-            "python -m focalnet_jax.data.prepare"
-        )
-    root = pathlib.Path(with_home(given))
-    directory = split_directory(name, root, split=split, classes=_known_classes(classes))
-    class_names = None
-    if classes == "imagenet2012":
-        class_names = classes_of_folder(class_directories(directory))
-    elif classes is not None:
-        class_names = _classes_of_file(classes)
-    folder = ImageFolder(directory, classes=class_names)
-    names, subset = folder.class_names, None
-    if classes == "imagenet2012":
-        names = wordnet_ids()
-        # ImageNet-A and -R are folders of the classes that they have.
-        subset = folder.labels if len(folder.labels) < len(names) else None
-    return Source(
-        name=f"{name}, split {split!r}",
-        records=folder,
-        class_names=tuple(names),
-        num_classes=len(folder.class_names),
-        subset=subset,
-        remarks=folder.remarks,
-    )
-
-
-def _known_classes(classes: str | None) -> set[str] | None:
-    """The names of classes that directories may have, if `classes` says so."""
-    if classes is None:
-        return None
-    if classes == "imagenet2012":
-        return {*wordnet_ids(), *map(str, range(1000))}
-    return {*_classes_of_file(classes)}
-
-
-def _classes_of_file(classes: str) -> list[str]:
-    path = pathlib.Path(with_home(without_file_scheme(classes)))
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise SetupError(
-            f"{argument('classes')}={classes!r} is no text in UTF-8: save it as UTF-8, "
-            "with the name of a class in each line"
-        ) from error
-    except (OSError, ValueError) as error:  # The latter for what is no text, or no path.
-        raise SetupError(
-            f"{argument('classes')}={classes!r} is neither 'imagenet2012' nor a "
-            f"file of classes: {error}"
-        ) from error
-    return [class_name(line.strip()) for line in lines if line.strip()]
 
 
 def _open_embedded(

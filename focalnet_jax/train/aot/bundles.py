@@ -181,10 +181,10 @@ def requested() -> Iterator[None]:
     try:
         yield
     finally:
-        if directory and given is None:
-            del os.environ[_VARIABLE]
-        elif directory:
-            os.environ[_VARIABLE] = given
+        if directory:
+            os.environ.pop(_VARIABLE)
+            if given is not None:
+                os.environ[_VARIABLE] = given
 
 
 @contextlib.contextmanager
@@ -240,7 +240,7 @@ def _directory() -> pathlib.Path | None:
 
 def _libtpu_knows(*flags: str) -> bool:
     found = importlib.util.find_spec("libtpu")
-    if found is None:
+    if found is None or found.origin is None:
         return False
     [library] = pathlib.Path(found.origin).parent.glob("libtpu.so")
     with (

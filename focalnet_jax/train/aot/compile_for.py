@@ -8,14 +8,13 @@ has scheduled, or what it takes to move their operands and results, if that is m
 Nothing is run.
 """
 
-import dataclasses
 import re
 import time
 
 import jax
 from ml_collections import ConfigDict
 
-from focalnet_jax.chips import Chip
+from focalnet_jax.chips import Tpu
 from focalnet_jax.errors import SetupError
 from focalnet_jax.tasks.base import Task
 from focalnet_jax.train.aot.bundles import collected
@@ -50,7 +49,7 @@ def compile_for(config: ConfigDict, task: Task, slice_name: str) -> Report:
         return _compile(config, task, slice_name, chip)
 
 
-def _compile(config: ConfigDict, task: Task, slice_name: str, chip: Chip) -> Report:
+def _compile(config: ConfigDict, task: Task, slice_name: str, chip: Tpu) -> Report:
     devices = devices_of_slice(slice_name)
     mesh = mesh_of(config, devices=devices)
     program = make_program(
@@ -67,11 +66,15 @@ def _compile(config: ConfigDict, task: Task, slice_name: str, chip: Chip) -> Rep
                 raise
             problem = _memory_problem(str(error))
         seconds = time.monotonic() - start
+        text = compiled.as_text() if compiled else None
         found = estimate(
-            compiled.as_text() if compiled else "",
+            text or "",
             schedule_of,
             bytes_per_cycle=chip.bandwidth / chip.clock,
         )
+    state = program.abstract_state
+    averages = state.batch_stats, state.ema_params, state.ema_batch_stats
+    memory = compiled.memory_analysis() if compiled else None
     return Report(
         slice_name=slice_name,
         chips=len(devices),
@@ -81,13 +84,9 @@ def _compile(config: ConfigDict, task: Task, slice_name: str, chip: Chip) -> Rep
         unit=task.unit,
         input_shapes={name: array.shape for name, array in task.batch.items()},
         fits=compiled is not None,
-        parameter_bytes=bytes_of_a_device(program.abstract_state.params),
-        optimizer_bytes=bytes_of_a_device(
-            dataclasses.replace(program.abstract_state, step=None, params=None)
-        ),
-        activation_bytes=(
-            compiled.memory_analysis().temp_size_in_bytes if compiled else None
-        ),
+        parameter_bytes=bytes_of_a_device(state.params),
+        optimizer_bytes=bytes_of_a_device((state.opt_state, averages)),
+        activation_bytes=memory.temp_size_in_bytes if memory else None,
         multiply_adds=task.multiply_adds,
         step_seconds=found.cycles / chip.clock if found.cycles else None,
         kernel_calls=found.kernel_calls,

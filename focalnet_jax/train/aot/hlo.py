@@ -95,8 +95,8 @@ def estimate(
         operands and results take to be moved.
     """
     cycles = open_cycles = 0
-    kernels = collections.Counter()
-    collectives = collections.defaultdict(lambda: [0, 0])
+    kernels: collections.Counter[str] = collections.Counter()
+    collectives: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
     for operation in operations(text, schedule_of, bytes_per_cycle=bytes_per_cycle):
         cycles += operation.total_cycles
         if operation.is_in_open_loop:
@@ -124,7 +124,7 @@ def estimate(
         kernel_cycles=kernels["cycles"],
         open_loops=kernels["open loops"],
         uncounted_calls=kernels["uncounted"],
-        collectives={kind: tuple(total) for kind, total in sorted(collectives.items())},
+        collectives={kind: (n, size) for kind, (n, size) in sorted(collectives.items())},
     )
 
 
@@ -167,9 +167,9 @@ def operations(
                 cycles = max(schedule.cycles, least) if schedule else None
                 open_loops = schedule.open_loops if schedule else 0
             elif cycles is None and kind == "while":
-                condition = re.search(r"condition=%?([\w.\-]+)", line)[1]
+                condition = _name_after("condition=", line)
                 count = _trip_count(bodies[condition])
-                body = re.search(r"body=%?([\w.\-]+)", line)[1]
+                body = _name_after("body=", line)
                 yield from visit(body, times * (count or 1), is_open or count is None)
             elif cycles is None and kind in ("async-start", "conditional", "call"):
                 for called in _called(line):
@@ -196,12 +196,12 @@ class _Schedules:
     """The schedules of kernels; of equal ones the compiler writes only one."""
 
     def __init__(self, bodies: Mapping[str, list[str]], schedule_of: _ScheduleOf):
-        self._own = {}
-        self._of_code = {}
+        self._own: dict[str, Schedule] = {}
+        self._of_code: dict[str, Schedule] = {}
         for line in itertools.chain.from_iterable(bodies.values()):
             if kernel := _kernel_of(line, bodies):
                 code = _code(kernel)
-                name = re.match(r" *(?:ROOT )?%?([\w.\-]+) = ", line)[1]
+                name = _name_after("^ *(?:ROOT )?", line)
                 if schedule := schedule_of(name):
                     self._own[name] = schedule
                     # They may differ a little by where the operands are.
@@ -210,6 +210,13 @@ class _Schedules:
 
     def of(self, name: str, code: str) -> Schedule | None:
         return self._own.get(name) or self._of_code.get(code)
+
+
+def _name_after(pattern: str, line: str) -> str:
+    """The name that follows on the pattern, which every such line has."""
+    found = re.search(rf"{pattern}%?([\w.\-]+)", line)
+    assert found is not None, line
+    return found[1]
 
 
 def _kernel_of(line: str, bodies: Mapping[str, list[str]]) -> str | None:

@@ -58,16 +58,19 @@ class Report:
     problem: str | None = None
 
     @property
-    def examples_per_second_and_chip(self) -> float:
+    def examples_per_second_and_chip(self) -> float | None:
+        if self.step_seconds is None:
+            return None
         return self.batch_size / self.step_seconds / self.chips
 
     @property
     def model_flops_utilization(self) -> float | None:
-        if self.multiply_adds is None:
+        speed = self.examples_per_second_and_chip
+        if self.multiply_adds is None or speed is None:
             return None
         return model_flops_utilization(
             self.multiply_adds,
-            self.examples_per_second_and_chip,
+            speed,
             chips=1,
             peak=chip_of_slice(self.slice_name).peak,
         )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from focalnet_jax.chips import TPUS, Chip
+from focalnet_jax.chips import TPUS, Tpu
 from focalnet_jax.errors import SetupError, did_you_mean, first_line
 from focalnet_jax.train.aot.bundles import requested
 
@@ -27,7 +27,7 @@ _ENVIRONMENT = {
 _CHIP_CONFIGS = {"v4": {"chip_config_name": "megacore"}}
 
 
-def chip_of_slice(slice_name: str) -> Chip:
+def chip_of_slice(slice_name: str) -> Tpu:
     """The chip that a slice such as `v5e:16x16` is made of.
 
     Raises:

@@ -5,6 +5,8 @@ devices. Parameters lie apart from the optimiser's state, so that evaluation and
 fine-tuning read nothing else. Models with BatchNorm have `batch_stats`, and
 `ema_batch_stats` beside `ema`. A checkpoint is written aside and renamed when it is
 whole; in a bucket, where nothing can be renamed, a marker says that it is.
+
+`WORKDIR/best.json` says which checkpoint is the best one, if that is kept.
 """
 
 import contextlib
@@ -22,10 +24,10 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from focalnet_jax.errors import SetupError, first_line, shown
-from focalnet_jax.paths import is_remote, read_json
+from focalnet_jax.paths import is_remote, read_json, write_json
 from focalnet_jax.train.state import TrainState
 from focalnet_jax.trees import named_leaves
-from focalnet_jax.weights.params import CHECKPOINTS, stored_shapes
+from focalnet_jax.weights.params import BEST, CHECKPOINTS, stored_shapes
 
 PyTree = Any
 
@@ -78,9 +80,12 @@ class Checkpoints:
         )
         # The best score is kept in memory, because Orbax can't read a checkpoint while it
         # is being written.
-        steps = self._manager.all_steps() if best_metric else []
-        scores = (self._score(self._manager.metrics(step)) for step in steps)
-        self._best_score = max(scores, default=-math.inf)
+        self._best_score = -math.inf
+        self._best_file = workdir / BEST
+        if jax.process_index() == 0:
+            self._best_file.unlink(missing_ok=True)  # It may be by another metric.
+        for step in sorted(self._manager.all_steps() if best_metric else []):
+            self._note_score(step, self._manager.metrics(step))
 
     def __enter__(self):
         return self
@@ -147,10 +152,10 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(**items),
-                metrics=dict(metrics) or None,
+                metrics=dict(metrics),
                 force=True,  # The loop decides when to save, not Orbax.
             )
-        self._best_score = max(self._best_score, self._score(metrics))
+        self._note_score(step, metrics)
 
     def wait(self) -> None:
         """Returns when what was saved is whole.
@@ -206,10 +211,21 @@ class Checkpoints:
         return state.starting_average() if starts_average else state
 
     def _score(self, metrics: Mapping[str, float] | None) -> float:
-        value = (metrics or {}).get(self._best_metric)
+        value = (metrics or {}).get(self._best_metric or "")
         if value is None or not math.isfinite(value):
             return -math.inf
         return self._sign * value
+
+    def _note_score(self, step: int, metrics: Mapping[str, float] | None) -> None:
+        """Notes that a checkpoint is the best one so far, if it is."""
+        score, best = self._score(metrics), self._best_metric
+        # Of several that are as good, Orbax keeps the newest.
+        if score == -math.inf or score < self._best_score or not (best and metrics):
+            return
+        self._best_score = score
+        if jax.process_index() == 0:
+            record = {"step": step, "metric": best, "value": metrics[best]}
+            write_json(self._best_file, record)
 
     def check_room(self, state: TrainState) -> None:
         """Raises SetupError if the disk has no room for such a state.

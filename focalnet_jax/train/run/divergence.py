@@ -2,11 +2,10 @@
 
 import collections
 import math
-from collections.abc import Callable, Mapping
-
-import jax
+from collections.abc import Callable
 
 from focalnet_jax.errors import SetupError
+from focalnet_jax.train.step import Metrics
 
 
 class NonFiniteSteps:
@@ -36,9 +35,9 @@ class NonFiniteSteps:
         self._allowed = allowed
         self._say = say
         self._describe_newest_checkpoint = describe_newest_checkpoint
-        self._unseen = collections.deque()
+        self._unseen: collections.deque[tuple[int, Metrics]] = collections.deque()
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    def add(self, step: int, metrics: Metrics) -> None:
         """Notes the metrics of a step, which the devices may still be computing.
 
         Then it waits for those of the step before and looks at them. So the devices work

@@ -24,7 +24,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import tensorstore
@@ -33,7 +33,7 @@ from etils import epath
 from focalnet_jax.errors import SetupError, first_line
 from focalnet_jax.paths import is_remote
 
-_NAME = "run.lock"
+LOCK = "run.lock"
 # How often the holder touches the file.
 _HEARTBEAT_SECONDS = 10
 # A holder that has not touched it for so long is gone.
@@ -60,7 +60,7 @@ class WorkdirLock:
     def __init__(self, workdir: epath.Path, *, say: Callable[[str], None] = print):
         self._workdir = workdir
         self._say = say
-        self._taken_by = None
+        self._taken_by: _Holder | None = None
         self._ending = threading.Event()
         self._beating = threading.Lock()
 
@@ -74,7 +74,7 @@ class WorkdirLock:
             self._new = [place for place in places if not place.exists()]
             try:
                 self._workdir.mkdir(parents=True, exist_ok=True)
-                self._file = (_Object if remote else _File)(self._workdir / _NAME)
+                self._file = (_Object if remote else _File)(self._workdir / LOCK)
                 self._mine = json.dumps(_this_process(self._workdir), indent=2) + "\n"
                 self._acquire()
             except BaseException:
@@ -267,7 +267,7 @@ class _Seen(NamedTuple):
     """What is at a place: a text or None, and what changes with each write."""
 
     content: str | None
-    version: object
+    version: Any
 
 
 class _File:
@@ -300,7 +300,7 @@ class _File:
 
     def write_if(self, seen: _Seen, content: str) -> bool:
         """Writes if what is there is still what was seen; returns whether it was."""
-        aside = self._path.with_name(f".{_NAME}.{secrets.token_hex(4)}")
+        aside = self._path.with_name(f".{LOCK}.{secrets.token_hex(4)}")
         try:
             aside.write_text(content, encoding="utf-8")
             if seen.content is None:
@@ -330,7 +330,7 @@ class _File:
     def is_at(self, workdir: str | None) -> bool:
         """Whether it is the lock of that directory, and no copy."""
         try:
-            return self._path.samefile(pathlib.Path(workdir or "") / _NAME)
+            return self._path.samefile(pathlib.Path(workdir or "") / LOCK)
         except (OSError, ValueError):  # The latter for what is no path.
             return False
 
@@ -369,7 +369,7 @@ class _Object:
     def __init__(self, path: epath.Path):
         self._path = os.fspath(path)
         self._store = tensorstore.KvStore.open(self._path).result()
-        self._version = None
+        self._version: bytes | None = None
 
     def read(self) -> _Seen:
         found = self._store.read("").result()
@@ -397,7 +397,7 @@ class _Object:
 
     def is_at(self, workdir: str | None) -> bool:
         """Whether it is the lock of that directory, and no copy."""
-        return workdir is not None and self._path == f"{workdir.rstrip('/')}/{_NAME}"
+        return workdir is not None and self._path == f"{workdir.rstrip('/')}/{LOCK}"
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ class MetricsWriter:
         wandb_project: str | None = None,
         config: dict[str, Any] | None = None,
     ):
-        self.remarks = ()
+        self.remarks: tuple[str, ...] = ()
         self._active = jax.process_index() == 0
         if not self._active:
             return

@@ -43,7 +43,8 @@ class _Loop(asyncio.SelectorEventLoop):
     telling it of the other arrays, and prints a stack for each.
     """
 
-    def call_soon_threadsafe(self, *arguments, **options):
+    # The class above has a generic signature; all that it takes is handed on.
+    def call_soon_threadsafe(self, *arguments, **options):  # type: ignore[override]
         try:
             return super().call_soon_threadsafe(*arguments, **options)
         except RuntimeError:

@@ -25,7 +25,7 @@ class Profile:
                 f"traces to {workdir}"
             )
         self._workdir = workdir
-        self._first, self._last = steps or (None, None)
+        self._steps = steps
         self._is_on = False
 
     def __enter__(self):
@@ -37,7 +37,7 @@ class Profile:
 
     def start_at(self, step: int, *, busy_with: Any) -> None:
         """Starts before the first of the steps, when the devices have become idle."""
-        if step == self._first:
+        if self._steps and step == self._steps[0]:
             jax.block_until_ready(busy_with)
             options = jax.profiler.ProfileOptions()
             # Calls of Python functions would fill the trace, slow down what is measured,
@@ -48,7 +48,7 @@ class Profile:
 
     def end_at(self, step: int, *, busy_with: Any) -> None:
         """Ends after the last of the steps."""
-        if step == self._last and self._is_on:
+        if self._steps and step == self._steps[1] and self._is_on:
             jax.block_until_ready(busy_with)
             jax.profiler.stop_trace()
             self._is_on = False

@@ -25,6 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from focalnet_jax import __version__
 from focalnet_jax.errors import SetupError, shown
 from focalnet_jax.fields import Field, Fields, converted, flatten, unflatten
 from focalnet_jax.paths import read_json, write_json
@@ -32,7 +33,6 @@ from focalnet_jax.train.config import all_fields
 from focalnet_jax.train.processes import failing_together
 
 _PACKAGES = (
-    "focalnet_jax",
     "jax",
     "jaxlib",
     "flax",
@@ -114,20 +114,18 @@ def describe_run(
 
 def versions() -> dict[str, Any]:
     """The content of `versions.json`."""
-    packages = {name: _version(name) for name in _PACKAGES}
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
     devices = {
         "kind": jax.devices()[0].device_kind,
         "count": jax.device_count(),
         "processes": jax.process_count(),
     }
-    return {"python": platform.python_version(), **packages, "devices": devices}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None  # This is focalnet_jax in a checkout that isn't installed.
+    return {
+        "python": platform.python_version(),
+        "focalnet_jax": __version__,
+        **packages,
+        "devices": devices,
+    }
 
 
 def changed_fields(workdir: epath.Path, config: ConfigDict, fields: Fields) -> list[str]:

@@ -1,0 +1,1 @@
+"""Accuracies on the evaluation sets of ImageNet, beside the published ones."""

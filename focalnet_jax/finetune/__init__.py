@@ -1,0 +1,1 @@
+"""Fine-tuning on a folder of photographs, from the images to a page of results."""
