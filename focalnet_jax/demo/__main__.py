@@ -5,8 +5,8 @@
 
 --weights takes all that `focalnet_jax.load_model` takes.
 
-DIR becomes a directory. Open DIR/index.html in a browser, or put DIR on a server. The page
-shows the most probable classes, and the gates and modulators inside. It makes no
+DIR becomes a directory. Open DIR/index.html in a browser, or put DIR on a server. The
+page shows the most probable classes, and the gates and modulators inside. It makes no
 connections: no image leaves the machine.
 
 The model runs in ONNX Runtime Web, which is downloaded from registry.npmjs.org once.
@@ -26,6 +26,7 @@ from focalnet_jax.convert.model_arguments import (
 from focalnet_jax.demo.page import ABOUT, PAGE, PARTS, SITE, check_can_show, write_page
 from focalnet_jax.demo.runtime import VERSION, find_runtime
 from focalnet_jax.errors import SetupError
+from focalnet_jax.export.onnx_graph import DTYPES
 from focalnet_jax.paths import errors_named, local_path, written_aside
 from focalnet_jax.pretrained import load_model
 
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
             aside,
             net,
             runtime=runtime,
+            dtype=args.dtype,
             title=args.title or _title(args.weights),
             examples=examples,
         )
@@ -66,6 +68,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("directory", metavar="DIR")
     add("--weights", required=True, metavar="SOURCE", help="what load_model takes")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default=DTYPES[0],
+        help="in which parameters are stored; float16 makes the page smaller",
+    )
     add("--title", metavar="TEXT", help="of the page; by default the end of SOURCE")
     add(
         "--example",
@@ -77,8 +85,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--runtime",
         metavar="FILE",
-        help="the archive of ONNX Runtime Web, as `npm pack onnxruntime-web` writes it, or "
-        "its unpacked directory; by default it is downloaded",
+        help="the archive of ONNX Runtime Web, as `npm pack onnxruntime-web` writes it, "
+        "or its unpacked directory; by default it is downloaded",
     )
     add("--overwrite", action="store_true", help="replace DIR")
     add_reading_arguments(parser)

@@ -29,13 +29,14 @@ SITE = (
     PAGE,
     "demo.css",
     "demo.js",
+    "load.js",
     "prepare.js",
     "worker.js",
     "onnxruntime-licence.txt",
 )
 ABOUT, PARTS = "about.js", "parts"
 
-_PART = 3 * 2**22  # bytes; a multiple of 3, so that base64 needs no padding before the end
+_PART = 3 * 2**22  # bytes
 
 # Formats of images that browsers read, by the names that PIL has for them.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -49,6 +50,7 @@ def write_page(
     net: Pretrained,
     *,
     runtime: Runtime,
+    dtype: str = "float32",
     title: str = "FocalNet",
     examples: Mapping[str, bytes] | None = None,
 ) -> None:
@@ -61,6 +63,7 @@ def write_page(
       directory: an empty one, or one that isn't there.
       net: from `load_model`: a classifier of images.
       runtime: from `find_runtime`.
+      dtype: in which parameters are stored, as for `export_onnx`.
       title: of the page.
       examples: files of images that the page offers, by their names.
 
@@ -73,7 +76,7 @@ def write_page(
     shown = [_example(name, data) for name, data in (examples or {}).items()]
     blocks = [f"stage{s}/block{d - 1}" for s, d in enumerate(net.model.encoder.depths)]
     outputs = [f"{name}/{kind}" for name in blocks for kind in ("gates", "modulator")]
-    graph = export_onnx(net.model, net.params, outputs=outputs)
+    graph = export_onnx(net.model, net.params, dtype=dtype, outputs=outputs)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / PARTS).mkdir()
     contents = {
@@ -87,7 +90,7 @@ def write_page(
     }
     about = {
         "title": title,
-        "text": _text(net),
+        "text": _text(net, dtype),
         "runtime": f"ONNX Runtime Web {runtime.version}",
         "preprocessing": _preprocessing(net),
         "classes": net.classes,
@@ -123,13 +126,11 @@ def check_can_show(net: Pretrained) -> None:
         )
     if encoder.in_channels not in (1, 3):
         raise SetupError(
-            f"the model takes {encoder.in_channels} channels, and images on a page have 3 "
-            "for colours or 1 for shades of grey"
+            f"the model takes {encoder.in_channels} channels, and images on a page have "
+            "3 for colours or 1 for shades of grey"
         )
-    size, smallest = (
-        height_and_width(net.preprocessing.image_size),
-        encoder.smallest_input(),
-    )
+    size = height_and_width(net.preprocessing.image_size)
+    smallest = encoder.smallest_input()
     if any(side < least for side, least in zip(size, smallest)):
         raise SetupError(
             f"images of {size[0]} x {size[1]} pixels leave nothing of the last map: the "
@@ -142,13 +143,13 @@ def check_can_show(net: Pretrained) -> None:
         )
 
 
-def _text(net: Pretrained) -> str:
+def _text(net: Pretrained, dtype: str) -> str:
     height, width = height_and_width(net.preprocessing.image_size)
     kind = "colour" if net.model.encoder.in_channels == 3 else "grey"
     return (
         f"{counted(net.model.num_classes, 'class', 'classes')}, "
-        f"{count_params(net.model):,} parameters, {kind} images of {height} x {width} "
-        "pixels."
+        f"{count_params(net.model):,} parameters in {dtype}, {kind} images of {height} x "
+        f"{width} pixels."
     )
 
 

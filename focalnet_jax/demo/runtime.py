@@ -22,7 +22,8 @@ _ARCHIVE = f"onnxruntime-web-{VERSION}.tgz"
 _URL = f"https://registry.npmjs.org/onnxruntime-web/-/{_ARCHIVE}"
 # What npm calls the integrity of this version.
 _SHA512 = (
-    "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+    "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7sv"
+    "Nc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 )
 
 _SCRIPT = "dist/ort.wasm.bundle.min.mjs"
@@ -78,8 +79,8 @@ def _downloaded() -> pathlib.Path:
     if base64.b64encode(digest).decode() != _SHA512:
         path.unlink()  # It would stay damaged for good.
         raise SetupError(
-            f"{_URL} is not the file that it was: its SHA-512 is another one. It has been "
-            "deleted here; try again, or give a file that you trust as --runtime=FILE"
+            f"{_URL} is not the file that it was: its SHA-512 is another one. It was "
+            "deleted here: try again, or give a file that you trust as --runtime=FILE"
         )
     return path
 

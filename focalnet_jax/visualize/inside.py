@@ -241,7 +241,7 @@ def _gradients(
 
 
 def stage_strides(model: Model) -> tuple[tuple[int, int], ...]:
-    """The height and width in pixels of a position, for each stage of a net for images."""
+    """The height and width in pixels of a position of each stage, in a net for images."""
     encoder = model.encoder
     stem, step = (per_axis(s, 2) for s in (encoder.patch_size, encoder.downsample_stride))
     return tuple(

@@ -9,13 +9,18 @@ function made(tag, properties = {}, ...children) {
   return result;
 }
 
-// Tells people what goes on; style sheets and programs know it by `data-state`.
+// Tells people what goes on. The style sheet knows it by `data-state`: "loading", "ready",
+// "computing", "done" or "failed".
 function say(text, { state, progress = null }) {
   element("status").textContent = text;
-  element("status").className = state === "failed" ? "bad" : "";
   element("progress").hidden = progress === null;
   element("progress").value = progress ?? 0;
   document.body.dataset.state = state;
+}
+
+function fail(error) {
+  say(error instanceof Problem ? error.message : String(error), { state: "failed" });
+  if (!(error instanceof Problem)) throw error;
 }
 
 // --- Images
@@ -50,13 +55,13 @@ async function decode(file, name) {
 }
 
 let turns = 0;
-let shown = null; // the prepared image, and the maps of the model
+let shown = null; // the prepared image, and the results of the model
 
 // Shows what the model says of an image. If there is another one meanwhile, that one counts.
 async function show(file, name) {
   const turn = ++turns;
   try {
-    await ready;
+    const ask = await model;
     if (turn !== turns) return;
     say(`The model looks at ${name}.`, { state: "computing" });
     const image = prepare(await decode(file, name), about.preprocessing);
@@ -71,11 +76,6 @@ async function show(file, name) {
   } catch (error) {
     if (turn === turns) fail(error);
   }
-}
-
-function fail(error) {
-  say(error instanceof Problem ? error.message : String(error), { state: "failed" });
-  if (!(error instanceof Problem)) throw error;
 }
 
 // --- What is shown
@@ -264,9 +264,15 @@ element("strength").addEventListener("input", () => shown && drawMaps());
 element("title").textContent = document.title = about.title;
 element("about").textContent = about.text;
 element("runtime").textContent = about.runtime;
-const ready = loadModel();
-ready.then(
-  () => turns || say("The model is ready.", { state: "ready" }),
-  fail,
-);
+const total = Object.values(about.files).reduce((sum, { size }) => sum + size, 0);
+
+function tellProgress(read) {
+  const megabytes = [read, total].map((bytes) => (bytes / 1e6).toFixed(1));
+  const text = `The model is being loaded: ${megabytes.join(" of ")} MB.`;
+  say(text, { state: "loading", progress: read / total });
+}
+
+tellProgress(0);
+const model = loadModel(tellProgress);
+model.then(() => turns || say("The model is ready.", { state: "ready" }), fail);
 offerExamples();

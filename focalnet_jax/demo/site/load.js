@@ -1,8 +1,8 @@
-// Loads the model, and hands it to a worker. `about` is what `python -m focalnet_jax.demo`
-// says of it.
+// Loads the model, and starts the worker that runs it. `about` is what
+// `python -m focalnet_jax.demo` says of both.
 "use strict";
 
-// What is told to people as it is.
+// An error that is told to people as it is.
 class Problem extends Error {}
 
 function bytesOf(text) {
@@ -12,9 +12,10 @@ function bytesOf(text) {
   return bytes;
 }
 
-// --- Files of bytes, which lie in scripts, since a page from a disk may load nothing else.
+// --- Files that are no text lie in scripts as parts, which call `part`. A page that is opened
+// --- as a file may load nothing else.
 
-let receive; // the function that a script of `part(...)` gives its bytes to
+let receive;
 
 function part(text) {
   receive(bytesOf(text));
@@ -22,7 +23,7 @@ function part(text) {
 
 function readPart(path) {
   return new Promise((resolve, reject) => {
-    const script = made("script", { src: path });
+    const script = document.createElement("script");
     let found = null;
     receive = (bytes) => { found = bytes; };
     script.onload = () => {
@@ -32,10 +33,12 @@ function readPart(path) {
     };
     script.onerror = () =>
       reject(new Problem(`${path} is missing: all files of the page have to lie beside it.`));
+    script.src = path;
     document.head.append(script);
   });
 }
 
+// The bytes of each file, by its name. `onProgress` is told how many have been read.
 async function readFiles(files, onProgress) {
   const result = {};
   let read = 0;
@@ -54,8 +57,8 @@ async function readFiles(files, onProgress) {
 
 // --- The worker
 
-let ask; // asks the worker to do a task; what is in `transfer` is given away
-
+// Returns a function that has the worker do one of its tasks, and promises the answer. The
+// buffers in `transfer` are given away.
 function startWorker() {
   const address = URL.createObjectURL(new Blob([`"use strict"; (${work})();`]));
   const worker = new Worker(address);
@@ -71,24 +74,18 @@ function startWorker() {
     for (const { reject } of waiting.values()) reject(new Problem(event.message));
     waiting.clear();
   };
-  ask = (task, options, transfer = []) => new Promise((resolve, reject) => {
+  return (task, options, transfer = []) => new Promise((resolve, reject) => {
     waiting.set(count, { resolve, reject });
     worker.postMessage({ number: count++, task, options }, transfer);
   });
 }
 
-async function loadModel() {
+async function loadModel(onProgress) {
   if (typeof WebAssembly === "undefined") {
     throw new Problem("This browser has no WebAssembly, or it is switched off.");
   }
-  const total = Object.values(about.files).reduce((sum, { size }) => sum + size, 0);
-  const told = (read) => say(
-    `The model is being loaded: ${megabytes(read)} of ${megabytes(total)} MB.`,
-    { state: "loading", progress: read / total },
-  );
-  told(0);
-  const files = await readFiles(about.files, told);
-  say("The model is being prepared.", { state: "loading" });
-  startWorker();
+  const files = await readFiles(about.files, onProgress);
+  const ask = startWorker();
   await ask("load", files, Object.values(files).map(({ buffer }) => buffer));
+  return ask;
 }
