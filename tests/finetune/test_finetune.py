@@ -37,7 +37,7 @@ SHORT = ["--config.num_steps=4", "--config.batch_size=8", "--config.log_every_st
 
 def run(*arguments, weights=None):
     given = [f"--weights={weights}", "--image-size=16"] if weights else SMALL
-    finetune.main([*arguments, *given, *SHORT])
+    finetune.main([*given, *SHORT, *arguments])
 
 
 def write_start(path, **options):

@@ -134,10 +134,12 @@ def test_what_chose_the_checkpoint_is_said(outcome):
         path = write_report(outcome._replace(**changes))
         return " ".join(Page(path.read_text("utf-8")).text.split())
 
-    assert "the same as are tested here: on new images it is likely less" in said()
+    assert "chosen by test/top1 on the same 4 images, so on new ones it is" in said()
     rows = [*outcome.split.rows, Listed("v.png", "a", "val")]
     chosen = said(split=Split(rows))
-    assert "chosen by test/top1 on 1 image of the split 'val', and tested on" in chosen
+    assert (
+        "chosen by test/top1 on the 1 image of the split 'val', and tested on" in chosen
+    )
     newest = said(is_best=False, metric=None)
     assert "The newest checkpoint, of step 7, was tested. None was chosen" in newest
 
