@@ -96,7 +96,7 @@ def chosen(outcome: Outcome) -> str:
     text += f"; it was chosen by {outcome.metric}"
     if by != outcome.split.tests:
         return f"{text} on the {images} of the split {by!r}, and tested on others."
-    return f"{text} on the same {images}, so on new ones it is likely less often right."
+    return f"{text} on the same {images}, so its accuracy on new ones is likely lower."
 
 
 def _summary(outcome: Outcome) -> str:
