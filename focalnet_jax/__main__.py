@@ -25,6 +25,7 @@ COMMANDS = {
     "visualize": "focalnet_jax.visualize",
     "convert": "focalnet_jax.convert",
     "parity": "focalnet_jax.parity",
+    "evaluate": "focalnet_jax.evaluate",
     "export": "focalnet_jax.export",
     "prepare": "focalnet_jax.data.prepare",
 }

@@ -304,7 +304,7 @@ LACKING = (
     r"(?s)imagenet2012 .* focalnet_jax.data.prepare|fashion_mnist",
     r"'imagenet22k' is no data set",
     r"can't download https?://",
-    r"\b(SOURCE|HOST:PORT|DATA|DIR)\b",
+    r"\b(SOURCE|HOST:PORT|DATA|DIR|FILE)\b",
     r"pip install",
     # Fields of another recipe, and a run of another page.
     r"best_metric='test/iou' is unknown",
@@ -359,6 +359,8 @@ ON_DIGITS = None, "my_digits.py", "mean_modulation.py", "configs/simmim.py:digit
 def shorter(arguments, workdir):
     """What a command gets in addition."""
     program, *flags = arguments
+    if flags[:1] == ["focalnet_jax.finetune"]:
+        return ["--config.num_steps=2"]
     if program != "main.py":
         return SHORTER.get(program, [])
     given = dict(flag.partition("=")[::2] for flag in flags)

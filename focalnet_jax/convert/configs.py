@@ -327,7 +327,7 @@ def _transformers_classes(
     return classes, notes
 
 
-def without_made_up(classes: list[str]) -> list[str]:
+def without_made_up(classes: Sequence[str]) -> Sequence[str]:
     """Leaves the names out that transformers makes up for the last classes, or for all.
 
     A head may have more rows than there are classes.

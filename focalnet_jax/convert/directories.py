@@ -18,7 +18,7 @@ def write_directory(
     Raises:
       OSError: they can't be written.
     """
-    with written_aside(path) as aside:
+    with written_aside(path.absolute()) as aside:  # as Orbax asks
         aside.mkdir()
         save_params(aside / "params", params)
         description.write(aside)

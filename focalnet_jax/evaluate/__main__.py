@@ -34,6 +34,7 @@ from focalnet_jax.convert.model_arguments import (
     model_options,
     reading,
 )
+from focalnet_jax.data import Source
 from focalnet_jax.errors import SetupError, arguments_spelt, counted
 from focalnet_jax.evaluate.data_sets import (
     DATA_SETS,
@@ -168,7 +169,9 @@ def _results_of(weights: str, opened: list[Opened], args: argparse.Namespace):
         raise SetupError(f"--weights={weights}: {error.marked}") from error
     variant = variant_of(net.model)
     for data in opened:
-        measured = _measure(net, weights, data, args) if data.source else None
+        measured = None
+        if data.source is not None:
+            measured = _measure(net, weights, data.name, data.source, args)
         yield Result(
             weights=weights,
             variant=variant,
@@ -180,17 +183,17 @@ def _results_of(weights: str, opened: list[Opened], args: argparse.Namespace):
 
 
 def _measure(
-    net: Pretrained, weights: str, data: Opened, args: argparse.Namespace
+    net: Pretrained, weights: str, name: str, source: Source, args: argparse.Namespace
 ) -> Measured:
     loading = Loading(args.batch_size, args.workers, args.max_bad_records)
-    title = f"{weights} on {DATA_SETS[data.name].title}"
-    total = len(data.source)
+    title = f"{weights} on {DATA_SETS[name].title}"
+    total = len(source)
     with tqdm(total=total, desc=title, unit="image", leave=False, disable=None) as bar:
 
         def advance(images: int) -> None:
             bar.update(min(images, total - bar.n))
 
-        measured = measure(net, data.source, loading, before_batch=advance)
+        measured = measure(net, source, loading, before_batch=advance)
     damaged = f", {measured.damaged:,} damaged" if measured.damaged else ""
     print(
         f"{title}: top-1 {measured.top1:.2%}, top-5 {measured.top5:.2%}, "

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,10 +13,10 @@ from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Accuracy
 from focalnet_jax.image_size import height_and_width
 from focalnet_jax.pretrained import Pretrained
-from focalnet_jax.tasks.base import BatchArray, Split
+from focalnet_jax.tasks.base import BatchArray, Split, Variables
 from focalnet_jax.tasks.classes import difference_of_classes
-from focalnet_jax.tasks.classification import normalize
 from focalnet_jax.tasks.examples import EvalExample
+from focalnet_jax.tasks.images import normalize
 from focalnet_jax.train import default_config, sharding
 from focalnet_jax.train.batches import bad_records_of, evaluation_batches
 from focalnet_jax.train.step import make_predict
@@ -64,7 +64,7 @@ class _Task:
         sides = height_and_width(self.net.preprocessing.image_size)
         return {"image": BatchArray((*sides, 3), np.uint8, ("height", "width", None))}
 
-    def predict(self, variables: dict[str, Any], batch: dict[str, jax.Array]):
+    def predict(self, variables: Variables, batch: dict[str, jax.Array]) -> jax.Array:
         preprocessing = self.net.preprocessing
         images = normalize(batch["image"], mean=preprocessing.mean, std=preprocessing.std)
         return self.net.model.apply(variables, images)[0]

@@ -27,7 +27,7 @@ class Published(NamedTuple):
 
 def published(variant: str | None, data_set: str) -> list[Published]:
     """What is published of a variant on a data set; the paper comes first."""
-    return _table().get((variant, data_set), [])
+    return _table().get((variant or "", data_set), [])
 
 
 @functools.cache

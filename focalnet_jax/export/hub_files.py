@@ -130,7 +130,7 @@ def transformers_entries(net: Pretrained, *, labels: Sequence[str]) -> dict[str,
     }
     if not options["pad_to_patch"]:
         del options["pad_to_patch"]  # It is no option of transformers.
-    names = {}
+    names: dict[str, Any] = {}
     if model.num_classes:
         labels = labels or _made_up(model.num_classes)
         names["id2label"] = {str(index): label for index, label in enumerate(labels)}

@@ -1,6 +1,7 @@
 """The picture of a confusion matrix, for two classes as for a hundred."""
 
 import html
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,19 +31,14 @@ def matrix(classes: Sequence[str], counts: np.ndarray) -> str:
     font = min(13.0, max(5.0, 0.62 * (_WIDTH - 150) / count))
     margin = 12 + 0.6 * font * max(len(name) for name in names)
     cell = min(_LARGEST_CELL, (_WIDTH - margin) / count)
-    parts = []
+    # Names that would lie on each other are left out; those of cells are in their titles.
+    every = math.ceil(font / cell)
+    parts = [
+        _names_of(classes[row], names[row], margin + (row + 0.5) * cell, margin, font)
+        for row in range(0, count, every)
+    ]
     for row in range(count):
         of_row = counts[row].sum()
-        middle = margin + (row + 0.5) * cell
-        title = html.escape(classes[row])
-        label = html.escape(names[row])
-        shown = f"{label}<title>{title}</title></text>"
-        parts.append(
-            f'<text x="{margin - 5:.1f}" y="{middle + font / 3:.1f}" '
-            f'text-anchor="end">{shown}'
-            f'<text text-anchor="start" transform="translate({middle + font / 3:.1f} '
-            f'{margin - 5:.1f}) rotate(-90)">{shown}'
-        )
         for column in np.flatnonzero(counts[row]).tolist():
             parts.append(
                 _cell(
@@ -67,6 +63,16 @@ def matrix(classes: Sequence[str], counts: np.ndarray) -> str:
         f'style="max-width:{side + 2:.0f}px" font-size="{font:.1f}" fill="currentColor" '
         f'role="img" aria-label="confusion matrix">{_grid(margin, cell, count)}'
         f"{''.join(parts)}{frame}</svg>"
+    )
+
+
+def _names_of(title: str, name: str, middle: float, margin: float, font: float) -> str:
+    """The name of a class beside its row and above its column."""
+    shown = f"{html.escape(name)}<title>{html.escape(title)}</title></text>"
+    at, edge = f"{middle + font / 3:.1f}", f"{margin - 5:.1f}"
+    return (
+        f'<text x="{edge}" y="{at}" text-anchor="end">{shown}'
+        f'<text transform="translate({at} {edge}) rotate(-90)">{shown}'
     )
 
 

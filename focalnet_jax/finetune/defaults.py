@@ -48,7 +48,7 @@ class _Pace(NamedTuple):
     strong: bool
 
 
-_PACES = (
+PACES = (
     _Pace(200, 60, 200, 96, False),
     _Pace(1_000, 30, 120, 96, False),
     _Pace(5_000, 20, 100, 96, True),
@@ -59,7 +59,7 @@ _PACES = (
 
 def pace_of(images: int) -> _Pace:
     """The row for a number of images to train on."""
-    return next(pace for pace in _PACES if images <= pace.images)
+    return next(pace for pace in PACES if images <= pace.images)
 
 
 def batch_size_of(images: int, *, devices: int = 1) -> int:

@@ -93,10 +93,10 @@ def chosen(outcome: Outcome) -> str:
         return f"{text}. None was chosen by a metric."
     by = outcome.split.chooses
     images = counted(outcome.split.count(by), "image")
-    text += f"; it was chosen by {outcome.metric} on {images}"
+    text += f"; it was chosen by {outcome.metric}"
     if by != outcome.split.tests:
-        return f"{text} of the split {by!r}, and tested on others."
-    return f"{text}, the same as are tested here: on new images it is likely less right."
+        return f"{text} on the {images} of the split {by!r}, and tested on others."
+    return f"{text} on the same {images}, so its accuracy on new ones is likely lower."
 
 
 def _summary(outcome: Outcome) -> str:

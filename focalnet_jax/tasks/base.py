@@ -121,7 +121,21 @@ class Evaluator(Protocol):
         """
 
 
-class Task(Protocol):
+class Predicts(Protocol):
+    """What an evaluation asks of a task, or of a model alone.
+
+    Attributes:
+      batch: the arrays of a batch by name, without those of the answers.
+    """
+
+    @property
+    def batch(self) -> Mapping[str, BatchArray]: ...
+
+    def predict(self, variables: Variables, batch: Batch) -> Any:
+        """What the evaluator counts, from an evaluation batch, in evaluation mode."""
+
+
+class Task(Predicts, Protocol):
     """All that the trainer asks of a task.
 
     Attributes:
@@ -168,9 +182,6 @@ class Task(Protocol):
 
     def loss(self, variables: Variables, batch: Batch, keys: Keys) -> Loss:
         """The loss of some rows of a prepared batch, in training mode."""
-
-    def predict(self, variables: Variables, batch: Batch) -> Any:
-        """What the evaluator counts, from an evaluation batch, in evaluation mode."""
 
     def evaluator(
         self,

@@ -47,7 +47,8 @@ def check_trainable(train_source: Source, test_source: Source) -> None:
 def class_differences(directory: epath.Path, source: Source) -> list[str]:
     """A line if the model in `directory` has learnt other classes than those here."""
     description = find_description(directory)
-    difference = difference_of_classes(description and description.classes, source)
+    theirs = description.classes if description else None
+    difference = difference_of_classes(theirs, source)
     if not difference:
         return []
     return [

@@ -19,7 +19,7 @@ from focalnet_jax.data import (
     train_batches,
 )
 from focalnet_jax.errors import SetupError, argument
-from focalnet_jax.tasks.base import Batch, Split, Task
+from focalnet_jax.tasks.base import Batch, Predicts, Split, Task
 from focalnet_jax.train import sharding
 from focalnet_jax.train.feed import DeviceFeed
 
@@ -93,7 +93,12 @@ def train_feed(
 
 
 def evaluation_batches(
-    config: ConfigDict, task: Task, split: Split, mesh: Mesh, *, bad_records: BadRecords
+    config: ConfigDict,
+    task: Predicts,
+    split: Split,
+    mesh: Mesh,
+    *,
+    bad_records: BadRecords,
 ) -> Iterator[Batch]:
     """Every record once, in order."""
     batch_size = eval_batch_size(config, split, mesh)
@@ -122,7 +127,7 @@ def _loading(config: ConfigDict, mesh: Mesh, batch_size: int) -> dict[str, Any]:
 
 
 def _to_device(
-    task: Task, mesh: Mesh, batch_size: int
+    task: Predicts, mesh: Mesh, batch_size: int
 ) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]:
     return functools.partial(
         sharding.to_device, arrays=task.batch, mesh=mesh, batch_size=batch_size

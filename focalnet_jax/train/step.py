@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from focalnet_jax.tasks.base import Batch, Keys, Loss, Task, Variables
+from focalnet_jax.tasks.base import Batch, Keys, Loss, Predicts, Task, Variables
 from focalnet_jax.train import sharding
 from focalnet_jax.train.state import TrainState, variables_of
 
@@ -194,7 +194,7 @@ def _replace_if(condition: jax.Array, old: PyTree, new: PyTree) -> PyTree:
 
 
 def make_predict(
-    task: Task, *, layout: sharding.Layout | None = None
+    task: Predicts, *, layout: sharding.Layout | None = None
 ) -> Callable[[Variables, Batch], Any]:
     """Makes the function from variables and an evaluation batch to predictions.
 

@@ -17,7 +17,7 @@ from focalnet_jax.data.sources.listed import read_list
 from focalnet_jax.errors import SetupError
 from focalnet_jax.finetune import __main__ as finetune
 from focalnet_jax.finetune import duration
-from focalnet_jax.finetune.defaults import batch_size_of, make_config, set_pace
+from focalnet_jax.finetune.defaults import PACES, batch_size_of, make_config, set_pace
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.train import check_config
 from focalnet_jax.train.overrides import apply_overrides, split_overrides
@@ -37,7 +37,7 @@ SHORT = ["--config.num_steps=4", "--config.batch_size=8", "--config.log_every_st
 
 def run(*arguments, weights=None):
     given = [f"--weights={weights}", "--image-size=16"] if weights else SMALL
-    finetune.main([*arguments, *given, *SHORT])
+    finetune.main([*given, *SHORT, *arguments])
 
 
 def write_start(path, **options):
@@ -308,3 +308,12 @@ def test_the_command_line_has_no_option_of_the_head():
     assert finetune.parse(["x", "--config.seed=1"]).overrides == [("seed", "1")]
     with pytest.raises(SystemExit):
         finetune.parse(["x", "--head=reset"])
+
+
+def test_the_documentation_has_the_table_of_defaults():
+    page = pathlib.Path(finetune.__file__).parents[2] / "docs" / "finetune.md"
+    text = page.read_text("utf-8")
+    for pace in PACES:
+        images = f"up to {pace.images:,}" if pace.images < 1e9 else "more"
+        row = f"{pace.epochs} | {pace.epochs_from_scratch} | {pace.size_from_scratch}"
+        assert f"\n| {images} | {row} |\n" in text

@@ -90,8 +90,9 @@ def test_the_kernels_of_a_block_compile_for(slice_name, device_of):
     assert [kernel.cycles is not None for kernel in kernels(operations)] == [True] * 8
 
 
-# Of stages of B on chips with less VMEM: what falls back is computed by XLA.
-LESS_ON_V4 = {56: 2, 7: 2}
+# Of stages of B on chips with less VMEM: what falls back is computed by XLA. At 56 and 28
+# these are gradients of the operator, and at 7 what takes the largest weights.
+LESS_ON_V4 = {56: 2, 28: 1, 7: 3}
 
 
 @pytest.mark.extended

@@ -35,7 +35,8 @@ class _RealRecords(Sequence):
     def __len__(self) -> int:
         return len(self._folder)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    # A folder has no slices.
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
         return self._folder[index] | {LABEL_SETS: self._labels[index]}
 
 
@@ -53,6 +54,7 @@ def with_real_labels(source: Source, path: str | os.PathLike) -> Source:
     path = pathlib.Path(path)
     labels = _read(path)
     folder = source.records
+    assert isinstance(folder, ImageFolder)  # As the caller has to see to.
     if len(labels) != len(folder):
         raise SetupError(
             f"{path} has {len(labels):,} sets of labels, and {source.name} has "
