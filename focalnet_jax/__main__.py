@@ -27,6 +27,7 @@ COMMANDS = {
     "parity": "focalnet_jax.parity",
     "evaluate": "focalnet_jax.evaluate",
     "export": "focalnet_jax.export",
+    "demo": "focalnet_jax.demo",
     "prepare": "focalnet_jax.data.prepare",
 }
 
