@@ -131,7 +131,8 @@ def read_field(name: str, field: Field, text: str | bool) -> Any:
     """The value that somebody has typed for a field.
 
     Args:
-      name, field: of the configuration.
+      name: of the field.
+      field: what it takes.
       text: what was typed; True or False for a flag that was only named.
 
     Raises:

@@ -36,7 +36,7 @@ _SIZES = {1: ("time",), 2: ("height", "width"), 3: ("time", "height", "width")}
 
 def export_onnx(
     model: Model, params: Mapping[str, Any], *, metadata: Mapping[str, Any] | None = None
-):
+) -> Any:
     """Makes the graph of a model, in float32.
 
         proto = export_onnx(model, params)
