@@ -68,6 +68,7 @@ class Field:
 
 
 Fields = Mapping[str, Field]
+"""Fields by their dotted names."""
 
 
 def _is_empty(value: Any) -> bool:

@@ -39,7 +39,7 @@ def page(recipes: dict[str, pathlib.Path]) -> str:
         docstring = ast.get_docstring(ast.parse(path.read_text("utf-8")))
         title, _, text = docstring.partition("\n")
         parts += [f"## `{name}`: {title.removesuffix('.')}", *_fenced(text.strip("\n"))]
-        parts.append(_changes(name))
+        parts.append(_changes(path))
     return "\n\n".join(parts) + "\n"
 
 
@@ -54,9 +54,9 @@ def _fenced(text: str) -> Iterator[str]:
         yield "\n".join([f"```{language}", *lines, "```"])
 
 
-def _changes(name: str) -> str:
+def _changes(path: pathlib.Path) -> str:
     """A table of the fields that a recipe changes."""
-    config = load_recipe(name)
+    config = load_recipe(str(path))
     defaults = flatten(default_config(config.task).to_dict())
     rows = [
         f"| `{field}` | {as_code(value)} | {as_code(defaults[field])} |"
