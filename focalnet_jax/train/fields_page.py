@@ -20,7 +20,7 @@ command again.
 
 A recipe is a Python file with a function `get_config`. It starts from
 `default_config(task)`, which has all fields of this page, and changes some of them. The
-command line changes fields after the recipe:
+command line changes fields after the recipe, here after one for ImageNet-1K:
 
 ```
 python main.py --config=configs/base.py --config.batch_size=256 \\
