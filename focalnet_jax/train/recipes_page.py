@@ -36,7 +36,7 @@ def page(recipes: dict[str, pathlib.Path]) -> str:
     """
     parts = [_HEAD]
     for name, path in recipes.items():
-        docstring = ast.get_docstring(ast.parse(path.read_text("utf-8")))
+        docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
         title, _, text = docstring.partition("\n")
         parts += [f"## `{name}`: {title.removesuffix('.')}", *_fenced(text.strip("\n"))]
         parts.append(_changes(path))
