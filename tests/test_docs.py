@@ -20,6 +20,7 @@ from running import ROOT, TIMEOUT, TINY, run
 
 import focalnet_jax.convert.__main__ as convert
 import focalnet_jax.data.prepare.__main__ as prepare
+import focalnet_jax.evaluate.__main__ as evaluate
 import focalnet_jax.export.__main__ as export
 import focalnet_jax.parity.__main__ as parity
 import focalnet_jax.predict as predict
@@ -33,6 +34,7 @@ OWN_FIELDS = {"discs.variant"}  # of the task that docs/tasks.md adds
 MODULES = {
     "focalnet_jax.convert": convert.parse,
     "focalnet_jax.data.prepare": prepare._parse,
+    "focalnet_jax.evaluate": evaluate.parse,
     "focalnet_jax.export": export.parse,
     "focalnet_jax.parity": parity.parse,
     "focalnet_jax.predict": predict.parse,
