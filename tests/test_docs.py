@@ -22,6 +22,7 @@ from running import ROOT, TIMEOUT, TINY, run
 import focalnet_jax.convert.__main__ as convert
 import focalnet_jax.data.prepare.__main__ as prepare
 import focalnet_jax.demo.__main__ as demo
+import focalnet_jax.evaluate.__main__ as evaluate
 import focalnet_jax.export.__main__ as export
 import focalnet_jax.finetune.__main__ as finetune
 import focalnet_jax.parity.__main__ as parity
@@ -44,6 +45,7 @@ MODULES = {
     "focalnet_jax.convert": convert.parse,
     "focalnet_jax.data.prepare": prepare._parse,
     "focalnet_jax.demo": demo.parse,
+    "focalnet_jax.evaluate": evaluate.parse,
     "focalnet_jax.export": export.parse,
     "focalnet_jax.finetune": finetune.parse,
     "focalnet_jax.parity": parity.parse,
