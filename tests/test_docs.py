@@ -369,9 +369,9 @@ LACKING = {
 }
 
 # Commands of shell blocks that are not run here, and how their section says why, unless
-# that goes without saying: packages are installed by .ci/run, and tests by pytest.
+# that goes without saying: .ci/run does it.
 ELSEWHERE = {
-    r"pip install|pytest ": "",
+    r"pip install|pytest |^ruff |^mypy|-m venv ": "",
     r"mkdocs build": "",  # by tests/test_site.py
     r"tfds build": r"the two official tar files",
     r"gcloud|on_all|export TPU|    |  *~/": r"have not been run",
