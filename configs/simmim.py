@@ -2,7 +2,9 @@ r"""Masked image modelling before training with labels: SimMIM.
 
     python main.py --config=configs/simmim.py --workdir=runs/simmim
     python main.py --config=configs/finetune.py:base_lrf,192 \
-        --config.init_from=runs/simmim --config.reset_head=True
+        --config.init_from=runs/simmim --config.reset_head=True \
+        --config.num_epochs=100 --config.warmup_epochs=20 --config.layer_decay=0.9 \
+        --config.learning_rate=2.5e-3 --config.weight_decay=0.05
     python main.py --config=configs/simmim.py:digits --workdir=runs/simmim_digits
     python main.py --config.init_from=runs/simmim_digits --config.reset_head=True \
         --config.data.train_split='train[:100]' --workdir=runs/few_labels
@@ -14,11 +16,14 @@ Nobody has published FocalNets that were pretrained so. The values are those of 
 of SimMIM for Swin-B in 100 epochs (Xie et al., arXiv 2111.09886, and its official files):
 images of 192 pixels, of which squares of 32 are hidden with a share of 0.6; batch 2,048,
 a rate of 8e-4 after 10 epochs of warmup, a weight decay of 0.05, and no augmentation but
-crops and mirror images. They are not measured here at this size. For fine-tuning the
-paper has 100 epochs, a rate of 5e-3 for a batch of 2,048, and `layer_decay` 0.9.
+crops and mirror images. They are not measured here at this size. The second command has
+what the official files have for fine-tuning after it, a rate of 5e-3 for a batch of 2,048
+among it.
 
-`digits` is for the handwritten digits, on two CPU cores; docs/training.md says what it
-brings there.
+The stems of the large, xlarge, huge and deeper variants overlap. There a patch beside a
+hidden one sees a margin of it, as in transformers, which makes the task easier.
+
+`digits` is for the handwritten digits, on two CPU cores.
 """
 
 from focalnet_jax.errors import SetupError, did_you_mean
@@ -59,6 +64,7 @@ def get_config(variant: str = ""):
     config.data.test_split = "validation"
     config.data.image_size = 192
     config.data.crop_area = (0.67, 1.0)
+    config.data.interpolation = "bilinear"
     config.data.workers = 8
 
     config.checkpoint.every_steps = 625  # an epoch, at this batch size

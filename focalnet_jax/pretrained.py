@@ -48,7 +48,7 @@ class Pretrained(_Pretrained):
     """A model with its parameters and its preprocessing, which it can be unpacked to.
 
     Attributes:
-      model: a `FocalNet` or a `FocalNetBackbone`.
+      model: a `FocalNet`, a `FocalNetBackbone` or a `MaskedFocalNet`.
       params: the parameters for `model.apply({"params": params}, images)`. They are on
         the default device.
       preprocessing: a function that makes `float32 [size, size, 3]` of an image file or
@@ -196,7 +196,7 @@ def load_model(
       seed: the seed of new parameters.
       **options: options of the model to change, such as `dtype="bfloat16"`, or
         `normalize_modulator=True`, which weights cannot show. With another `in_channels`
-        the stem of RGB weights is adapted.
+        the stem of RGB weights is adapted. `reconstruct=True` makes a masked model.
 
     Raises:
       SetupError: there is nothing at `source`, it cannot be read, or it does not fit the

@@ -133,8 +133,10 @@ def _causes(
     if not unlike:
         return []
     name, overrides = nearest_variant(there)
-    shown = "".join(f", {option}={value}" for option, value in overrides.items())
     maker = "create_backbone" if "out_stages" in there else "create_model"
+    if overrides.pop("reconstruct", False):
+        maker = "create_masked_model"
+    shown = "".join(f", {option}={value}" for option, value in overrides.items())
     causes = [f'the weights look like {maker}("{name}"{shown})']
     causes += [
         f"{option} is {there[option]} there, {here.get(option, 'unset')} in the model"

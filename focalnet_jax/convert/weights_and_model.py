@@ -291,7 +291,7 @@ def _with_beside(
         )
     classes, head = beside.classes, overrides.get("num_classes", 1000)
     if (HEAD_OPTIONS - {"num_classes"}) & overrides.keys() or not head:
-        classes = None  # There is no head.
+        classes, head = None, 0  # There is no head.
     elif classes and len(classes) != head:
         notes += (
             f"{beside.origin} beside the weights names {len(classes):,} classes, and the "

@@ -25,6 +25,7 @@ from focalnet_jax.export.hub_files import (
     timm_model,
     transformers_entries,
 )
+from focalnet_jax.export.kinds import check_is_exported
 from focalnet_jax.image_size import height_and_width
 from focalnet_jax.models import FocalNet
 from focalnet_jax.paths import written_aside
@@ -75,6 +76,7 @@ def export_hub(net: Pretrained) -> HubDirectory:
     Raises:
       SetupError: transformers has no such model.
     """
+    check_is_exported(net.model)
     if not isinstance(net.model, FocalNet):
         raise SetupError(
             "transformers and timm have no place for the norms of a backbone, and return "

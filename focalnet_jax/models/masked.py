@@ -26,6 +26,9 @@ from focalnet_jax.models.modulation import Outputs
 class MaskedFocalNet(AroundEncoder):
     """An encoder, a LayerNorm, and a dense layer that paints all pixels of a position.
 
+    A stem that overlaps (`use_conv_embed`) lets the patches beside a hidden one see a
+    margin of it, here as in transformers.
+
     Its parameters are those of a classifier, with `mask_token` and `decoder` in place of
     `head`. So a classifier can start from them.
 

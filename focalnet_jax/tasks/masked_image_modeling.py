@@ -279,12 +279,13 @@ def _random_mask_of(config: ConfigDict, model: MaskedFocalNet) -> RandomMask:
             f"data.image_size={config.data.image_size} is no multiple of {shown}, the "
             f"pixels of a position in the last stage of {config.model.name}"
         )
+    patch = per_axis(model.encoder.patch_size, 2)
     if any(side % size for side in sides):
         raise SetupError(
             f"mask_patch_size={size} does not divide data.image_size="
-            f"{config.data.image_size}; the nearest that does is {_nearest(sides, size)}"
+            f"{config.data.image_size}; the nearest that does is "
+            f"{_nearest(sides, patch, size)}"
         )
-    patch = per_axis(model.encoder.patch_size, 2)
     if any(size % side for side in patch):
         raise SetupError(
             f"mask_patch_size={size} is no multiple of model.patch_size="
@@ -297,7 +298,8 @@ def _random_mask_of(config: ConfigDict, model: MaskedFocalNet) -> RandomMask:
     )
 
 
-def _nearest(sides: tuple[int, int], size: int) -> int:
-    common = math.gcd(*sides)
-    divisors = [d for d in range(1, common + 1) if common % d == 0]
-    return min(divisors, key=lambda d: abs(d - size))
+def _nearest(sides: tuple[int, int], patch: tuple[int, ...], size: int) -> int:
+    """The nearest size that divides the sides and is a multiple of patches."""
+    common, least = math.gcd(*sides), math.lcm(*patch)
+    fitting = [d for d in range(least, common + 1, least) if common % d == 0]
+    return min(fitting, key=lambda d: abs(d - size))

@@ -16,8 +16,6 @@ import os
 import pathlib
 import re
 
-import numpy as np
-
 from focalnet_jax import command_line
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
@@ -25,6 +23,7 @@ from focalnet_jax.convert.model_arguments import (
     reading,
     spell,
 )
+from focalnet_jax.data import BadRecordError
 from focalnet_jax.errors import SetupError, did_you_mean, first_line
 from focalnet_jax.paths import errors_named, local_path, written_aside
 from focalnet_jax.pretrained import Pretrained, load_model
@@ -65,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
         raise SetupError(f"{args.image} {what}: give the file of an image")
     command_line.find_devices()
     net = load_model(args.weights, **vars(reading(args)), **model_options(args.set))
-    inside, fields = _look(net, image, args.at)
+    pixels = _read(net, image)
+    inside, fields = look_inside(net, pixels), receptive_fields(net, pixels, at=args.at)
     blocks = _chosen(inside, args.blocks)
     figures = {
         "gates": draw_gates(inside, blocks),
@@ -73,7 +73,12 @@ def main(argv: list[str] | None = None) -> None:
         "receptive_fields": draw_receptive_fields(inside, fields),
         "kernels": draw_kernels(depthwise_kernels(net.params)),
     }
-    text = hover_page(inside, title=image.name, blocks=blocks, figures=figures)
+    text = hover_page(
+        inside,
+        title=os.fsencode(image.name).decode(errors="replace"),
+        blocks=blocks,
+        figures=figures,
+    )
     with errors_named(output), written_aside(output) as aside:
         aside.mkdir()
         for name, figure in figures.items():
@@ -118,17 +123,16 @@ def _pixel(text: str) -> tuple[int, int]:
     return row, column
 
 
-def _look(
-    net: Pretrained, image: pathlib.Path, at: tuple[int, int] | None
-) -> tuple[Inside, dict[str, np.ndarray]]:
+def _read(net: Pretrained, path: pathlib.Path) -> bytes:
+    """The bytes of an image; raises SetupError if they are none."""
     try:
-        return look_inside(net, image), receptive_fields(net, image, at=at)
-    except SetupError:
-        raise
-    except (
-        Exception
-    ) as error:  # What libraries say of a damaged file has no common class.
-        raise SetupError(f"{image} can't be read: {first_line(error)}") from error
+        image = path.read_bytes()
+        net.preprocessing(image)
+    except OSError as error:
+        raise SetupError(f"{path} can't be read: {error.strerror}") from error
+    except BadRecordError as error:
+        raise SetupError(f"{path} can't be read: {first_line(error)}") from error
+    return image
 
 
 def _chosen(inside: Inside, blocks: str) -> tuple[BlockMaps, ...]:

@@ -1,4 +1,4 @@
-// What the page does when somebody points at the image. `data` is what page.py writes.
+// What the page does when somebody points at the image. `data` is what hover_page.py writes.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -99,7 +99,7 @@ function drawImage() {
       const entry = 3 * Math.round(255 * Math.min(Math.max(share, 0), 1));
       context.fillStyle = `rgb(${colours[table].slice(entry, entry + 3).join(" ")})`;
       const x = index % block.width, y = Math.floor(index / block.width);
-      context.fillRect(x * right, y * down, right + 0.5, down + 0.5);
+      context.fillRect(x * right, y * down, right, down);
     });
     context.globalAlpha = 1;
     element("scale").textContent =
@@ -126,7 +126,7 @@ function drawGates() {
     const share = 50 * Math.abs(gates[level]) / block.most.gate;
     const row = document.createElement("div");
     const bar = document.createElement("i");
-    row.className = "bar";
+    row.className = "gate";
     bar.style.width = `${share}%`;
     bar.style.left = `${gates[level] < 0 ? 50 - share : 50}%`;
     bar.style.background = `var(--${gates[level] < 0 ? "negative" : "positive"})`;
@@ -185,15 +185,15 @@ look.addEventListener("pointerdown", (event) => {
   point(event);
 });
 look.addEventListener("keydown", (event) => {
-  const [down, right] = current().stride;
   const steps = {
-    ArrowUp: [-down, 0], ArrowDown: [down, 0], ArrowLeft: [0, -right], ArrowRight: [0, right],
+    ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
   };
   const step = steps[event.key];
   if (!step) return;
   event.preventDefault();
   isPinned = true;
-  move(place.row + step[0], place.column + step[1]);
+  const block = current(), { y, x } = position(block, place);
+  move((y + step[0]) * block.stride[0], (x + step[1]) * block.stride[1]);
 });
 
 function changeBlock() {

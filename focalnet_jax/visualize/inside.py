@@ -90,15 +90,16 @@ def look_inside(net: Pretrained, image: Any, *, topk: int = 5) -> Inside:
 
     Raises:
       OSError, BadRecordError: the image can't be read.
-      SetupError: the model is not for images, or its operator has no gates.
+      SetupError: the model is not for images, its operator has no gates, or it returns
+        NaN or infinity.
     """
     check_can_look(net.model)
     prepared = net.preprocessing(image)
-    # Predicted first: an image of another size than the usual one has its program anyway.
     predictions = []
     if getattr(net.model, "num_classes", 0):
         [predictions] = net.predict_prepared(prepared[None], topk=topk)
     outputs = _outputs(net.model, net.params, prepared[None])
+    _check_is_finite(outputs)
     return Inside(
         pixels=_pixels(prepared, net.preprocessing),
         blocks=block_maps(outputs),
@@ -114,6 +115,13 @@ def check_can_look(model: Model) -> None:
         raise SetupError(
             f"the model takes inputs of {encoder.spatial_rank} spatial axes, and only "
             "nets for images can be looked into"
+        )
+
+
+def _check_is_finite(tree: Any) -> None:
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)):
+        raise SetupError(
+            "the net returns NaN or infinity for this image, so there is nothing to draw"
         )
 
 
@@ -191,6 +199,7 @@ def receptive_fields(
     row, column = place(prepared.shape[:2], at)
     positions = np.array([row, column]) // np.array(stage_strides(net.model))
     fields = _gradients(net.model, net.params, prepared[None], positions)
+    _check_is_finite(fields)
     return {f"stage{s}": np.asarray(f, np.float32) for s, f in enumerate(fields)}
 
 

@@ -163,6 +163,11 @@ def parse_description(text: str | bytes, *, origin: str) -> ModelDescription:
         preprocessing=Preprocessing.from_json(content),
         **{name: content[name] for name in content.keys() - names - {"task"}},
     )
+    if task != description.task:
+        raise SetupError(
+            f"{origin} is of the task {task!r}, and its overrides are of a model for "
+            f"{description.task!r}"
+        )
     try:
         model = description.create()
     except (TypeError, ValueError) as error:
