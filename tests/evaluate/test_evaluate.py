@@ -174,6 +174,11 @@ def test_a_data_set_of_tfds(place, answers_by_colour, capsys):
     assert [name for name in found if found[name]["here"]] == ["imagenet_sketch"]
     assert found["imagenet_sketch"]["images"] == 1000
     assert found["imagenet_sketch"]["top1"] == pytest.approx(25)
+    next(new.rglob("*array_record*")).unlink()
+    assert not evaluate.main([*ARGUMENTS, "--data-dir=tfds"])
+    assert "Sketch can't be used: " in capsys.readouterr().err
+    with pytest.raises(SetupError, match="imagenet_sketch"):
+        evaluate.main([*ARGUMENTS, "--data-dir=tfds", "--data=imagenet_sketch"])
 
 
 def test_the_table(place, answers_by_colour, capsys, monkeypatch):
