@@ -157,7 +157,17 @@ def _open(args: argparse.Namespace) -> list[Opened]:
     with arguments_spelt(
         lambda name: command_line.option("data_dir" if name == "data_dir" else "data")
     ):
-        return [open_data(each, data_dir=args.data_dir, real=args.real) for each in asked]
+        return [_open_one(each, args) for each in asked]
+
+
+def _open_one(asked: Asked, args: argparse.Namespace) -> Opened:
+    """Opens a data set. One that nobody has named may be of no use."""
+    try:
+        return open_data(asked, data_dir=args.data_dir, real=args.real)
+    except SetupError as error:
+        if args.data:
+            raise
+        return Opened(asked.name, None, f"can't be used: {error.marked}")
 
 
 def _results_of(weights: str, opened: list[Opened], args: argparse.Namespace):
@@ -213,7 +223,7 @@ def _say_what_is_missing(opened: list[Opened]) -> None:
         if data.source is None:
             title = DATA_SETS[data.name].title
             how = SetupError(data.how).spelt(spell, command_line.assigned)
-            print(f"{title} is not here: {how}", file=sys.stderr)
+            print(f"{title} {how}", file=sys.stderr)
 
 
 if __name__ == "__main__":

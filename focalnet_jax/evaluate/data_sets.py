@@ -106,7 +106,7 @@ class Opened(NamedTuple):
     Attributes:
       name: in `DATA_SETS`.
       source: its records; None if it is not here.
-      how: how to get it, if it is not here.
+      how: the end of a sentence on why it is not here, and how to get it.
       remarks: lines for people on what is left out, or missing.
     """
 
@@ -194,7 +194,7 @@ def open_data(
         beside = [place / _REAL_FILE for place in (folder, *folder.parents[:2])]
         found = real or next((path for path in beside if path.is_file()), None)
         if found is None:
-            how = f"get {data_set.archive}, and name it: --real=FILE"
+            how = f"is not here: get {data_set.archive}, and name it: --real=FILE"
             return Opened(asked.name, None, how)
         source = with_real_labels(source, found)
     return _checked(asked.name, source)
@@ -222,7 +222,7 @@ def _how(name: str, data_dir: str | None) -> str:
     option = f" --data_dir={data_dir}" if data_dir else ""
     manual = " --manual_dir=DIR, where the official archives lie,"
     return (
-        "pip install '.[prepare]' && tfds build "
+        "is not here: pip install '.[prepare]' && tfds build "
         f"{name} --file_format=array_record{option}"
         f"{manual if name.startswith('imagenet2012') else ''} prepares it. Or give its "
         f"folder, {argument('data')}={name}=DIR, from {DATA_SETS[name].archive}"

@@ -69,7 +69,6 @@ def answers_by_colour(monkeypatch):
 def place(tmp_path, monkeypatch):
     """A directory with the weights of a model for 1,000 classes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     model = tiny_model(num_classes=1000)
     tensors = to_torch(random_params(model, "float32"), model, dialect="timm")
     write_weights(tmp_path / "net.safetensors", tensors)
@@ -159,27 +158,40 @@ def test_folders_of_numbers_are_sorted_as_numbers(place, answers_by_colour, caps
 def test_a_data_set_of_tfds(place, answers_by_colour, capsys):
     for label, name in enumerate(IDS):
         write_image(f"sketches/test/{name}/a.png", label if label < 250 else 0)
-    prepare.main(["folder:sketches", "--name=imagenet_sketch"])
+    prepare.main(["folder:sketches", "--name=sketches", "--data-dir=tfds"])
+    # TFDS prepares it from files that it downloads, under another name.
+    old, new = place / "tfds/sketches", place / "tfds/imagenet_sketch"
+    old.rename(new)
+    for path in [path for path in new.rglob("*") if path.is_file()]:
+        if path.suffix == ".json":
+            text = path.read_text().replace("sketches", "imagenet_sketch")
+            path.write_text(text)
+        path.rename(path.with_name(path.name.replace("sketches", "imagenet_sketch")))
     capsys.readouterr()
-    is_measured, found = run(capsys=capsys)
+    is_measured, found = run("--data-dir=tfds", capsys=capsys)
     assert is_measured
     assert found.keys() == DATA_SETS.keys()
     assert [name for name in found if found[name]["here"]] == ["imagenet_sketch"]
     assert found["imagenet_sketch"]["images"] == 1000
     assert found["imagenet_sketch"]["top1"] == pytest.approx(25)
+    next(new.rglob("*array_record*")).unlink()
+    assert not evaluate.main([*ARGUMENTS, "--data-dir=tfds"])
+    assert "Sketch can't be used: " in capsys.readouterr().err
+    with pytest.raises(SetupError, match="imagenet_sketch"):
+        evaluate.main([*ARGUMENTS, "--data-dir=tfds", "--data=imagenet_sketch"])
 
 
 def test_the_table(place, answers_by_colour, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "variant_of", lambda _: "focalnet_tiny_srf")
     validation_images([(999, 999), (0, 5), (5, 5)])
     write_image(f"sketch/{IDS[3]}/a.png", 3)
-    data = ["--data=DATA/val", "--data=sketch", "--data=imagenet_a"]
+    data = ["--data=DATA/val", "--data=sketch", "--data=imagenet_a", "--data-dir=tfds"]
     assert evaluate.main([*ARGUMENTS, "--weights=./net.safetensors", *data, "--top5"])
     out, errors = capsys.readouterr()
     assert out.splitlines() == [
         "top-1 in percent; in brackets what is published",
         "",
-        "                                       ImageNet-1K         Sketch         A",
+        "                                        ImageNet-1K         Sketch         A",
         "net.safetensors (focalnet_tiny_srf)    66.67 (82.1)  100.00 (31.6)  not here",
         "./net.safetensors (focalnet_tiny_srf)  66.67 (82.1)  100.00 (31.6)  not here",
         "",
@@ -189,7 +201,7 @@ def test_the_table(place, answers_by_colour, capsys, monkeypatch):
         "",
         "top-5 in percent; in brackets what is published",
         "",
-        "                                       ImageNet-1K         Sketch         A",
+        "                                        ImageNet-1K         Sketch         A",
         "net.safetensors (focalnet_tiny_srf)    66.67 (96.0)  100.00 (50.9)  not here",
         "./net.safetensors (focalnet_tiny_srf)  66.67 (96.0)  100.00 (50.9)  not here",
         "",
@@ -207,7 +219,8 @@ def test_the_table(place, answers_by_colour, capsys, monkeypatch):
 def test_lines_of_csv(place, answers_by_colour, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "variant_of", lambda _: "focalnet_base_lrf")
     validation_images([(999, 999), (0, 5)])
-    evaluate.main([*ARGUMENTS, "--data=DATA/val", "--data=imagenet_a", "--csv"])
+    data = ["--data=DATA/val", "--data=imagenet_a", "--data-dir=tfds"]
+    evaluate.main([*ARGUMENTS, *data, "--csv"])
     rows = [*csv.DictReader(io.StringIO(capsys.readouterr().out))]
     assert [row["published_source"] for row in rows] == ["paper", "timm", "timm"]
     assert [row["published_top1"] for row in rows] == ["83.9", "83.838", "37.533"]
@@ -223,7 +236,7 @@ def test_what_was_measured_is_printed_before_an_error(place, answers_by_colour, 
 
 
 def test_where_nothing_is_here_nothing_is_measured(place, capsys):
-    assert not evaluate.main(["--weights=lost.pth"])
+    assert not evaluate.main(["--weights=lost.pth", "--data-dir=tfds"])
     out, errors = capsys.readouterr()
     assert out == ""
     assert errors.count(" is not here: ") == len(DATA_SETS)
@@ -261,7 +274,7 @@ def test_it_is_the_model_that_answers(place, capsys):
     ("data", "message"),
     [
         ("imagenet_z", "'imagenet_z' is neither an evaluation set nor a folder; did you"),
-        ("imagenet_real=DATA", "did you mean 'imagenet2012_real'?"),
+        ("imagenet2012_reel=DATA", "did you mean 'imagenet2012_real'?"),
         ("imagenet_a=DATE", r"there is no folder .*DATE; did you mean .*DATA\?"),
         ("DATA/pets", "the name of DATA/pets does not say which data set it is: give it"),
         ("imagenet_v2=DATA/pets", "the directory 'cat' of .* is no class"),
@@ -304,7 +317,7 @@ def test_a_wrong_file_of_real_labels(content, message, place):
 def test_images_without_a_number_have_no_real_labels(place):
     write_image(f"DATA/val/{IDS[0]}/a.png", 0)
     pathlib.Path("real.json").write_text("[[0]]")
-    with pytest.raises(SetupError, match=r"0/a.png\) has no name from ILSVRC2012_val_"):
+    with pytest.raises(SetupError, match=r"/a.png\) has no name from ILSVRC2012_val_"):
         evaluate.main([*ARGUMENTS, "--data=imagenet2012_real=DATA", "--real=real.json"])
     with pytest.raises(SetupError, match=r"lost.json can't be read: No such file"):
         evaluate.main([*ARGUMENTS, "--data=imagenet2012_real=DATA", "--real=lost.json"])
