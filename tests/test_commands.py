@@ -37,7 +37,7 @@ def test_the_version_is_shown(capsys):
     ("name", "message"),
     [
         ("predic", "'predic' is unknown; did you mean 'predict'?"),
-        ("sing", "'sing' is unknown; there are convert, export,"),
+        ("sing", "'sing' is unknown; there are convert, demo,"),
         ("--config=base", "the following arguments are required: COMMAND"),
         ("", "'' is unknown; there are"),
     ],
