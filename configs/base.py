@@ -6,8 +6,9 @@
 The values are those of the official release: 300 epochs at batch 1,024. The paper
 (arXiv 2203.11926, Table 18) has the same ones but for two: it says 0.8 for cutmix, where
 the released code has 1.0, and it drops paths of the isotropic models at 0.2, 0.2 and 0.3,
-where the released files have 0.2. The table below has the top-1 accuracies that the paper
-reports for each variant. They are not measured here.
+where the released files have 0.2. The table DROP_PATH_RATES in configs/base.py names the
+variants, with the top-1 accuracies that the paper reports for them. They are not measured
+here.
 
 `--config.data.pixels=fast` feeds about twice the images to an accelerator for each CPU
 core, with crops that are 0.1 to 0.2 of 255 levels off PIL's in the mean.

@@ -1,4 +1,4 @@
-"""Fine-tuning on ImageNet-1K, from weights of ImageNet-22K or from others.
+r"""Fine-tuning on ImageNet-1K, from weights of ImageNet-22K or from others.
 
     python -m focalnet_jax.convert focalnet_large_lrf_384.pth start --head=in22k_to_in1k
     python main.py --config=configs/finetune.py:large_fl3 --config.init_from=start

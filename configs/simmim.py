@@ -1,4 +1,4 @@
-"""Masked image modelling before training with labels: SimMIM.
+r"""Masked image modelling before training with labels: SimMIM.
 
     python main.py --config=configs/simmim.py --workdir=runs/simmim
     python main.py --config=configs/finetune.py:base_lrf,192 \

@@ -68,6 +68,7 @@ class Field:
 
 
 Fields = Mapping[str, Field]
+"""Fields by their dotted names."""
 
 
 def _is_empty(value: Any) -> bool:
@@ -131,7 +132,8 @@ def read_field(name: str, field: Field, text: str | bool) -> Any:
     """The value that somebody has typed for a field.
 
     Args:
-      name, field: of the configuration.
+      name: of the field.
+      field: what it takes.
       text: what was typed; True or False for a flag that was only named.
 
     Raises:

@@ -166,7 +166,7 @@ def load_model(
     add_levels: bool = False,
     allow_nan: bool = False,
     seed: int = 0,
-    **options,
+    **options: Any,
 ) -> Pretrained:
     """Loads a trained model.
 

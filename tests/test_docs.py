@@ -9,6 +9,7 @@ import collections
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ from running import ROOT, TIMEOUT, TINY, run
 import focalnet_jax.convert.__main__ as convert
 import focalnet_jax.data.prepare.__main__ as prepare
 import focalnet_jax.demo.__main__ as demo
+import focalnet_jax.evaluate.__main__ as evaluate
 import focalnet_jax.export.__main__ as export
 import focalnet_jax.finetune.__main__ as finetune
 import focalnet_jax.parity.__main__ as parity
@@ -29,7 +31,12 @@ import focalnet_jax.visualize.__main__ as visualize
 from focalnet_jax.__main__ import COMMANDS
 from focalnet_jax.convert import to_torch
 from focalnet_jax.models import abstract_params, create_model
-from focalnet_jax.train import check_field_name, command_line, load_recipe
+from focalnet_jax.train import (
+    check_field_name,
+    command_line,
+    load_recipe,
+    recipes_page,
+)
 from focalnet_jax.train.overrides import apply_overrides, split_overrides
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,6 +45,7 @@ MODULES = {
     "focalnet_jax.convert": convert.parse,
     "focalnet_jax.data.prepare": prepare._parse,
     "focalnet_jax.demo": demo.parse,
+    "focalnet_jax.evaluate": evaluate.parse,
     "focalnet_jax.export": export.parse,
     "focalnet_jax.finetune": finetune.parse,
     "focalnet_jax.parity": parity.parse,
@@ -51,12 +59,27 @@ FENCE = r"(?ms)^```\w*\n.*?^```$"
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def blocks(page, language):
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)
+def blocks(text, language):
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
     return [block for its_language, block in found if its_language == language]
 
 
+def sections(page):
+    """The parts of a page, each from one heading to the next."""
+    return re.split(r"^(?=##+ )", page.read_text(), flags=re.M)
+
+
+def shell_lines(text):
+    """The lines of shell blocks; one that goes on in the next line is one."""
+    return "".join(blocks(text, "")).replace("\\\n", "").splitlines()
+
+
 def commands(page):
+    """The commands of all sections of a page, as `commands_in` has them."""
+    return [command for text in sections(page) for command in commands_in(text)]
+
+
+def commands_in(text):
     """The words after `python` of each command, in blocks and in inline code.
 
     `focalnet NAME` is `python -m MODULE`.
@@ -64,10 +87,9 @@ def commands(page):
     A flag of its own in inline code is one of `main.py`, unless its value is a word in
     capitals, for which readers put something else.
     """
-    inline = re.findall(r"`([^`\n]+)`", page.read_text())
-    lines = "".join(blocks(page, "")).replace("\\\n", "").splitlines() + inline
-    for line in lines:
-        command, _, _ = line.partition(" > ")
+    inline = re.findall(r"`([^`\n]+)`", text)
+    for line in shell_lines(text) + inline:
+        command = written_command(line)
         if named := re.match(r"focalnet ([a-z]+)", command):
             command = f"python -m {COMMANDS[named[1]]}{command[named.end() :]}"
         # Inline code may name a module without its arguments.
@@ -78,9 +100,16 @@ def commands(page):
             yield ["main.py", *shlex.split(flag)]
 
 
+def written_command(line):
+    """A command without what it reads from and what it writes to."""
+    _, _, command = line.rpartition(" | ")
+    command, _, _ = command.partition(" > ")
+    return command
+
+
 def write_files(page, directory):
     """Writes the files that the page shows; returns the code of its other blocks."""
-    code = blocks(page, "python")
+    code = blocks(page.read_text(), "python")
     if page.name == "tasks.md":
         (directory / "discs.py").write_text("\n\n".join(code))
         return ""
@@ -105,11 +134,37 @@ def test_the_test_command_stands_where_ci_looks_for_it():
     assert "<!-- the test command -->" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_page_of_fields_is_up_to_date():
-    command = [sys.executable, "-m", "focalnet_jax.train.fields_page"]
-    page = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    message = "python -m focalnet_jax.train.fields_page > docs/configuration.md"
-    assert (ROOT / "docs" / "configuration.md").read_text() == page, message
+@pytest.mark.parametrize(
+    ("module", "page"),
+    [("fields_page", "configuration.md"), ("recipes_page", "recipes.md")],
+)
+def test_pages_made_of_code_are_up_to_date(module, page):
+    command = [sys.executable, "-m", f"focalnet_jax.train.{module}"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    message = f"python -m focalnet_jax.train.{module} > docs/{page}"
+    assert (ROOT / "docs" / page).read_text() == made, message
+
+
+def test_recipes_have_their_text_and_what_they_change(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        'r"""A recipe.\n\n    python main.py \\\n        --config=mine.py\n\nText.\n\n'
+        '    A    1\n"""\n'
+        "from focalnet_jax.train import default_config\n\n\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.batch_size, config.data.flip = 7, False\n"
+        "    return config\n"
+    )
+    _, mine = recipes_page.page({"mine": tmp_path / "mine.py"}).split("\n## ")
+    assert mine == (
+        "`mine`: A recipe\n\n"
+        "```\npython main.py \\\n    --config=mine.py\n```\n\n"
+        "Text.\n\n"
+        "```text\nA    1\n```\n\n"
+        "| field | value | default |\n|---|---|---|\n"
+        "| `batch_size` | `7` | `1024` |\n"
+        "| `data.flip` | `False` | `True` |\n"
+    )
 
 
 @each_page
@@ -139,7 +194,7 @@ def test_files_exist(page):
         assert is_there or name in (*shown, "discs.py", "metrics.jsonl"), name
 
 
-@pytest.mark.parametrize("name", ["architecture.md", "tasks.md"])
+@pytest.mark.parametrize("name", ["architecture.md", "tasks.md", "tour.md"])
 def test_names_of_code_exist(name):
     """Each `word` or `dotted.name` of these pages stands somewhere in the code."""
     files = [*(ROOT / "focalnet_jax").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
@@ -160,7 +215,7 @@ def test_fields_exist(page):
 
 @each_page
 def test_shell_blocks_are_shell(page):
-    for block in blocks(page, ""):
+    for block in blocks(page.read_text(), ""):
         subprocess.run(["bash", "-n"], input=block, text=True, check=True)
 
 
@@ -297,31 +352,67 @@ SHORTER = {
     "benchmarks/pod.py": ["--table"],
     "benchmarks/tpu.py": ["--table"],
 }
-# What commands may lack, as they say in one line: data sets that are downloaded, weights
-# on a server, what a reader puts in place of a word in capitals, and extras.
-LACKING = (
-    r"tfds build \w+",
-    r"(?s)imagenet2012 .* focalnet_jax.data.prepare|fashion_mnist",
-    r"'imagenet22k' is no data set",
-    r"can't download https?://",
-    r"\b(SOURCE|HOST:PORT|DATA|DIR|FILE)\b",
-    r"pip install",
-    # Fields of another recipe, and a run of another page.
-    r"best_metric='test/iou' is unknown",
-    r"reset_head=True needs init_from",
-    r"is named 'runs/digits'",
-)
+# What commands may lack, as they say in one line, and how the section with the command
+# says so: data sets that are downloaded, weights on a server, what a reader puts in place
+# of a word in capitals, and extras.
+LACKING = {
+    r"(?s)imagenet2012 .* focalnet_jax.data.prepare|tfds build imagenet": r"ImageNet",
+    r"tfds build cifar": r"CIFAR-10",
+    r"fashion_mnist": r"Fashion-MNIST",
+    r"imagenet22k": r"ImageNet-22K",
+    r"can't download https?://": r"Hub|hf:",
+    r"\b(SOURCE|HOST:PORT|DATA|DIR|FILE)\b": r"\b(SOURCE|HOST:PORT|DATA|DIR|FILE)\b",
+    r"pip install": r"pip install|\bextra",
+    # Fields of another recipe.
+    r"best_metric='test/iou' is unknown": r"of this task",
+    r"reset_head=True needs init_from": r"reset_head",
+}
+
+# Commands of shell blocks that are not run here, and how their section says why, unless
+# that goes without saying: .ci/run does it.
+ELSEWHERE = {
+    r"pip install|pytest |^ruff |^mypy|-m venv ": "",
+    r"mkdocs build": "",  # by tests/test_site.py
+    r"tfds build": r"the two official tar files",
+    r"gcloud|on_all|export TPU|    |  *~/": r"have not been run",
+}
+
+
+@each_page
+def test_other_commands_say_why_they_are_not_run(page):
+    for text in sections(page):
+        for line in filter(str.strip, shell_lines(text)):
+            if re.match(r"(python|focalnet) ", written_command(line)):
+                continue
+            [says, *_] = [s for start, s in ELSEWHERE.items() if re.search(start, line)]
+            assert re.search(says, text), line
+
+
+@pytest.fixture(scope="session")
+def run_of_digits(tmp_path_factory, environment):
+    """A workdir for pages that use a run and do not train it."""
+    directory = tmp_path_factory.mktemp("digits")
+    here = dict(directory=directory, environment=environment)
+    code, _, errors = run(*TINY, "--workdir=digits", **here)
+    assert code == 0, errors
+    return directory / "digits"
 
 
 @pytest.mark.extended
 @each_page
-def test_commands_run(page, tmp_path, environment, torch):
-    """In the order of the page. Each runs, or says in one line what it needs."""
+def test_commands_run(page, tmp_path, environment, run_of_digits, torch):
+    """In the order of the page. Each runs, or says in one line what it needs.
+
+    The section of the command says so, too.
+    """
     write_files(page, tmp_path)
     for directory in ("configs", "benchmarks", "docs", "main.py"):
         (tmp_path / directory).symlink_to(ROOT / directory)
     write_tiny_weights(tmp_path / "focalnet_tiny_srf.pth", torch)
     write_folder(tmp_path / "DIR")
+    found = [(text, command) for text in sections(page) for command in commands_in(text)]
+    if ["main.py"] not in [command for _, command in found]:
+        shutil.copytree(run_of_digits, tmp_path / "runs" / "digits")
     for name in ("seven.png", "photos/one.png", "more/two.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         PIL.Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(tmp_path / name)
@@ -330,12 +421,13 @@ def test_commands_run(page, tmp_path, environment, torch):
         "HF_HUB_OFFLINE": "1",
     }
     ends = collections.Counter()
-    for number, arguments in enumerate(commands(page)):
+    for number, (text, arguments) in enumerate(found):
         command = [*arguments, *shorter(arguments, f"runs/{number}")]
         result = subprocess.run(
             [sys.executable, *command],
             cwd=tmp_path,
             env=environment,
+            input="seven.png\n",  # for a command that reads names
             capture_output=True,
             text=True,
             timeout=TIMEOUT,
@@ -346,14 +438,19 @@ def test_commands_run(page, tmp_path, environment, torch):
             # The line may be followed by the command that helps, and where archives go.
             [end] = re.findall(r"^error: .*\Z", result.stderr, re.M | re.S)
             assert len(end.splitlines()) <= 4, (command, end)
-            assert any(re.search(lacking, end) for lacking in LACKING), (command, end)
+            reasons = [LACKING[lacking] for lacking in LACKING if re.search(lacking, end)]
+            assert reasons, (command, end)
+            assert any(re.search(reason, text) for reason in reasons), (command, reasons)
         ends["said what it needs" if result.returncode else "ran"] += 1
         print(page.name, *arguments, "->", end)
     print(page.name, dict(ends))
 
 
 # Recipes whose models may be as small as `TINY`; None is the default.
-ON_DIGITS = None, "my_digits.py", "mean_modulation.py", "configs/simmim.py:digits"
+ON_DIGITS = (
+    *(None, "configs/simmim.py:digits"),
+    *("my_digits.py", "mean_modulation.py", "no_gates.py"),
+)
 
 
 def shorter(arguments, workdir):

@@ -157,7 +157,11 @@ def infer_model(
     nearest variant's values are taken, and a warning is logged.
 
     Args:
-      source, dialect, wrapper, prefix, ignore: as for `from_torch`.
+      source: as for `from_torch`.
+      dialect: as for `from_torch`.
+      wrapper: as for `from_torch`.
+      prefix: as for `from_torch`.
+      ignore: as for `from_torch`.
 
     Returns:
       A name and overrides for `create_model`, or for `create_backbone` if `out_stages`

@@ -27,6 +27,7 @@ from focalnet_jax.data.records import Records
 from focalnet_jax.errors import SetupError, argument
 
 Batch = dict[str, np.ndarray]
+"""The arrays of a batch by name; the first axis of each is that of the rows."""
 # Arrays by name, of one row.
 Example = dict[str, Any]
 

@@ -44,7 +44,7 @@ def export_onnx(
     metadata: Mapping[str, Any] | None = None,
     dtype: str = "float32",
     outputs: Sequence[str] = (),
-):
+) -> Any:
     """Makes the graph of a model, which computes in float32.
 
         proto = export_onnx(model, params)

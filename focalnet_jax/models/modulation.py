@@ -285,6 +285,7 @@ def per_axis(value: int | Sequence[int], spatial_rank: int) -> tuple[int, ...]:
 Modulation = Callable[..., nn.Module]
 
 MODULATIONS: dict[str, Modulation] = {"focal": FocalModulation}
+"""The operators by name; `docs/architecture.md` says how to add one."""
 
 
 def find_modulation(modulation: str | Modulation) -> Modulation:

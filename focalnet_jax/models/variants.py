@@ -124,7 +124,7 @@ def list_models(pattern: str | None = None) -> list[str]:
     return [name for name in VARIANTS if fnmatch.fnmatch(name, pattern or "*")]
 
 
-def create_model(name: str, *, num_classes: int = 1000, **overrides) -> FocalNet:
+def create_model(name: str, *, num_classes: int = 1000, **overrides: Any) -> FocalNet:
     """Makes a published FocalNet, or one that differs from it by `overrides`.
 
     Sources disagree about `normalize_modulator` of two variants, whose weights load with
@@ -158,7 +158,7 @@ def create_backbone(
     *,
     out_stages: Sequence[int] = (0, 1, 2, 3),
     out_norm: bool = True,
-    **overrides,
+    **overrides: Any,
 ) -> FocalNetBackbone:
     """Makes a FocalNet that returns the maps of its stages, for dense prediction.
 
@@ -198,7 +198,7 @@ def create_backbone(
     return FocalNetBackbone(encoder, out_stages=out_stages, out_norm=out_norm)
 
 
-def create_masked_model(name: str, **overrides) -> MaskedFocalNet:
+def create_masked_model(name: str, **overrides: Any) -> MaskedFocalNet:
     """Makes a FocalNet for masked image modelling, which paints what it isn't shown.
 
     Args:

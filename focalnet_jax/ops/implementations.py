@@ -66,6 +66,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         "Computes level by level, with sums of shifted maps as convolutions.",
     ),
 }
+"""The ways to compute `aggregate_context` by name."""
 
 
 def aggregate_context(

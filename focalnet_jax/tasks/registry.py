@@ -24,10 +24,11 @@ class TaskEntry(NamedTuple):
     make: Callable[[ConfigDict], Task]
 
 
-# A package of one's own adds an entry where its recipe imports it: see docs/tasks.md.
 TASKS: dict[str, TaskEntry] = {
     CLASSIFICATION: TaskEntry(classification.FIELDS, classification.make),
     MASKED_IMAGE_MODELING: TaskEntry(
         masked_image_modeling.FIELDS, masked_image_modeling.make
     ),
 }
+"""The tasks by name. A package of one's own adds an entry where its recipe imports it:
+`docs/tasks.md` shows how."""

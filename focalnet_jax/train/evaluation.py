@@ -46,7 +46,8 @@ def evaluate(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, f
     If the checkpoint holds an average of the parameters, that is evaluated, too.
 
     Args:
-      config, task: from `check_config`.
+      config: from `check_config`.
+      task: from `check_config`.
       workdir: of a run; nothing is written to it.
 
     Raises:

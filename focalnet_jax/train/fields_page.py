@@ -20,7 +20,7 @@ command again.
 
 A recipe is a Python file with a function `get_config`. It starts from
 `default_config(task)`, which has all fields of this page, and changes some of them. The
-command line changes fields after the recipe:
+command line changes fields after the recipe, here after one for ImageNet-1K:
 
 ```
 python main.py --config=configs/base.py --config.batch_size=256 \\
@@ -35,7 +35,7 @@ anything is read, compiled or written. Whole numbers may be written as `1000`, `
 
 A field whose default is "unset" has no value until somebody gives it one.
 `--config.FIELD=None` unsets it again. The docstring of `FocalNetEncoder` in
-[focalnet.py](../focalnet_jax/models/focalnet.py) explains the options of `create_model`.
+`focalnet_jax/models/focalnet.py` explains the options of `create_model`.
 
 A misspelt field is an error, and the message names the nearest field. A run that goes on
 may change its fields, except for those that decide which examples a step sees. The tables
@@ -76,7 +76,12 @@ def _row(name: str, field: Field) -> str:
 
 
 def _default(field: Field) -> str:
-    return "unset" if field.may_be_unset else f"`{_short(field.default)}`"
+    return "unset" if field.may_be_unset else as_code(field.default)
+
+
+def as_code(value: Any) -> str:
+    """The value of a field in a cell of a table."""
+    return "unset" if value is None else f"`{_short(value)}`"
 
 
 def _short(value: Any) -> str:

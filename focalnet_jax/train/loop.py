@@ -81,7 +81,8 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
     """Trains, or goes on with what lies in `workdir`; returns the last metrics.
 
     Args:
-      config, task: from `check_config`.
+      config: from `check_config`.
+      task: from `check_config`.
       workdir: holds everything that the run writes.
 
     Raises:

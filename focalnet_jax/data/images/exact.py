@@ -18,6 +18,7 @@ INTERPOLATIONS = {
     "bilinear": PIL.Image.Resampling.BILINEAR,
     "nearest": PIL.Image.Resampling.NEAREST,
 }
+"""The filters of PIL by name, for training."""
 
 
 def crop_and_resize(

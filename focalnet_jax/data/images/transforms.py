@@ -20,8 +20,8 @@ from focalnet_jax.data.images.randaugment import RandAugment, apply_operations
 from focalnet_jax.errors import SetupError, argument
 from focalnet_jax.image_size import ImageSize, height_and_width
 
-# A training transform makes either the pixels that PIL makes, or similar ones faster.
 PIXELS = ("exact", "fast")
+"""A training transform makes either the pixels of PIL, or similar ones faster."""
 
 # Evaluation may use every filter of PIL, because others' preprocessing does.
 EVAL_INTERPOLATIONS = INTERPOLATIONS | {
