@@ -15,6 +15,7 @@ import urllib.request
 
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 from browser import Page, chromium
 from tiny import random_params, tiny_backbone, tiny_model
@@ -67,7 +68,10 @@ def files(tmp_path, monkeypatch):
     pathlib.Path("ort.tgz").write_bytes(archive_of(PACKAGE))
     rng = np.random.default_rng(0)
     image = PIL.Image.fromarray(rng.integers(0, 256, (50, 70, 3), np.uint8))
-    image.save("a <b> 50%.png")
+    # It asks for other colours, which this package does not give it.
+    linear = PIL.PngImagePlugin.PngInfo()
+    linear.add(b"gAMA", (100_000).to_bytes(4, "big"))
+    image.save("a <b> 50%.png", pnginfo=linear)
     image.resize((300, 200)).save("photo.jpg", quality=90)
     return tmp_path
 

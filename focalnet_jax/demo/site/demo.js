@@ -72,7 +72,8 @@ async function show(file, name) {
     if (turn !== turns) return;
     shown = { image, results };
     drawAll();
-    say(`${name}: computed in ${(milliseconds / 1000).toFixed(2)} seconds.`, { state: "done" });
+    const seconds = Number((milliseconds / 1000).toPrecision(2));
+    say(`${name}: computed in ${seconds} seconds.`, { state: "done" });
   } catch (error) {
     if (turn === turns) fail(error);
   }
