@@ -176,7 +176,8 @@ def load_model(
         stages = load_model("focalnet_tiny_srf", head="reset", out_stages=(0, 1, 2, 3))
 
     Args:
-      source: the workdir of a run or a checkpoint in it; a directory or file that
+      source: the workdir of a run, for its newest checkpoint, or for its best one if the
+        run has a `checkpoint.best_metric`; a checkpoint in it; a directory or file that
         `python -m focalnet_jax.convert` wrote; a file of PyTorch weights, or the index
         of several; `hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION` on the Hugging Face Hub;
         or the name of an official release. Weights from the Hub and from a release are

@@ -149,11 +149,11 @@ def _introduce(plan: Plan, config: ConfigDict, task: Task) -> None:
         splits = task.open(train=True)
     speed = measure_speed(config, task, splits)
     seconds = seconds_of_run(config, speed, splits, steps=steps - done, all_steps=steps)
-    left = "left " if done else ""
+    goes_on = f", of which {done:,} are done" if done else ""
     print(
         f"{steps * config.batch_size / images:.0f} epochs, {steps:,} steps of "
-        f"{counted(config.batch_size, 'image')}, take about {time_spelt(seconds)} {left}"
-        f"on this machine ({jax.devices()[0].device_kind}), after the compilation"
+        f"{counted(config.batch_size, 'image')}{goes_on}: about {time_spelt(seconds)} on "
+        f"this machine ({jax.devices()[0].device_kind}), after the compilation"
     )
     if seconds > _LONG:
         half = min(height_and_width(config.data.image_size)) // 2

@@ -21,6 +21,7 @@ from focalnet_jax.finetune.split import Split, make_split
 from focalnet_jax.finetune.start import Start, read_start
 from focalnet_jax.finetune.workdir import (
     IMAGES,
+    RECORD,
     START,
     check_same,
     read_record,
@@ -83,7 +84,8 @@ class Plan:
     def write(self) -> None:
         """Writes what the run begins with, as far as it isn't there."""
         workdir = self.request.workdir
-        write_record(workdir, _record(self.request))
+        if not (workdir / RECORD).exists():
+            write_record(workdir, _record(self.request))
         if not (workdir / IMAGES).exists():
             write_list(workdir / IMAGES, self.split.rows)
         if self.start is not None:

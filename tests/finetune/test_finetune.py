@@ -64,7 +64,7 @@ def test_a_folder_becomes_a_net_and_a_page(make_folder, capsys):
     assert "19 images of 3 classes: 15 to train on, 3 to test with" in said
     assert "note: left out, since they can't be read: 1 image" in said
     assert "  red/9.png: 8 bytes that are no image" in said
-    assert "4 steps of 8 images, take about 10 seconds on this machine (cpu)" in said
+    assert "2 epochs, 4 steps of 8 images: about 10 seconds on this machine (cpu)" in said
     assert "finished: step 4 of 4" in said
     *_, intro, command, _, look = said.splitlines()
     assert intro == "predict with it:"
