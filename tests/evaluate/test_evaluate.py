@@ -277,7 +277,7 @@ def test_it_is_the_model_that_answers(place, capsys):
         ("imagenet2012_reel=DATA", "did you mean 'imagenet2012_real'?"),
         ("imagenet_a=DATE", r"there is no folder .*DATE; did you mean .*DATA\?"),
         ("DATA/pets", "the name of DATA/pets does not say which data set it is: give it"),
-        ("imagenet_v2=DATA/pets", "the directory 'cat' of .* is no class"),
+        ("imagenet_v2=DATA/pets", "'cat' of the directories in .* is no class"),
         ("imagenet_a=DATA/val", f"has '{IDS[0]}', which A lacks: it is another data set"),
         ("imagenet_a=gs://bucket/a", "is in a bucket"),
         ("imagenet2012=DATA/empty", "there are no directories in"),

@@ -146,7 +146,7 @@ def test_images_of_a_directory(weights, peers, tmp_path, capsys):
         (["--torch=timm.safetensors", "--set=dtype=float16"], "here --precision says"),
         (
             ["--torch=timm.safetensors", "--head=reset", "--set=out_stages=(0,1)"],
-            "--head=reset --set=num_classes=0 compares its encoder",
+            "--head=reset --set=num_classes=0 compares the encoder",
         ),
         (["--torch=timm.safetensors", "--images=."], "holds no images"),
         (["--torch=timm.safetensors", "--golden"], "head is not that of ImageNet-1K"),

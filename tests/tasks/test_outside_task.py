@@ -299,7 +299,7 @@ def test_what_contradicts_itself_is_told_to_the_author(config, tmp_path):
     wrong.batch = task.batch | {"target": target}
     with pytest.raises(ValueError, match="says that the arrays of an example are"):
         train(config, wrong, epath.Path(tmp_path))
-    wrong.open = lambda *, train: task.open(train=False)
+    wrong.open = lambda *, train: task.open(train=train)._replace(train=None)
     with pytest.raises(TypeError, match="has opened no split to train on"):
         train(config, wrong, epath.Path(tmp_path))
     assert not list(tmp_path.iterdir())
