@@ -81,6 +81,7 @@ ALLOWED = {
     "visualize": {
         "command_line",
         "convert",
+        "data",
         "models",
         "pages",
         "paths",
