@@ -9,9 +9,10 @@ r"""Fine-tuning on ImageNet-1K, from weights of ImageNet-22K or from others.
         --config.data.name=cifar10 --config.data.test_split=test \
         --config.data.num_train_examples=50000
 
-The image size stands after a comma, such as 224 or 360x880; it is 384 by default. Models
-that were pretrained with configs/in22k.py have LayerScale, as the command for base_lrf
-says.
+The first command takes a file of the official release. RUN is the workdir of another run;
+the last command fine-tunes it on CIFAR-10. The image size stands after a comma, such as
+224 or 360x880; it is 384 by default. Models that were pretrained with configs/in22k.py
+have LayerScale, as the command for base_lrf says.
 
 The official release has no recipe for this. The values are those of the paper for
 FocalNet-B and FocalNet-L (arXiv 2203.11926, Table 19): batch 1,024, 30 epochs, a rate

@@ -352,6 +352,7 @@ SHORTER = {
     "benchmarks/pod.py": ["--table"],
     "benchmarks/tpu.py": ["--table"],
 }
+PLACEHOLDERS = r"\b(SOURCE|HOST:PORT|DATA|DIR|FILE|RUN)\b"
 # What commands may lack, as they say in one line, and how the section with the command
 # says so: data sets that are downloaded, weights on a server, what a reader puts in place
 # of a word in capitals, and extras.
@@ -360,8 +361,9 @@ LACKING = {
     r"tfds build cifar": r"CIFAR-10",
     r"fashion_mnist": r"Fashion-MNIST",
     r"imagenet22k": r"ImageNet-22K",
-    r"can't download https?://": r"Hub|hf:",
-    r"\b(SOURCE|HOST:PORT|DATA|DIR|FILE)\b": r"\b(SOURCE|HOST:PORT|DATA|DIR|FILE)\b",
+    r"can't download https?://": r"Hub|hf:|release",
+    r"focalnet_large_lrf_384[.]pth": r"file of the official release",
+    PLACEHOLDERS: PLACEHOLDERS,
     r"pip install": r"pip install|\bextra",
     # Fields of another recipe.
     r"best_metric='test/iou' is unknown": r"of this task",
