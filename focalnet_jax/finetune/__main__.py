@@ -34,7 +34,7 @@ from focalnet_jax.convert.model_arguments import (
     reading,
     spell,
 )
-from focalnet_jax.errors import arguments_spelt, counted, spelt
+from focalnet_jax.errors import SetupError, arguments_spelt, counted, spelt
 from focalnet_jax.finetune.duration import measure_speed, seconds_of_run, time_spelt
 from focalnet_jax.finetune.plan import Plan, Request, make_plan
 from focalnet_jax.finetune.report import Outcome, chosen, commands, write_report
@@ -106,12 +106,14 @@ def run(args: argparse.Namespace) -> None:
         )
     )
     config, task = check_config(plan.config)
+    steps = total_steps(config, plan.split.count("train"))
+    if not steps:
+        raise SetupError("a run of no steps learns nothing: num_steps is 1 at least")
     began = time.monotonic()
     with undone_on_failure(workdir):
         plan.write()
         _introduce(plan, config, task)
         train(config, task, epath.Path(workdir))
-    steps = total_steps(config, plan.split.count("train"))
     if _steps_done(workdir) < steps:
         return  # It was told to end, and has said so.
     outcome = _outcome(plan, config, task, seconds=time.monotonic() - began)
@@ -137,7 +139,8 @@ def _introduce(plan: Plan, config: ConfigDict, task: Task) -> None:
         f"{len(split.classes):,} classes: {', '.join(parts)}"
     )
     for remark in plan.remarks:
-        print(f"note: {spelt(remark, spell, command_line.assigned)}")
+        text = spelt(remark, spell, command_line.assigned)
+        print(text if text.startswith(" ") else f"note: {text}")
     size = " x ".join(map(str, height_and_width(config.data.image_size)))
     origin = plan.request.weights or "new weights"
     print(f"{task.title}, from {origin}, on images of {size} pixels")
@@ -216,12 +219,10 @@ def _conclude(outcome: Outcome) -> None:
         f"{results.right:,} of {counted(len(results.answers), 'image')} are "
         f"classified correctly, {results.accuracy:.1%}"
     )
-    by_class = [c for c in results.by_class(outcome.split.rows) if c.tested]
-    if len(by_class) > 2:
-        print(
-            "the classes with the lowest accuracy: "
-            + ", ".join(f"{c.name} {c.right} of {c.tested}" for c in by_class[:3])
-        )
+    by_class = results.by_class(outcome.split.rows)
+    if lowest := [c for c in by_class if c.right < c.tested][:3]:
+        listed = ", ".join(f"{c.name} ({c.right} of {c.tested})" for c in lowest)
+        print(f"the lowest accuracy by class: {listed}")
     predict, report = commands(outcome.workdir)
     print(f"predict with it:\n  {predict}\nlook at the report:\n  {report}")
 

@@ -29,7 +29,8 @@ class MaskedFocalNet(AroundEncoder):
     A stem that overlaps (`use_conv_embed`) lets the patches beside a hidden one see a
     margin of it, here as in transformers.
 
-    Its parameters are those of a classifier, with `mask_token` and `decoder` in place of
+    The loss is that of hidden pixels, so what it paints elsewhere means little. Its
+    parameters are those of a classifier, with `mask_token` and `decoder` in place of
     `head`. So a classifier can start from them.
 
     Attributes:
@@ -79,8 +80,9 @@ class MaskedFocalNet(AroundEncoder):
           the maps that the encoder names.
 
         Raises:
-          TypeError: as `FocalNetEncoder`.
-          ValueError: as `FocalNetEncoder`, and for sides that are no multiples.
+          TypeError: as `FocalNetEncoder`, and for a mask that is not bool.
+          ValueError: as `FocalNetEncoder`, for sides that are no multiples, and for a
+            mask of another shape.
         """
         encoder = self.encoder
         spatial = images.shape[1:-1]
@@ -92,14 +94,24 @@ class MaskedFocalNet(AroundEncoder):
             )
         stem = encoder.embed(images)
         if mask is not None:
-            chex.assert_type(mask, bool)
-            chex.assert_shape(mask, stem.shape[:-1])
+            _check_is_mask(mask, stem.shape[:-1])
             stem = jnp.where(mask[..., None], self.mask_token.astype(stem.dtype), stem)
         x, outputs = encoder.stages(stem, train=train)
         patches = self.decoder(self.norm(x))
         painted = _painted(patches, strides, encoder.in_channels)
         chex.assert_shape(painted, images.shape)
         return painted, {"stem": stem} | outputs
+
+
+def _check_is_mask(mask: jax.Array, shape: tuple[int, ...]) -> None:
+    if mask.dtype != bool:
+        raise TypeError(
+            f"the mask is {mask.dtype}, expected bool, True for what is hidden"
+        )
+    if mask.shape != shape:
+        raise ValueError(
+            f"the mask has shape {mask.shape}, expected {shape}: a value for each patch"
+        )
 
 
 def _painted(patches: jax.Array, strides: tuple[int, ...], channels: int) -> jax.Array:

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     figures = {
         "gates": draw_gates(inside, blocks),
         "modulators": draw_modulators(inside),
-        "receptive_fields": draw_receptive_fields(inside, fields),
+        "receptive_fields": draw_receptive_fields(inside, fields, at=args.at),
         "kernels": draw_kernels(depthwise_kernels(net.params)),
     }
     text = hover_page(

@@ -11,7 +11,7 @@ import numpy as np
 
 from focalnet_jax.errors import counted
 from focalnet_jax.pages import SIGNED, UNSIGNED, Figure
-from focalnet_jax.visualize.inside import BlockMaps, Inside
+from focalnet_jax.visualize.inside import BlockMaps, Inside, place
 
 INK = "#777777"
 _TILE = 1.9  # inches
@@ -107,7 +107,9 @@ def draw_kernels(kernels: Mapping[str, Sequence[np.ndarray]]) -> Figure:
     return _with_grey_text(figure)
 
 
-def draw_receptive_fields(inside: Inside, fields: Mapping[str, np.ndarray]) -> Figure:
+def draw_receptive_fields(
+    inside: Inside, fields: Mapping[str, np.ndarray], *, at: Sequence[int] | None = None
+) -> Figure:
     """Draws effective receptive fields, on a logarithmic scale.
 
     What is black has less than a ten-thousandth of the greatest gradient. The text below
@@ -116,15 +118,20 @@ def draw_receptive_fields(inside: Inside, fields: Mapping[str, np.ndarray]) -> F
     Args:
       inside: from `look_inside`.
       fields: from `receptive_fields`, for the same image.
+      at: as it was given to `receptive_fields`; a cross marks it.
     """
+    row, column = place(inside.pixels.shape[:2], at)
     figure, axes = _grid(1, len(fields) + 1, "Effective receptive field")
     _show(axes[0, 0], inside.pixels, title="image")
+    axes[0, 0].plot(column, row, marker="+", color=INK, markersize=12)
     for tile, (name, field) in zip(axes[0, 1:], fields.items()):
         most = max(field.max(), np.finfo(np.float32).tiny)
         powers = np.log10(np.maximum(field / most, 10.0**_DARKEST))
         _show(tile, powers, cmap=UNSIGNED, vmin=_DARKEST, vmax=0, title=name)
         radius = counted(round(half_radius(field)), "pixel")
-        tile.set_xlabel(f"half within {radius}", size=8)
+        tile.set_xlabel(f"half within {radius} of its centre", size=8)
+    scale = figure.colorbar(axes[0, -1].images[0], ax=list(axes[0]), pad=0.01)
+    scale.set_label("power of ten", size=8)
     return _with_grey_text(figure)
 
 

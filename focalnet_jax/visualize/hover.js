@@ -181,7 +181,8 @@ function point(event) {
 
 look.addEventListener("pointermove", (event) => isPinned || point(event));
 look.addEventListener("pointerdown", (event) => {
-  isPinned = !isPinned;
+  // A finger drags over the image; it has no other way to move.
+  if (event.pointerType !== "touch") isPinned = !isPinned;
   point(event);
 });
 look.addEventListener("keydown", (event) => {
@@ -192,6 +193,7 @@ look.addEventListener("keydown", (event) => {
   if (!step) return;
   event.preventDefault();
   isPinned = true;
+  element("where").setAttribute("aria-live", "polite");  // but not for a mouse
   const block = current(), { y, x } = position(block, place);
   move((y + step[0]) * block.stride[0], (x + step[1]) * block.stride[1]);
 });

@@ -25,16 +25,16 @@ _BODY = """<style>{css}</style>
 <label>shows <select id="overlay"></select></label>
 <label>strength <input id="strength" type="range" min="0" max="100" value="65"></label>
 </div>
-<canvas id="look" tabindex="0" role="img" aria-label="The image to point at"></canvas>
+<canvas id="look" tabindex="0" role="application" aria-label="The image"></canvas>
 <p class="quiet">Point at a place, or use the arrow keys. A click holds the place, and
 another one lets it go. <span id="scale"></span></p>
 </section>
-<section aria-live="polite">
+<section>
 <p id="where"></p>
 <h2>Gates</h2>
 <div id="gates"></div>
 <h2>Modulator</h2>
-<canvas id="values"></canvas>
+<canvas id="values" role="img" aria-label="The channels"></canvas>
 <p class="quiet">There is a line for each channel. Red is above zero, and blue below. All
 places of a block have one scale, and each number is rounded to 1/127 of it.</p>
 </section>

@@ -211,6 +211,7 @@ def test_bad_input_leaves_nothing(make_folder, capsys):
         (["photos", "--workdir=full"], "full holds 'x', and no run of this command"),
         (["photos", "--workdir=notes.pth"], "notes.pth is a file: --workdir is a dir"),
         (["photos", "--config.batchsize=2"], "no field batchsize; did you mean 'batch_s"),
+        (["photos", "--config.num_steps=0"], "a run of no steps learns nothing"),
         (["photos", "--config.batch_size=64"], "batch_size=64 is more than the 15 examp"),
         (["photos", "--config.data.image_size=0"], "data.image_size=0 is too small|0 is"),
         (["photos", "--set=depth=(1,)"], "no field model.depth; did you mean 'model.dep"),
