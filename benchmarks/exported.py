@@ -163,10 +163,9 @@ def contend(name):
 
 def measure(args):
     """The results of all tasks."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
-    }
+    root = str(pathlib.Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     contenders = [
         turns.Contender(
             name,
