@@ -11,8 +11,10 @@ from etils import epath
 from tiny import random_params, tiny_model
 
 from focalnet_jax import load_model
+from focalnet_jax.command_line import assigned
 from focalnet_jax.convert import to_torch
 from focalnet_jax.convert.__main__ import main as convert
+from focalnet_jax.convert.model_arguments import spell
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Mean
@@ -237,6 +239,7 @@ def test_a_classifier_becomes_one(tmp_path):
         load_model(tmp_path / "a.safetensors", reconstruct=True)
     with pytest.raises(SetupError, match="or reconstruct=True for masked image") as error:
         load_model(tmp_path / "a.safetensors", head="reset")
+    assert "--set=reconstruct=True" in error.value.spelt(spell, assigned)
     net = load_model(tmp_path / "a.safetensors", **error.value.remedies)
     assert isinstance(net.model, MaskedFocalNet)
     assert {"decoder", "mask_token"} <= net.params.keys()
