@@ -81,7 +81,7 @@ def option(name: str) -> str:
 
 def assigned(spelt: str, value: Any) -> str:
     """Spells an option with its value as a shell takes it: `--prefix=net`."""
-    if value is True:
+    if value is True and "=" not in spelt:  # But `--set=causal` needs a value.
         return spelt
     values = value if isinstance(value, list) else [value]
     return " ".join(f"{spelt}={shlex.quote(str(item))}" for item in values)

@@ -189,8 +189,9 @@ def load_model(
       wrapper: the entry of the file that holds the weights, such as `"state_dict_ema"`.
       prefix: take only the names that begin so, such as `"backbone.0"`.
       ignore: shell-style patterns of names to leave out.
-      head: `"reset"` makes a new head, or new norms for a backbone. `"in22k_to_in1k"`
-        keeps the ImageNet-1K part of a released ImageNet-22K head.
+      head: `"reset"` makes a new head, new norms for a backbone, or a new decoder and a
+        new mask token for a masked model. `"in22k_to_in1k"` keeps the ImageNet-1K part of
+        a released ImageNet-22K head.
       resize_kernels: zero-pad or crop the depthwise kernels around their centre.
       add_levels: add focal levels. Their gates are zero and their kernels are new.
       allow_nan: take NaN and infinity as they are.

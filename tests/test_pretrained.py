@@ -19,7 +19,7 @@ from focalnet_jax.convert.configs import CONFIGS
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
 from focalnet_jax.preprocessing import Preprocessing
-from focalnet_jax.tasks.classification import normalize
+from focalnet_jax.tasks.images import normalize
 from focalnet_jax.weights import releases
 
 

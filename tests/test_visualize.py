@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-from tiny import random_params, tiny_backbone, tiny_model
+from flax import linen as nn
+from tiny import TINY, random_params, tiny_backbone, tiny_model
 
-from focalnet_jax import load_model
+from focalnet_jax import create_masked_model, load_model
 from focalnet_jax.convert import to_torch
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
@@ -23,6 +24,7 @@ from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.pretrained import Pretrained
 from focalnet_jax.visualize import (
     BlockMaps,
+    Inside,
     block_maps,
     depthwise_kernels,
     draw_gates,
@@ -34,6 +36,7 @@ from focalnet_jax.visualize import (
 )
 from focalnet_jax.visualize.__main__ import main
 from focalnet_jax.visualize.figures import half_radius
+from focalnet_jax.visualize.hover_page import hover_page
 
 SIZE = 36  # pixels, of which the last ones belong to no position of the second stage
 BLOCKS = ["stage0/block0", "stage1/block0", "stage1/block1"]
@@ -118,6 +121,44 @@ def test_shades_of_grey_are_shown_in_colours(image):
     np.testing.assert_array_equal(inside.pixels[..., 2], expected)
 
 
+def test_padded_nets_that_are_computed_in_other_ways(image):
+    """Images that are not square, padding, scan and bfloat16, all in one net."""
+    wide = image[:30].repeat(2, axis=1)[:, :62]
+    options = dict(pad_to_patch=True)
+    nets = [
+        net_of(tiny_model(**options, **more))._replace(
+            preprocessing=Preprocessing(image_size=(30, 62), crop=1.0)
+        )
+        for more in ({}, dict(scan=True, dtype="bfloat16"))
+    ]
+    exact, near = (look_inside(net, wide) for net in nets)
+    np.testing.assert_array_equal(near.pixels, wide)
+    for ours, theirs in zip(near.blocks, exact.blocks, strict=True):
+        assert ours.gates.shape[:2] == ((4, 8) if ours.stage else (8, 16))
+        for name in ("gates", "modulator"):
+            given, expected = getattr(ours, name), getattr(theirs, name)
+            assert given.dtype == np.float32
+            # bfloat16 has 8 bits; the blocks of a stage differ by much more.
+            most = np.abs(expected).max()
+            np.testing.assert_allclose(given, expected, rtol=0, atol=0.1 * most)
+    # The last pixel stands in the last position, of which a part is padding.
+    exact, near = (receptive_fields(net, wide, at=(29, 61)) for net in nets)
+    for stage, expected in exact.items():
+        assert near[stage].shape == (30, 62)
+        assert near[stage].dtype == np.float32
+        most = expected.max()
+        assert expected[-2:, -2:].max() > 0.1 * most
+        np.testing.assert_allclose(near[stage], expected, rtol=0, atol=0.2 * most)
+    inside = look_inside(nets[0], wide)
+    extents = [
+        [*axes.images[1].get_extent(), *axes.get_xlim(), *axes.get_ylim()]
+        for axes in draw_modulators(inside).figure.axes
+        if len(axes.images) == 2
+    ]
+    # The maps reach over the image, and what reaches over it isn't shown.
+    assert extents == [[-0.5, 63.5, 31.5, -0.5, -0.5, 61.5, 29.5, -0.5]] * 3
+
+
 # --- Receptive fields --------------------------------------------------------
 
 
@@ -165,6 +206,15 @@ def test_a_field_is_the_gradient(net, image):
                 expected += abs(difference) / (2 * step)
             # The gradient is that of float32, and sums terms of both signs.
             np.testing.assert_allclose(given, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("at", ["ab", (1,), (1, 2, 3), 7, (1.0, 2), ("1", "2")])
+def test_a_place_is_a_row_and_a_column(net, image, inside, at):
+    problem = re.escape(f"at={at!r} is no place in an image")
+    with pytest.raises(SetupError, match=problem):
+        receptive_fields(net, image, at=at)
+    with pytest.raises(SetupError, match=problem):
+        draw_receptive_fields(inside, {"stage0": np.ones((SIZE, SIZE))}, at=at)
 
 
 @pytest.mark.parametrize("at", [(-1, 0), (0, SIZE), (SIZE, 0)])
@@ -234,12 +284,13 @@ def test_of_many_blocks_eight_are_drawn(inside):
 def test_the_strongest_kernels_are_drawn(net):
     kernels = depthwise_kernels(net.params)
     assert [*kernels] == BLOCKS
-    assert [k.shape for k in kernels[BLOCKS[0]]] == [(3, 3, 8), (5, 5, 8)]
-    stored = net.params["layers_0"]["blocks_0"]["modulation"]["focal_layers_1"]
-    np.testing.assert_array_equal(kernels[BLOCKS[0]][1], stored["kernel"][:, :, 0])
+    shapes = {level: kernel.shape for level, kernel in kernels[BLOCKS[0]].items()}
+    assert shapes == {"level 1": (3, 3, 8), "level 2": (5, 5, 8)}
+    stored = net.params["layers_0"]["blocks_0"]["modulation"]["focal_layers_1"]["kernel"]
+    np.testing.assert_array_equal(kernels[BLOCKS[0]]["level 2"], stored[:, :, 0])
     images = [values for _, values in drawn(draw_kernels(kernels))]
     assert len(images) == 3 * 8  # two levels of the first stage, one of the second
-    second = kernels[BLOCKS[0]][1]
+    second = kernels[BLOCKS[0]]["level 2"]
     np.testing.assert_allclose(images[8], np.abs(second).mean(-1))
     strongest = np.square(second).sum((0, 1)).argmax()
     np.testing.assert_array_equal(images[9], second[..., strongest])
@@ -251,6 +302,46 @@ def test_fields_are_drawn(net, image, inside):
     field = fields["stage1"] / fields["stage1"].max()
     expected = np.log10(np.maximum(field, 1e-4))
     np.testing.assert_allclose(images["stage1"], expected, atol=1e-6)
+
+
+def test_the_global_level_of_a_causal_net_has_its_name():
+    model = tiny_model(causal=True, causal_window=9)
+    params = random_params(model, "float32")
+    kernels = depthwise_kernels(params)
+    assert [*kernels[BLOCKS[0]]] == ["level 1", "level 2", "global"]
+    assert [*kernels[BLOCKS[2]]] == ["level 1", "global"]
+    stored = params["layers_0"]["blocks_0"]["modulation"]["focal_layers_2"]["kernel"]
+    np.testing.assert_array_equal(kernels[BLOCKS[0]]["global"], stored[:, :, 0])
+    axes = draw_kernels(kernels).axes
+    titles = [text.get_text().split("\n") for each in axes for text in each.texts]
+    assert titles == [
+        [BLOCKS[0], "level 1, 3 x 3"],
+        [BLOCKS[0], "level 2, 5 x 5"],
+        [BLOCKS[0], "global, 9 x 1"],
+        [BLOCKS[2], "level 1, 3 x 3"],
+        [BLOCKS[2], "global, 9 x 1"],
+    ]
+
+
+def test_figures_have_the_shape_of_the_image():
+    """There is no empty space between rows of wide images."""
+    norms = np.ones((4, 16, 2), np.float32)
+    blocks = (BlockMaps("stage0/block0", norms, norms),)
+    wide = Inside(np.zeros((16, 64, 3), np.uint8), blocks * 5, ((4, 4),))
+    square = Inside(np.zeros((64, 64, 3), np.uint8), blocks * 5, ((4, 4),))
+    heights = [draw_gates(i, i.blocks).get_size_inches()[1] for i in (wide, square)]
+    assert heights[0] < heights[1] / 2
+
+
+def test_of_nothing_there_is_no_figure(inside):
+    for draw, noun in (
+        (lambda: draw_gates(inside, []), "blocks"),
+        (lambda: draw_kernels({}), "depthwise kernels"),
+        (lambda: draw_receptive_fields(inside, {}), "receptive fields"),
+        (lambda: hover_page(inside, title="", blocks=[], figures={}), "blocks"),
+    ):
+        with pytest.raises(SetupError, match=f"no {noun} are given, so there is nothing"):
+            draw()
 
 
 # --- The command -------------------------------------------------------------
@@ -326,6 +417,47 @@ def test_the_page_shows_a_place(files):
     np.testing.assert_allclose(gates, block.gates[2, 2], rtol=0, atol=step)
 
 
+def test_the_command_shows_a_masked_model(files, capsys):
+    """Of an image that is not square; it has no classes to predict."""
+    model = create_masked_model("focalnet_tiny_srf", **TINY)
+    tensors = to_torch(random_params(model, "float32"), model, dialect="transformers")
+    write_weights(pathlib.Path("net.safetensors"), tensors)
+    run("--image-size=24x40", "--output=out", "--at=23,39")
+    assert "%" not in capsys.readouterr().out
+    text = (files / "out" / "index.html").read_text()
+    [data] = re.findall(r'<script type="application/json" id="data">(.*)</script>', text)
+    content = json.loads(data)
+    assert content["size"] == [24, 40]
+    net = load_model("net.safetensors", image_size=(24, 40))
+    prepared = net.preprocessing("an <image>.png")[None]
+    _, outputs = jax.jit(net.model.apply)({"params": net.params}, prepared)
+    for stored in content["blocks"]:
+        expected = outputs[f"{stored['name']}/gates"][0]
+        assert (stored["height"], stored["width"]) == expected.shape[:2]
+        bytes_ = base64.b64decode(stored["gates"]["bytes"])
+        numbers = np.frombuffer(bytes_, np.int8).reshape(expected.shape)
+        step = stored["gates"]["scale"]
+        np.testing.assert_allclose(numbers * step, expected, rtol=0, atol=0.51 * step)
+
+
+class WithoutKernels(nn.Module):
+    """An operator with gates and a modulator, but no depthwise kernels."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        modulator = nn.Dense(x.shape[-1])(x)
+        return x * modulator, {"gates": modulator[..., :2], "modulator": modulator}
+
+
+def test_an_operator_without_kernels_has_no_picture_of_them(files, monkeypatch):
+    net = net_of(tiny_model(modulation=WithoutKernels))
+    place = "focalnet_jax.visualize.__main__.load_model"
+    monkeypatch.setattr(place, lambda *_, **__: net)
+    run("--output=out")
+    names = {"gates.png", "modulators.png", "receptive_fields.png", "index.html"}
+    assert {path.name for path in (files / "out").iterdir()} == names
+
+
 def test_blocks_can_be_chosen(files):
     run("--blocks=stage1/block0,stage0/block0", "--output=out")
     text = html.unescape(pathlib.Path("out/index.html").read_text())
@@ -384,8 +516,10 @@ def test_a_full_disk_leaves_nothing(files, monkeypatch):
 
 
 def test_other_nets_are_said(image):
-    with pytest.raises(SetupError, match="inputs of 1 spatial axes"):
+    with pytest.raises(SetupError, match="inputs of 1 spatial axis"):
         look_inside(net_of(tiny_model(patch_size=(4,))), image)
+    with pytest.raises(SetupError, match="takes inputs of 3 spatial axes"):
+        depthwise_kernels(random_params(tiny_model(patch_size=(4, 4, 4))))
     with pytest.raises(SetupError, match="returns no gates and modulators"):
         block_maps({"stem": jnp.zeros((1, 2, 2, 3)), "stage0/block0": jnp.zeros(1)})
 

@@ -50,7 +50,7 @@ def from_torch(
     Args:
       source: a safetensors file, a file of `torch.save` or the index of several files, or
         a state dict of torch tensors or numpy arrays.
-      model: the result of `create_model` or `create_backbone`.
+      model: the result of `create_model`, `create_backbone` or `create_masked_model`.
       dialect: whose names the weights have: `"microsoft"`, `"timm"` or
         `"transformers"`. With None the dialect is recognised.
       wrapper: the entry of the file that holds the weights. With None the entries
@@ -58,8 +58,9 @@ def from_torch(
       prefix: take only the names with this prefix, such as `"backbone."` in a detector.
         With None all names are taken, and the usual prefixes are removed.
       ignore: shell-style patterns of names to leave out.
-      head: `"reset"` makes a new head of the model's size, and new norms for a backbone.
-        `"in22k_to_in1k"` keeps the ImageNet-1K part of a released ImageNet-22K head.
+      head: `"reset"` makes a new head of the model's size, new norms for a backbone, or a
+        new decoder and a new mask token for a masked model. `"in22k_to_in1k"` keeps the
+        ImageNet-1K part of a released ImageNet-22K head.
       resize_kernels: zero-pad or crop the depthwise kernels around their centre.
       add_levels: add focal levels. Their gates are zero and their kernels are new.
       allow_nan: take NaN and infinity as they are.
@@ -109,6 +110,8 @@ def to_torch(
       params: the model's parameters, `variables["params"]`.
       model: the model of these parameters.
       dialect: whose names the result has: `"microsoft"`, `"timm"` or `"transformers"`.
+        The norms of a backbone have names in the first one alone, and the decoder and
+        the mask token of a masked model in the last one alone.
       dtype: the dtype of the result, either one for all tensors or a mapping from Flax
         paths. None keeps the dtypes of `params`.
 
@@ -165,7 +168,8 @@ def infer_model(
 
     Returns:
       A name and overrides for `create_model`, or for `create_backbone` if `out_stages`
-      is among the overrides.
+      is among the overrides. For a masked model `reconstruct` is among them: leave it
+      out, and give the others to `create_masked_model`.
 
     Raises:
       SetupError: the file cannot be read, the weights are of another architecture, or
@@ -196,8 +200,8 @@ def _matched(
 def _check_is_model(model: Any) -> None:
     if isinstance(model, type) or not hasattr(model, "encoder"):
         raise SetupError(
-            f"{shown(model)} is no model: give what create_model or create_backbone "
-            "returns"
+            f"{shown(model)} is no model: give what create_model, create_backbone or "
+            "create_masked_model returns"
         )
 
 

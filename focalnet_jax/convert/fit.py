@@ -71,9 +71,10 @@ class Changes:
     3 gets the stem of RGB weights adapted, and a note says how.
 
     Attributes:
-      head: `"reset"` makes a new head, for any number of classes, and new norms for a
-        backbone. `"in22k_to_in1k"` keeps the first 1,000 of the 21,842 rows of the
-        released ImageNet-22K heads, which are the classes of ImageNet-1K.
+      head: `"reset"` makes what stands after the encoder anew: the head of a classifier,
+        for any number of classes, the norms of a backbone, or the decoder and the mask
+        token of a masked model. `"in22k_to_in1k"` keeps the first 1,000 of the 21,842
+        rows of the released ImageNet-22K heads, which are the classes of ImageNet-1K.
       resize_kernels: zero-pad or crop depthwise kernels around their centre, as the
         official recipes for dense prediction do; those of causal nets at their start.
       add_levels: keep the focal levels of the weights and add those that the model has

@@ -41,7 +41,7 @@ def find_model(
 
     Returns:
       A name; overrides for `create_model`, for `create_backbone` if `out_stages` is
-      among them, or for `create_masked_model` with `reconstruct`; and notes about
+      among them, or beside `reconstruct=True` for `create_masked_model`; and notes about
       guesses and about what contradicts each other.
 
     Raises:
@@ -125,7 +125,7 @@ def visible_settings(
     use_postln: bool | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The options of `create_model` or `create_backbone` that the weights show.
+    """The options that the weights show, for the function that makes their kind of model.
 
     Args:
       shapes: the parameters' shapes in Flax's layout, by Flax path.

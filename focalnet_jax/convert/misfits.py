@@ -153,6 +153,13 @@ def _causes(
     return causes + _remedies(weights, there, here, unlike, shapes, allowed)
 
 
+def _after_encoder(settings: Mapping[str, Any]) -> str:
+    """What a model of these settings has after its encoder."""
+    if "reconstruct" in settings:
+        return "the model's decoder and mask token"
+    return "the model's norms" if "out_stages" in settings else "the model's head"
+
+
 def _spatial_rank(settings: Mapping[str, Any]) -> int:
     patch_size = settings["patch_size"]
     return len(patch_size) if isinstance(patch_size, tuple) else 2
@@ -197,7 +204,7 @@ def _remedies(
                 f"{argument('ignore', [pattern])} leaves the norm of a stage out"
             )
     if HEAD_OPTIONS & set(unlike):
-        offer("head", "reset", after="starts the model's head anew")
+        offer("head", "reset", after=f"starts {_after_encoder(here)} anew")
     if there["causal"] != here["causal"]:
         lack = "the weights lack" if here["causal"] else "the model has no place for"
         remedies.append(

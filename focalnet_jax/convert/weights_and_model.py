@@ -145,8 +145,9 @@ def _with_head(reading: Reading, options: dict[str, Any]) -> dict[str, Any]:
         return {"num_classes": 1000} | options
     if reading.head == "reset" and not HEAD_OPTIONS & options.keys():
         raise SetupError(
-            f"{argument('head', 'reset')} needs {argument('num_classes')}, or for a "
-            f"backbone {argument('out_stages')}, such as (0, 1, 2, 3)"
+            f"{argument('head', 'reset')} needs {argument('num_classes')} for a "
+            f"classifier, {argument('out_stages')} such as (0, 1, 2, 3) for a backbone, "
+            f"or {argument(RECONSTRUCT, True)} for masked image modelling"
         )
     return options
 
@@ -374,7 +375,8 @@ def _with_options(overrides: dict[str, Any], options: dict[str, Any]) -> dict[st
     if len(given) > 1:
         raise SetupError(
             f"{argument('num_classes')} is for classifiers, {argument('out_stages')} for "
-            f"backbones, {argument(RECONSTRUCT)} for masked image modelling"
+            f"backbones, {argument(RECONSTRUCT)} for masked image modelling: give one of "
+            "them"
         )
     replaced = HEAD_OPTIONS - given[0] if given else frozenset()
     return {k: v for k, v in overrides.items() if k not in replaced} | options

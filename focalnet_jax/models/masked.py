@@ -35,10 +35,10 @@ class MaskedFocalNet(AroundEncoder):
 
     Attributes:
       encoder: stem and stages; their parameters stand beside those of the decoder.
-      reconstruct: always True; it tells this kind of model from others.
+      reconstruct: True; it tells this kind of model from others, and is no field.
     """
 
-    reconstruct: bool = True
+    reconstruct = True
 
     def setup(self):
         encoder = self.encoder

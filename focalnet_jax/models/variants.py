@@ -213,6 +213,11 @@ def create_masked_model(name: str, **overrides: Any) -> MaskedFocalNet:
       ValueError: an unknown name.
       TypeError: an unknown option.
     """
+    if "num_classes" in overrides:
+        raise TypeError(
+            "a masked model has no head, and so no num_classes: leave it out, or make a "
+            "classifier with create_model"
+        )
     encoder = _create_encoder(name, overrides)
     _check_size(encoder)
     return MaskedFocalNet(encoder)

@@ -9,23 +9,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from focalnet_jax.data import (
-    EvalTransform,
-    Source,
-    TrainTransform,
-    image_operations,
-)
+from focalnet_jax.data import Source
 from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Accuracy
 from focalnet_jax.fields import Field, Fields
-from focalnet_jax.image_size import height_and_width
-from focalnet_jax.models import FocalNet, count_multiply_adds, create_model
-from focalnet_jax.preprocessing import Preprocessing
+from focalnet_jax.models import FocalNet, create_model
 from focalnet_jax.tasks.augment import ERASING_MODES, Mixing, RandomErasing
 from focalnet_jax.tasks.base import (
     Batch,
@@ -33,8 +25,6 @@ from focalnet_jax.tasks.base import (
     Keys,
     Loss,
     Metric,
-    Split,
-    Splits,
     Variables,
 )
 from focalnet_jax.tasks.classes import (
@@ -43,26 +33,11 @@ from focalnet_jax.tasks.classes import (
     class_differences,
 )
 from focalnet_jax.tasks.examples import EvalExample, TrainExample
-from focalnet_jax.tasks.images import (
-    IMAGE_FIELDS,
-    MODEL_FIELDS,
-    OF_HEADS,
-    DataSets,
-    data_sets_of,
-    eval_transform_of,
-    model_of,
-    model_overrides,
-    normalize,
-    preprocessing_of,
-    train_transform_of,
-)
+from focalnet_jax.tasks.image_task import ImageTask, image_task_arguments
+from focalnet_jax.tasks.images import IMAGE_FIELDS, MODEL_FIELDS, model_of
 from focalnet_jax.tasks.losses import cross_entropy
 from focalnet_jax.values import SHARE, Number, Text
-from focalnet_jax.weights.description import (
-    HEAD_OPTIONS,
-    ModelDescription,
-    model_differences,
-)
+from focalnet_jax.weights.description import CLASSIFICATION
 
 METRICS = {
     "top1": Metric("top-1", "{:.2%}", higher_is_better=True, picture="accuracy"),
@@ -109,86 +84,55 @@ FIELDS: Fields = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Classification:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classification(ImageTask):
     """Classification as the trainer sees it: see `tasks.base.Task`.
 
-    Attributes:
+    Attributes, beside those of `ImageTask`:
       model: with a head.
-      model_name, model_overrides: what `create_model` makes it of.
-      preprocessing: of images for evaluation; training has its statistics and size.
-      train_transform, eval_transform: of images on the host.
-      data_sets: what it is trained and tested on; None where no data is needed.
       label_smoothing: as in `cross_entropy`.
       erasing: applied to the normalised images in training, if given.
       mixing: applied after it to images and labels, if given.
     """
 
     model: FocalNet
-    model_name: str
-    model_overrides: dict[str, Any]
-    preprocessing: Preprocessing
-    train_transform: TrainTransform
-    eval_transform: EvalTransform
-    data_sets: DataSets | None = None
     label_smoothing: float = 0.0
     erasing: RandomErasing | None = None
     mixing: Mixing | None = None
 
-    name = "classification"
-    unit = "images"
+    name = CLASSIFICATION
     metrics = METRICS
     random_streams = ("drop_path", "dropout", "erasing", "mixing")
-    new = OF_HEADS
-
-    @property
-    def title(self) -> str:
-        return self.model_name
 
     @property
     def batch(self) -> dict[str, BatchArray]:
-        sides = height_and_width(self.preprocessing.image_size)
-        return {
-            "image": BatchArray((*sides, 3), np.uint8, ("height", "width", None)),
-            "label": BatchArray((), np.int32),
-        }
+        return super().batch | {"label": BatchArray((), np.int32)}
 
-    @property
-    def multiply_adds(self) -> int:
-        return count_multiply_adds(self.model, self.preprocessing.image_size)
+    def train_example(self, source: Source) -> TrainExample:
+        return TrainExample(self.train_transform, source.labels(self.model.num_classes))
 
-    def open(self, *, train: bool) -> Splits:
+    def eval_example(self, source: Source) -> EvalExample:
+        return EvalExample(self.eval_transform, source.labels(self.model.num_classes))
+
+    def check_data(
+        self, train_source: Source | None, test_source: Source
+    ) -> tuple[str, ...]:
         num_classes = self.model.num_classes
-        assert self.data_sets is not None  # It is where there is data to open.
-        if train:
-            image_operations(self.train_transform.pixels)  # Are its libraries there?
-            train_source = self.data_sets.open("train_split")
-        test_source = self.data_sets.open("test_split")
         check_labels_fit(test_source, num_classes)
-        example = EvalExample(self.eval_transform, test_source.labels(num_classes))
-        test = Split(test_source, example)
-        if not train:
-            return Splits(None, test, test_source.remarks)
+        if train_source is None:
+            return ()
         check_trainable(train_source, test_source)
         check_labels_fit(train_source, num_classes)
-        # A folder may be the one and the other.
-        remarks = tuple(dict.fromkeys(train_source.remarks + test_source.remarks))
-        if num_classes > (train_source.num_classes or num_classes):
-            remarks += (
-                f"the model has {num_classes:,} classes, of which {train_source.name} "
-                f"has {train_source.num_classes:,}",
-            )
-        example = TrainExample(self.train_transform, train_source.labels(num_classes))
-        return Splits(Split(train_source, example), test, remarks)
-
-    def init(self, key: jax.Array) -> Variables:
-        sides = height_and_width(self.preprocessing.image_size)
-        channels = self.model.encoder.in_channels
-        return self.model.init(key, jnp.zeros((1, *sides, channels)))
+        if num_classes <= (train_source.num_classes or num_classes):
+            return ()
+        return (
+            f"the model has {num_classes:,} classes, of which {train_source.name} has "
+            f"{train_source.num_classes:,}",
+        )
 
     def prepare(self, batch: Batch, keys: Keys) -> Batch:
         """Normalises, erases and mixes: float `image`, and `target` for the loss."""
-        images, targets = self._normalize(batch["image"]), batch["label"]
+        images, targets = self.normalize(batch["image"]), batch["label"]
         if self.erasing is not None:
             images = self.erasing(images, keys["erasing"])
         if self.mixing is not None:
@@ -197,20 +141,15 @@ class Classification:
         return {"image": images, "target": targets}
 
     def loss(self, variables: Variables, batch: Batch, keys: Keys) -> Loss:
-        rngs = {name: keys[name] for name in ("drop_path", "dropout")}
-        # A FocalNet has no running averages, but an operator of one's own may.
-        averages = ["batch_stats"] if "batch_stats" in variables else []
-        (logits, _), new = self.model.apply(
-            variables, batch["image"], train=True, rngs=rngs, mutable=averages
-        )
+        logits, batch_stats = self.apply_in_training(variables, keys, batch["image"])
         losses = cross_entropy(
             logits, batch["target"], label_smoothing=self.label_smoothing
         )
-        return Loss(losses.sum(), weight=losses.size, batch_stats=new.get("batch_stats"))
+        return Loss(losses.sum(), weight=losses.size, batch_stats=batch_stats)
 
     def predict(self, variables: Variables, batch: Batch) -> jax.Array:
         """Logits `[b, num_classes]`."""
-        images = self._normalize(batch["image"])
+        images = self.normalize(batch["image"])
         logits, _ = self.model.apply(variables, images, train=False)
         return logits
 
@@ -222,28 +161,12 @@ class Classification:
     ) -> Accuracy:
         return Accuracy(predict, make_batches, subset=source.subset)
 
-    def depth_of(self, name: str) -> int:
-        return self.model.encoder.depth_of(name)
-
     def description(self, source: Source) -> dict[str, Any]:
-        return ModelDescription(
-            name=self.model_name,
-            overrides=self.model_overrides,
-            preprocessing=self.preprocessing,
-            classes=source.class_names,
-        ).to_json()
+        return super().description(source) | {"classes": source.class_names}
 
     def differences(self, directory: epath.Path, source: Source | None) -> list[str]:
-        differences = model_differences(directory, self.model)
-        if source is None:
-            for option in HEAD_OPTIONS:
-                differences.pop(option, None)
-        lines = [f"model.{option}: {text}" for option, text in differences.items()]
+        lines = super().differences(directory, source)
         return lines if source is None else lines + class_differences(directory, source)
-
-    def _normalize(self, images: jax.Array) -> jax.Array:
-        mean, std = self.preprocessing.mean, self.preprocessing.std
-        return normalize(images, mean=mean, std=std)
 
 
 def make(config: ConfigDict) -> Classification:
@@ -255,15 +178,9 @@ def make(config: ConfigDict) -> Classification:
     model = model_of(config, create_model)
     if not model.num_classes:
         raise SetupError("model.num_classes=0 makes no classifier: nothing to train")
-    preprocessing = preprocessing_of(config)
     return Classification(
         model=model,
-        model_name=config.model.name,
-        model_overrides=model_overrides(config),
-        preprocessing=preprocessing,
-        train_transform=train_transform_of(config),
-        eval_transform=eval_transform_of(config),
-        data_sets=data_sets_of(config),
+        **image_task_arguments(config),
         label_smoothing=config.label_smoothing,
         erasing=_erasing_of(config),
         mixing=_mixing_of(config),

@@ -7,59 +7,24 @@ learnt token, and the loss is the mean absolute error of their pixels. No labels
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
-from focalnet_jax.data import (
-    EvalTransform,
-    Source,
-    TrainTransform,
-    image_operations,
-)
+from focalnet_jax.data import Source
 from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Mean
 from focalnet_jax.fields import Field, Fields
 from focalnet_jax.image_size import height_and_width
-from focalnet_jax.models import MaskedFocalNet, count_multiply_adds, create_masked_model
+from focalnet_jax.models import MaskedFocalNet, create_masked_model
 from focalnet_jax.models.modulation import per_axis
-from focalnet_jax.preprocessing import Preprocessing
-from focalnet_jax.tasks.base import (
-    Batch,
-    BatchArray,
-    Keys,
-    Loss,
-    Metric,
-    Split,
-    Splits,
-    Variables,
-)
+from focalnet_jax.tasks.base import Batch, Keys, Loss, Metric, Variables
 from focalnet_jax.tasks.examples import EvalImage, TrainImage
-from focalnet_jax.tasks.images import (
-    IMAGE_FIELDS,
-    MODEL_FIELDS,
-    OF_HEADS,
-    DataSets,
-    data_sets_of,
-    eval_transform_of,
-    model_of,
-    model_overrides,
-    normalize,
-    preprocessing_of,
-    train_transform_of,
-)
+from focalnet_jax.tasks.image_task import ImageTask, image_task_arguments
+from focalnet_jax.tasks.images import IMAGE_FIELDS, MODEL_FIELDS, model_of
 from focalnet_jax.values import Number, Whole
-from focalnet_jax.weights.description import (
-    HEAD_OPTIONS,
-    MASKED_IMAGE_MODELING,
-    RECONSTRUCT,
-    ModelDescription,
-    model_differences,
-)
+from focalnet_jax.weights.description import MASKED_IMAGE_MODELING, RECONSTRUCT
 
 METRICS = {"loss": Metric("loss", "{:.4f}", higher_is_better=False, picture="loss")}
 
@@ -115,87 +80,47 @@ class RandomMask:
         return jax.vmap(draw)(keys)
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskedImageModeling:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedImageModeling(ImageTask):
     """Masked image modelling as the trainer sees it: see `tasks.base.Task`.
 
-    Attributes:
+    Attributes, beside those of `ImageTask`:
       model: paints images.
-      model_name, model_overrides: what `create_masked_model` makes it of.
-      preprocessing: of images for evaluation; training has its statistics and size.
-      train_transform, eval_transform: of images on the host.
       random_mask: says what is hidden.
-      data_sets: what it is trained and tested on; None where no data is needed.
     """
 
     model: MaskedFocalNet
-    model_name: str
-    model_overrides: dict[str, Any]
-    preprocessing: Preprocessing
-    train_transform: TrainTransform
-    eval_transform: EvalTransform
     random_mask: RandomMask
-    data_sets: DataSets | None = None
 
     name = MASKED_IMAGE_MODELING
-    unit = "images"
     metrics = METRICS
     random_streams = ("drop_path", "dropout", "mask")
-    new = OF_HEADS
 
     @property
     def title(self) -> str:
         return f"{self.model_name}, masked"
 
-    @property
-    def batch(self) -> dict[str, BatchArray]:
-        sides = height_and_width(self.preprocessing.image_size)
-        return {"image": BatchArray((*sides, 3), np.uint8, ("height", "width", None))}
+    def train_example(self, source: Source) -> TrainImage:
+        return TrainImage(self.train_transform)
 
-    @property
-    def multiply_adds(self) -> int:
-        return count_multiply_adds(self.model, self.preprocessing.image_size)
-
-    def open(self, *, train: bool) -> Splits:
-        assert self.data_sets is not None  # It is where there is data to open.
-        if train:
-            image_operations(self.train_transform.pixels)  # Are its libraries there?
-            train_source = self.data_sets.open("train_split")
-        test_source = self.data_sets.open("test_split")
-        test = Split(test_source, EvalImage(self.eval_transform))
-        if not train:
-            return Splits(None, test, test_source.remarks)
-        remarks = tuple(dict.fromkeys(train_source.remarks + test_source.remarks))
-        example = TrainImage(self.train_transform)
-        return Splits(Split(train_source, example), test, remarks)
-
-    def init(self, key: jax.Array) -> Variables:
-        sides = height_and_width(self.preprocessing.image_size)
-        return self.model.init(key, jnp.zeros((1, *sides, 3)))
+    def eval_example(self, source: Source) -> EvalImage:
+        return EvalImage(self.eval_transform)
 
     def prepare(self, batch: Batch, keys: Keys) -> Batch:
         """Normalises, and draws what is hidden: float `image` and bool `hidden`."""
-        images = self._normalize(batch["image"])
+        images = self.normalize(batch["image"])
         own_keys = jax.random.split(keys["mask"], len(images))
         return {"image": images, "hidden": self.random_mask(own_keys)}
 
     def loss(self, variables: Variables, batch: Batch, keys: Keys) -> Loss:
-        rngs = {name: keys[name] for name in ("drop_path", "dropout")}
-        averages = ["batch_stats"] if "batch_stats" in variables else []
-        (painted, _), new = self.model.apply(
-            variables,
-            batch["image"],
-            batch["hidden"],
-            train=True,
-            rngs=rngs,
-            mutable=averages,
-        )
-        errors = hidden_errors(batch["image"], painted, batch["hidden"])
-        return Loss(errors.sum(), weight=errors.size, batch_stats=new.get("batch_stats"))
+        images, hidden = batch["image"], batch["hidden"]
+        painted, batch_stats = self.apply_in_training(variables, keys, images, hidden)
+        errors = hidden_errors(images, painted, hidden)
+        return Loss(errors.sum(), weight=errors.size, batch_stats=batch_stats)
 
     def predict(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
         """The loss of each image, `[b]`, with a mask that belongs to its record."""
-        images = self._normalize(batch["image"])
+        images = self.normalize(batch["image"])
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["id"])
         hidden = self.random_mask(keys)
         painted, _ = self.model.apply(variables, images, hidden, train=False)
@@ -210,25 +135,7 @@ class MaskedImageModeling:
         return Mean(predict, make_batches)
 
     def depth_of(self, name: str) -> int:
-        return 0 if name == "mask_token" else self.model.encoder.depth_of(name)
-
-    def description(self, source: Source) -> dict[str, Any]:
-        return ModelDescription(
-            name=self.model_name,
-            overrides=self.model_overrides | {RECONSTRUCT: True},
-            preprocessing=self.preprocessing,
-        ).to_json()
-
-    def differences(self, directory: epath.Path, source: Source | None) -> list[str]:
-        differences = model_differences(directory, self.model)
-        if source is None:
-            for option in HEAD_OPTIONS:
-                differences.pop(option, None)
-        return [f"model.{option}: {text}" for option, text in differences.items()]
-
-    def _normalize(self, images: jax.Array) -> jax.Array:
-        mean, std = self.preprocessing.mean, self.preprocessing.std
-        return normalize(images, mean=mean, std=std)
+        return 0 if name == "mask_token" else super().depth_of(name)
 
 
 def hidden_errors(images: jax.Array, painted: jax.Array, hidden: jax.Array) -> jax.Array:
@@ -259,13 +166,8 @@ def make(config: ConfigDict) -> MaskedImageModeling:
     model = model_of(config, create_masked_model)
     return MaskedImageModeling(
         model=model,
-        model_name=config.model.name,
-        model_overrides=model_overrides(config),
-        preprocessing=preprocessing_of(config),
-        train_transform=train_transform_of(config),
-        eval_transform=eval_transform_of(config),
         random_mask=_random_mask_of(config, model),
-        data_sets=data_sets_of(config),
+        **image_task_arguments(config, fixed={RECONSTRUCT: True}),
     )
 
 

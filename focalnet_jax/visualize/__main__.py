@@ -71,8 +71,9 @@ def main(argv: list[str] | None = None) -> None:
         "gates": draw_gates(inside, blocks),
         "modulators": draw_modulators(inside),
         "receptive_fields": draw_receptive_fields(inside, fields, at=args.at),
-        "kernels": draw_kernels(depthwise_kernels(net.params)),
     }
+    if kernels := depthwise_kernels(net.params):  # Other operators may have none.
+        figures["kernels"] = draw_kernels(kernels)
     text = hover_page(
         inside,
         title=os.fsencode(image.name).decode(errors="replace"),

@@ -4,19 +4,20 @@ They have no background, and a grey that can be read on white and on black, so t
 fit on pages of both kinds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
 
-from focalnet_jax.errors import counted
+from focalnet_jax.errors import SetupError, counted
 from focalnet_jax.pages import SIGNED, UNSIGNED, Figure
 from focalnet_jax.visualize.inside import BlockMaps, Inside, place
 
 INK = "#777777"
-_TILE = 1.9  # inches
+_TILE = 1.9  # the width of an image in inches
 _MOST_BLOCKS = 8  # of a stage, in a row
 _MOST_KERNELS = 7  # of a level, in a row
+_LONGEST = 4  # a kernel with a greater ratio of its sides is not drawn to scale
 _DARKEST = -4  # the power of ten that is black, beside the greatest gradient
 
 
@@ -28,22 +29,25 @@ def draw_gates(inside: Inside, blocks: Sequence[BlockMaps] | None = None) -> Fig
     Args:
       inside: from `look_inside`.
       blocks: those that are drawn; None for the last block of each stage.
+
+    Raises:
+      SetupError: no blocks are given.
     """
     blocks = inside.last_blocks() if blocks is None else blocks
+    check_any(blocks, "blocks")
     levels = max(block.gates.shape[-1] for block in blocks)
-    figure, axes = _grid(len(blocks), levels + 1, "Gates by level")
+    figure, axes = _grid_for(inside, len(blocks), levels + 1, "Gates by level")
     for row, block in zip(axes, blocks):
         most = max(np.abs(block.gates).max(), np.finfo(np.float32).tiny)
         _show(row[0], inside.pixels, title=_title(block))
-        for level in range(block.gates.shape[-1]):
-            is_global = level == block.gates.shape[-1] - 1
+        for level, name in enumerate(block.level_names):
             _show(
                 row[level + 1],
                 block.gates[..., level],
                 cmap=SIGNED,
                 vmin=-most,
                 vmax=most,
-                title="global" if is_global else f"level {level + 1}",
+                title=name,
             )
         figure.colorbar(row[block.gates.shape[-1]].images[0], ax=list(row), pad=0.01)
     return _with_grey_text(figure)
@@ -58,7 +62,7 @@ def draw_modulators(inside: Inside) -> Figure:
     stages = range(inside.blocks[-1].stage + 1)
     rows = [_spread([b for b in inside.blocks if b.stage == stage]) for stage in stages]
     columns = max(len(row) for row in rows) + 1
-    figure, axes = _grid(len(rows), columns, "Norm of the modulator")
+    figure, axes = _grid_for(inside, len(rows), columns, "Norm of the modulator")
     grey = inside.pixels.mean(-1)
     for row, (blocks, stride) in enumerate(zip(rows, inside.strides)):
         _show(axes[row, 0], inside.pixels, title=f"stage{row}")
@@ -78,7 +82,7 @@ def draw_modulators(inside: Inside) -> Figure:
     return _with_grey_text(figure)
 
 
-def draw_kernels(kernels: Mapping[str, Sequence[np.ndarray]]) -> Figure:
+def draw_kernels(kernels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Draws depthwise kernels of the last block of each stage, a row for each level.
 
     The first column has the mean of the absolute weights over all channels, and the
@@ -86,22 +90,30 @@ def draw_kernels(kernels: Mapping[str, Sequence[np.ndarray]]) -> Figure:
 
     Args:
       kernels: from `depthwise_kernels`.
+
+    Raises:
+      SetupError: there are none.
     """
     last = {name.partition("/")[0]: name for name in kernels}.values()
-    levels = [(name, level) for name in last for level in range(len(kernels[name]))]
+    levels = [(name, level) for name in last for level in kernels[name]]
+    check_any(levels, "depthwise kernels")
     columns = _MOST_KERNELS + 1
-    figure, axes = _grid(len(levels), columns, "Depthwise kernels", tile=1.0, text=0)
+    figure, axes = _grid(len(levels), columns, "Depthwise kernels", tile=(1, 1), text=0)
     for row, (name, level) in zip(axes, levels):
         kernel = kernels[name][level]
-        title = f"{name}\nlevel {level + 1}, {kernel.shape[0]} x {kernel.shape[1]}"
-        _show(row[0], np.abs(kernel).mean(-1), cmap=UNSIGNED, vmin=0)
+        title = f"{name}\n{level}, {kernel.shape[0]} x {kernel.shape[1]}"
+        # A causal global level has one column of many rows.
+        is_long = max(kernel.shape[:2]) > _LONGEST * min(kernel.shape[:2])
+        aspect = "auto" if is_long else "equal"
+        _show(row[0], np.abs(kernel).mean(-1), cmap=UNSIGNED, vmin=0, aspect=aspect)
         row[0].text(
             -0.15, 0.5, title, transform=row[0].transAxes, ha="right", va="center", size=8
         )
         strength = np.square(kernel).sum((0, 1))
         for tile, channel in zip(row[1:], np.argsort(-strength, kind="stable")):
             most = max(np.abs(kernel[..., channel]).max(), np.finfo(np.float32).tiny)
-            _show(tile, kernel[..., channel], cmap=SIGNED, vmin=-most, vmax=most)
+            values = kernel[..., channel]
+            _show(tile, values, cmap=SIGNED, vmin=-most, vmax=most, aspect=aspect)
     axes[0, 0].set_title("mean of |weight|", size=8)
     axes[0, 1].set_title("strongest", size=8)
     return _with_grey_text(figure)
@@ -119,9 +131,13 @@ def draw_receptive_fields(
       inside: from `look_inside`.
       fields: from `receptive_fields`, for the same image.
       at: as it was given to `receptive_fields`; a cross marks it.
+
+    Raises:
+      SetupError: no fields are given, or `at` is no pixel of the image.
     """
+    check_any(fields, "receptive fields")
     row, column = place(inside.pixels.shape[:2], at)
-    figure, axes = _grid(1, len(fields) + 1, "Effective receptive field")
+    figure, axes = _grid_for(inside, 1, len(fields) + 1, "Effective receptive field")
     _show(axes[0, 0], inside.pixels, title="image")
     axes[0, 0].plot(column, row, marker="+", color=INK, markersize=12)
     for tile, (name, field) in zip(axes[0, 1:], fields.items()):
@@ -135,6 +151,12 @@ def draw_receptive_fields(
     return _with_grey_text(figure)
 
 
+def check_any(things: Sized, noun: str) -> None:
+    """Raises SetupError if there is nothing to draw; the noun is a plural."""
+    if not len(things):
+        raise SetupError(f"no {noun} are given, so there is nothing to draw")
+
+
 def half_radius(field: np.ndarray) -> float:
     """The distance in pixels from the centre of mass within which half of it lies."""
     rows, columns = np.indices(field.shape)
@@ -146,17 +168,38 @@ def half_radius(field: np.ndarray) -> float:
     return float(distances[order][min(np.searchsorted(shares, 0.5), shares.size - 1)])
 
 
-def _grid(
-    rows: int, columns: int, title: str, *, tile: float = _TILE, text: float = 0.25
+def _grid_for(
+    inside: Inside, rows: int, columns: int, title: str
 ) -> tuple[Figure, np.ndarray]:
-    """A figure and `[rows, columns]` axes without frames or numbers; sizes in inches."""
-    size = columns * tile + 0.8, rows * (tile + text) + 0.6
+    """As `_grid`, with tiles of the shape of the image, unless it is very long."""
+    height, width, _ = inside.pixels.shape
+    sides = _TILE * min(max(height / width, 0.25), 2), _TILE
+    return _grid(rows, columns, title, tile=sides)
+
+
+def _grid(
+    rows: int,
+    columns: int,
+    title: str,
+    *,
+    tile: tuple[float, float],
+    text: float = 0.25,
+) -> tuple[Figure, np.ndarray]:
+    """A figure and `[rows, columns]` axes without frames or numbers.
+
+    Args:
+      rows, columns: of axes.
+      title: of the figure.
+      tile: height and width of axes, in inches.
+      text: the height of the text above axes, in inches.
+    """
+    size = columns * tile[1] + 0.8, rows * (tile[0] + text) + 0.6
     figure = Figure(figsize=size, layout="constrained", facecolor="none")
     figure.suptitle(title, size=11)
     axes = figure.subplots(rows, columns, squeeze=False)
-    for tile in axes.flat:
-        tile.set(xticks=[], yticks=[], facecolor="none")
-        tile.set_frame_on(False)
+    for each in axes.flat:
+        each.set(xticks=[], yticks=[], facecolor="none")
+        each.set_frame_on(False)
     return figure, axes
 
 

@@ -37,11 +37,6 @@ function options(select, names) {
 
 const current = () => blocks[element("block").value];
 
-function levelNames(block) {
-  return Array.from({ length: block.levels }, (_, level) =>
-    level === block.levels - 1 ? "global" : `level ${level + 1}`);
-}
-
 // The row of the arrays of a block for a pixel; the last one where pixels are left out.
 function position(block, { row, column }) {
   const y = Math.min(Math.floor(row / block.stride[0]), block.height - 1);
@@ -75,7 +70,7 @@ function overlay(block, kind) {
     return { values, least: -1, most: 1, kind: "signed" };
   }
   const level = Number(kind);
-  for (let i = 0; i < count; i++) values[i] = block.gates[i * block.levels + level];
+  for (let i = 0; i < count; i++) values[i] = block.gates[i * block.levels.length + level];
   return { values, least: -block.most.gate, most: block.most.gate, kind: "signed" };
 }
 
@@ -118,11 +113,11 @@ function drawImage() {
 function drawGates() {
   const block = current();
   const { index, x, y } = position(block, place);
-  const gates = vector(block.gates, index, block.levels);
+  const gates = vector(block.gates, index, block.levels.length);
   const length = norm(vector(block.modulator, index, block.channels));
   element("where").textContent =
     `${block.name}, row ${y}, column ${x}: the modulator has a norm of ${length.toPrecision(3)}`;
-  element("gates").replaceChildren(...levelNames(block).map((name, level) => {
+  element("gates").replaceChildren(...block.levels.map((name, level) => {
     const share = 50 * Math.abs(gates[level]) / block.most.gate;
     const row = document.createElement("div");
     const bar = document.createElement("i");
@@ -200,7 +195,7 @@ look.addEventListener("keydown", (event) => {
 
 function changeBlock() {
   const chosen = element("overlay").value || "norm";
-  const levels = levelNames(current()).map((name, level) => new Option(`gate: ${name}`, level));
+  const levels = current().levels.map((name, level) => new Option(`gate: ${name}`, level));
   element("overlay").replaceChildren(
     new Option("norm of the modulator", "norm"),
     new Option("similarity to this place", "similarity"),

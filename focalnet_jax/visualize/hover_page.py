@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 
 from focalnet_jax.pages import SIGNED, UNSIGNED, Figure, colour_table, page
+from focalnet_jax.visualize.figures import check_any
 from focalnet_jax.visualize.inside import BlockMaps, Inside
 
 _BODY = """<style>{css}</style>
@@ -59,7 +60,11 @@ def hover_page(
       title: of the page.
       blocks: those that can be chosen on it; each adds `h * w * c` bytes, and a third.
       figures: pictures that stand below, by what they show.
+
+    Raises:
+      SetupError: no blocks are given.
     """
+    check_any(blocks, "blocks")
     image = io.BytesIO()
     PIL.Image.fromarray(inside.pixels).save(image, format="png")
     data = {
@@ -101,12 +106,12 @@ def _predictions(inside: Inside) -> str:
 
 
 def _block(block: BlockMaps, stride: tuple[int, int]) -> dict[str, object]:
-    height, width, levels = block.gates.shape
+    height, width, _ = block.gates.shape
     return {
         "name": block.name,
         "height": height,
         "width": width,
-        "levels": levels,
+        "levels": block.level_names,
         "channels": block.modulator.shape[-1],
         "stride": stride,
         "gates": _rounded(block.gates),

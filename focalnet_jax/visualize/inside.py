@@ -7,6 +7,7 @@ The paper shows gates by level, the norm of the modulator, and learnt kernels (a
 
 import dataclasses
 import functools
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.convert.infer import gated_levels
+from focalnet_jax.errors import SetupError, argument, counted, shown
 from focalnet_jax.models.modulation import per_axis
 from focalnet_jax.models.size import Model
 from focalnet_jax.preprocessing import Preprocessing
@@ -23,7 +25,7 @@ from focalnet_jax.pretrained import Prediction, Pretrained
 from focalnet_jax.trees import named_leaves
 
 _BLOCK = re.compile(r"(stage\d+/block\d+)/modulator")
-_KERNEL = re.compile(r"layers_(\d+)/blocks_(\d+)/modulation/focal_layers_(\d+)/kernel")
+_KERNEL = re.compile(r"(layers_(\d+)/blocks_(\d+)/modulation)/focal_layers_(\d+)/kernel")
 
 
 class BlockMaps(NamedTuple):
@@ -45,6 +47,12 @@ class BlockMaps(NamedTuple):
         return int(self.name.partition("/")[0].removeprefix("stage"))
 
     @property
+    def level_names(self) -> list[str]:
+        """What the levels of the gates are called, in their order."""
+        count = self.gates.shape[-1]
+        return [_level_name(level, count=count) for level in range(count)]
+
+    @property
     def norm(self) -> np.ndarray:
         """The length of the modulator at each position, `[h, w]`."""
         return np.linalg.norm(self.modulator, axis=-1)
@@ -54,6 +62,11 @@ class BlockMaps(NamedTuple):
         lengths = np.maximum(self.norm, np.finfo(np.float32).tiny)
         directions = self.modulator / lengths[..., None]
         return directions @ directions[row, column]
+
+
+def _level_name(level: int, *, count: int) -> str:
+    """The name of one of `count` levels, which are counted from 0."""
+    return "global" if level == count - 1 else f"level {level + 1}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +123,14 @@ def look_inside(net: Pretrained, image: Any, *, topk: int = 5) -> Inside:
 
 def check_can_look(model: Model) -> None:
     """Raises SetupError for a model whose blocks this can't show."""
-    encoder = model.encoder
-    if encoder.spatial_rank != 2:
+    _check_rank(model.encoder.spatial_rank)
+
+
+def _check_rank(spatial_rank: int) -> None:
+    if spatial_rank != 2:
         raise SetupError(
-            f"the model takes inputs of {encoder.spatial_rank} spatial axes, and only "
-            "nets for images can be looked into"
+            "only nets for images can be looked into, and the model takes inputs of "
+            f"{counted(spatial_rank, 'spatial axis', 'spatial axes')}"
         )
 
 
@@ -159,19 +175,34 @@ def block_maps(
     )
 
 
-def depthwise_kernels(params: Mapping[str, Any]) -> dict[str, list[np.ndarray]]:
-    """The learnt kernels of each block, `[k, k, c]` for each level, by the block's name.
+def depthwise_kernels(params: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+    """The learnt kernels of each block.
+
+        depthwise_kernels(net.params)["stage0/block1"]["level 1"]  # [k, k, c]
 
     Args:
       params: of a model for images.
+
+    Returns:
+      `float32 [height, width, c]` by the name of the block and that of the level. The
+      levels are `level 1` and so on; in a causal net there is `global`, too.
+
+    Raises:
+      SetupError: the kernels are not those of a model for images.
     """
-    found: dict[str, list[np.ndarray]] = {}
+    found: dict[str, dict[str, np.ndarray]] = {}
     leaves = named_leaves(params)
+    shapes = {path: np.shape(leaf) for path, leaf in leaves.items()}
     matches = filter(None, map(_KERNEL.fullmatch, leaves))
-    for match in sorted(matches, key=lambda match: [*map(int, match.groups())]):
-        stage, block, _ = match.groups()
+    for match in sorted(matches, key=lambda match: [*map(int, match.group(2, 3, 4))]):
+        modulation, stage, block, level = match.groups()
         kernel = np.asarray(leaves[match[0]], np.float32)
-        found.setdefault(f"stage{stage}/block{block}", []).append(kernel[:, :, 0])
+        _check_rank(kernel.ndim - 2)
+        # The mean of the global level has no kernel, but in causal nets it is none.
+        gated = gated_levels(shapes, modulation)
+        count = int(level) + 2 if gated is None else gated + 1
+        kernels = found.setdefault(f"stage{stage}/block{block}", {})
+        kernels[_level_name(int(level), count=count)] = kernel[:, :, 0]
     return found
 
 
@@ -192,7 +223,8 @@ def receptive_fields(
       `float32 [height, width]` by the name of the stage, such as `stage0`.
 
     Raises:
-      SetupError: the model is not for images, or there is no such pixel.
+      SetupError: the model is not for images, `at` is no pair of whole numbers, there is
+        no such pixel, or the gradients are NaN or infinity.
     """
     check_can_look(net.model)
     prepared = net.preprocessing(image)
@@ -207,10 +239,16 @@ def place(size: Sequence[int], at: Sequence[int] | None) -> tuple[int, int]:
     """A pixel of an image of that height and width; the middle if `at` is None.
 
     Raises:
-      SetupError: there is no such pixel.
+      SetupError: `at` is no pair of whole numbers, or there is no such pixel.
     """
     height, width = size
-    row, column = (height // 2, width // 2) if at is None else at
+    try:
+        row, column = (height // 2, width // 2) if at is None else map(operator.index, at)
+    except (TypeError, ValueError) as error:
+        raise SetupError(
+            f"{argument('at')}={shown(at)} is no place in an image: give the row and the "
+            "column of a pixel, two whole numbers such as (60, 120)"
+        ) from error
     if not (0 <= row < height and 0 <= column < width):
         raise SetupError(
             f"the place {row},{column} is outside of the image as the model is given it: "

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from etils import epath
 
-from focalnet_jax.errors import SetupError
+from focalnet_jax.errors import OptionError, SetupError, shown
 from focalnet_jax.models import create_backbone, create_masked_model, create_model
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
@@ -88,9 +88,20 @@ def create_of_any_kind(name: str, overrides: dict[str, Any]) -> Model:
     """Makes a backbone or a masked model if `overrides` has an option of one.
 
     Else it makes a classifier.
+
+    Raises:
+      OptionError, ValueError, TypeError: as the function that makes the model, and for
+        another value of `reconstruct` than True.
     """
-    if overrides.get(RECONSTRUCT) is True:
-        options = {k: v for k, v in overrides.items() if k != RECONSTRUCT}
+    if RECONSTRUCT in overrides:
+        options = dict(overrides)
+        if (value := options.pop(RECONSTRUCT)) is not True:
+            raise OptionError(
+                RECONSTRUCT,
+                f"={shown(value)} says of no kind of model: True is for masked image "
+                "modelling; for a classifier give num_classes in its place, for a "
+                "backbone out_stages",
+            )
         return create_masked_model(name, **options)
     is_backbone = BACKBONE_OPTIONS & overrides.keys()
     return (create_backbone if is_backbone else create_model)(name, **overrides)
@@ -163,15 +174,15 @@ def parse_description(text: str | bytes, *, origin: str) -> ModelDescription:
         preprocessing=Preprocessing.from_json(content),
         **{name: content[name] for name in content.keys() - names - {"task"}},
     )
+    try:
+        model = description.create()
+    except (TypeError, ValueError) as error:
+        raise SetupError(f"{origin}: {error}") from error
     if task != description.task:
         raise SetupError(
             f"{origin} is of the task {task!r}, and its overrides are of a model for "
             f"{description.task!r}"
         )
-    try:
-        model = description.create()
-    except (TypeError, ValueError) as error:
-        raise SetupError(f"{origin}: {error}") from error
     # A head may have more rows than its data set has classes.
     classes, rows = description.classes or [], getattr(model, "num_classes", 0)
     if len(classes) > rows:

@@ -170,7 +170,7 @@ def test_a_directory_can_be_changed_on_the_way(weights, model, capsys):
         (["weights.safetensors", "out", "--set=depth"], "OPTION=VALUE"),
         (
             ["weights.safetensors", "out", "--head=reset"],
-            "head='reset' needs num_classes",
+            "head='reset' needs num_classes for a classifier",
         ),
         (["weights.safetensors", "out", "--num-classes=7"], "head='reset'"),
         (["weights.safetensors", "out", "--head=in22k_to_in1k"], "has 5"),

@@ -181,3 +181,10 @@ def test_weights_of_transformers_come_back():
     again = create_masked_model(name, **overrides, param_dtype="float64")
     assert again.encoder.depths == model.encoder.depths
     jax.tree.map(np.testing.assert_array_equal, from_torch(tensors, model), params)
+
+
+def test_it_has_no_options_of_other_kinds():
+    with pytest.raises(TypeError, match="has no head, and so no num_classes: leave it"):
+        masked_model(num_classes=3)
+    with pytest.raises(TypeError, match="reconstruct"):
+        masked_model().clone(reconstruct=False)

@@ -16,7 +16,7 @@ from focalnet_jax.convert import to_torch
 from focalnet_jax.models.focalnet import FocalModulation
 from focalnet_jax.models.variants import VARIANTS
 from focalnet_jax.parity.compare import difference
-from focalnet_jax.tasks.classification import normalize
+from focalnet_jax.tasks.images import normalize
 from focalnet_jax.train import default_config
 from focalnet_jax.train.optimizer import make_optimizer
 from focalnet_jax.train.schedule import warmup_cosine

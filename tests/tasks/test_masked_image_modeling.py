@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from tiny import random_params, tiny_model
 
 from focalnet_jax import load_model
+from focalnet_jax.command_line import assigned
+from focalnet_jax.convert import to_torch
 from focalnet_jax.convert.__main__ import main as convert
+from focalnet_jax.convert.model_arguments import spell
+from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Mean
 from focalnet_jax.export import export_onnx, export_program
@@ -24,6 +29,7 @@ from focalnet_jax.train import (
     train,
 )
 from focalnet_jax.trees import named_leaves
+from focalnet_jax.weights.description import parse_description
 
 
 @pytest.fixture
@@ -212,6 +218,33 @@ def test_it_is_loaded_as_what_is_asked_for(pretrained):
     assert isinstance(backbone.model, FocalNetBackbone)
     with pytest.raises(SetupError, match="num_classes is for .* reconstruct for masked"):
         load_model(pretrained, num_classes=3, reconstruct=True)
+
+
+@pytest.mark.parametrize("value", [False, 1, "yes", None])
+def test_a_masked_model_is_not_half_one(pretrained, value):
+    problem = "reconstruct=.* says of no kind of model: True is for masked image"
+    with pytest.raises(SetupError, match=problem):
+        load_model(pretrained, reconstruct=value)
+    content = json.loads((pretrained / "model.json").read_text())
+    content["overrides"]["reconstruct"] = value
+    with pytest.raises(SetupError, match=f"model.json: {problem}"):
+        parse_description(json.dumps(content), origin="model.json")
+
+
+def test_a_classifier_becomes_one(tmp_path):
+    model = tiny_model()
+    tensors = to_torch(random_params(model, "float32"), model, dialect="timm")
+    write_weights(tmp_path / "a.safetensors", tensors)
+    with pytest.raises(SetupError, match="starts the model's decoder and mask token"):
+        load_model(tmp_path / "a.safetensors", reconstruct=True)
+    with pytest.raises(SetupError, match="or reconstruct=True for masked image") as error:
+        load_model(tmp_path / "a.safetensors", head="reset")
+    assert "--set=reconstruct=True" in error.value.spelt(spell, assigned)
+    net = load_model(tmp_path / "a.safetensors", **error.value.remedies)
+    assert isinstance(net.model, MaskedFocalNet)
+    assert {"decoder", "mask_token"} <= net.params.keys()
+    stem = tensors["stem.proj.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(net.params["patch_embed"]["proj"]["kernel"], stem)
 
 
 def test_it_is_converted_for_transformers(pretrained, tmp_path, capsys):

@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 from tiny import classification, tiny_model
 
-from focalnet_jax.tasks.classification import normalize
+from focalnet_jax.tasks.images import normalize
 from focalnet_jax.train.state import initial_state
 from focalnet_jax.train.step import make_predict, make_train_step
 
