@@ -39,11 +39,11 @@ def main() -> None:
     """Runs the command that `sys.argv` names, or says which ones there are."""
     make_lasting()
     name, *arguments = sys.argv[1:] or ["--help"]
-    command = parse([name]).command
-    module = COMMANDS[command]
-    command_line.call_as(f"{_PROGRAM} {command}", module=module)
+    given = parse([name]).command
+    for command, module in COMMANDS.items():  # A command's messages name others, too.
+        command_line.call_as(f"{_PROGRAM} {command}", module=module)
     sys.argv[1:] = arguments
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    runpy.run_module(COMMANDS[given], run_name="__main__", alter_sys=True)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

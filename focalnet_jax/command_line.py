@@ -3,7 +3,9 @@
 import argparse
 import contextlib
 import glob
+import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -31,14 +33,14 @@ _CALLED: dict[str, str] = {}
 
 
 def call_as(command: str, *, module: str) -> None:
-    """Has the help of a module's program call it by the command that was given."""
+    """Has help and messages call a module's program by the command that was given."""
     _CALLED[f"python -m {module}"] = command
 
 
 def as_called(text: str) -> str:
-    """A text of help, in which commands are spelt as they were given."""
+    """A text of help or a message, in which commands are spelt as they are given."""
     for usual, command in _CALLED.items():
-        text = text.replace(usual, command)
+        text = re.sub(rf"{re.escape(usual)}(?!\.?\w)", command, text)
     return text
 
 
@@ -72,6 +74,26 @@ def reads(values: Values) -> Callable[[str], Any]:
 
 whole = reads(Whole(0))
 positive = reads(Whole(1))
+
+
+def add_formats(parser: argparse.ArgumentParser, **meanings: str) -> None:
+    """Adds an option for each format of the output, of which one may be given.
+
+    Args:
+      parser: whose `format` is the name of the given one, or else None.
+      **meanings: the help of each, by its name.
+    """
+    formats = parser.add_mutually_exclusive_group()
+    for name, meaning in meanings.items():
+        formats.add_argument(
+            option(name), dest="format", action="store_const", const=name, help=meaning
+        )
+
+
+def leave_out_logs() -> None:
+    """Leaves out what Orbax logs: many lines, also of errors that it raises."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def option(name: str) -> str:
@@ -114,7 +136,7 @@ def run(
     except KeyboardInterrupt:
         sys.exit(interrupted)
     except SetupError as error:
-        sys.exit(f"error: {error.spelt(spell, assigned)}")
+        sys.exit(f"error: {as_called(error.spelt(spell, assigned))}")
     except OSError as error:
         sys.exit(f"error: {error}")
     sys.exit(0 if result is None or (result and not is_lost()) else 1)

@@ -67,3 +67,8 @@ def height_and_width(size: ImageSize) -> tuple[int, int]:
     """Both sides of a size."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
+
+
+def size_spelt(size: ImageSize) -> str:
+    """A size to read: `224 x 224`."""
+    return " x ".join(map(str, height_and_width(size)))

@@ -36,8 +36,7 @@ summary { cursor: pointer; margin: 1em 0 }
 @media (prefers-color-scheme: dark) {
   :root { --text: #ddd; --page: #16181b; --line: #3a3e44 }
   a { color: #8ab4f8 }
-  .texts td { text-align: left }
-.PASS { color: #5fcf86 } .FAIL { color: #ff7b89 } .bar { background: #4fa873 }
+  .PASS { color: #5fcf86 } .FAIL { color: #ff7b89 } .bar { background: #4fa873 }
   /* What is drawn in dark colours becomes light, and keeps its hues. */
   svg.figure { filter: invert(1) hue-rotate(180deg) }
 }

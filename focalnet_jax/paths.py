@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from focalnet_jax.errors import SetupError, first_line, shown
+from focalnet_jax.errors import SetupError, first_line, nearest, shown
 
 # The addresses that etils knows, if the library for them is there.
 BUCKETS = ("gs://", "s3://", "az://")
@@ -105,6 +105,21 @@ def local_path(path: epath.PathLike) -> pathlib.Path:
     return pathlib.Path(found)
 
 
+def given_name(path: str) -> str:
+    """The last name of a path as it is given, whatever a link of that name leads to."""
+    return os.path.basename(os.path.abspath(with_home(without_file_scheme(path))))
+
+
+def did_you_mean_beside(path: str | os.PathLike) -> str:
+    """`"; did you mean PATH?"` for the nearest of what lies where a path should."""
+    directory, name = os.path.split(os.fspath(path))
+    try:
+        near = nearest(name, os.listdir(directory or "."))
+    except OSError:
+        return ""
+    return f"; did you mean {os.path.join(directory, near)}?" if near else ""
+
+
 def path_exists(path: epath.Path) -> bool:
     """Whether there is something at a path.
 
@@ -122,8 +137,14 @@ def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a temporary path to write to, which is renamed to `path` on success.
 
     The caller writes a file or a directory. What was at `path` stays there until the
-    renaming, and it stays for good if the caller fails.
+    renaming, and it stays for good if the caller fails. An error of writing names `path`.
     """
+    with errors_named(path), _renamed_on_success(path) as aside:
+        yield aside
+
+
+@contextlib.contextmanager
+def _renamed_on_success(path: pathlib.Path) -> Iterator[pathlib.Path]:
     new_parents = [parent for parent in path.parents if not parent.exists()]
     # The end of the name is enough, so that a long name has room for more.
     aside = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name[-40:]}")
@@ -163,12 +184,12 @@ def write_whole(path: epath.Path, text: str) -> None:
     A bucket replaces files in one step by itself, and it cannot rename. On a disk the
     text is written to a temporary file, which is then renamed.
     """
-    with errors_named(path):
-        if is_remote(path):
+    if is_remote(path):
+        with errors_named(path):
             path.write_text(text, encoding="utf-8")
-            return
-        with written_aside(pathlib.Path(path)) as aside:
-            aside.write_text(text, encoding="utf-8")
+        return
+    with written_aside(pathlib.Path(path)) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -177,7 +198,8 @@ def errors_named(path: epath.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        # Those of a network, from which the file may come, are of classes of their own.
+        if type(error) is OSError and error.errno is not None and not error.filename:
             error.filename = os.fspath(path)
         raise
 

@@ -17,11 +17,8 @@ An image that can't be read is named and skipped, and the exit status is 1.
 import argparse
 import collections
 import concurrent.futures
-import csv
 import glob
-import io
 import json
-import logging
 import math
 import os
 import pathlib
@@ -39,9 +36,11 @@ from focalnet_jax.convert.model_arguments import (
     reading,
     spell,
 )
+from focalnet_jax.csv_lines import with_names
 from focalnet_jax.data.sources.listing import EXTENSIONS, images_and_directories
-from focalnet_jax.errors import SetupError, counted, first_line, nearest
+from focalnet_jax.errors import SetupError, counted, first_line
 from focalnet_jax.output import nobody_reads
+from focalnet_jax.paths import did_you_mean_beside
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.pretrained import Prediction, Pretrained, load_model
 
@@ -106,14 +105,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help=f"how many images are computed at a time; by default {_BATCH_SIZE}",
     )
-    formats = parser.add_mutually_exclusive_group()
-    for name, meaning in (
-        ("json", "print an object in a line for each image"),
-        ("csv", "print a line for each class, and a first line of names"),
-    ):
-        formats.add_argument(
-            f"--{name}", dest="format", action="store_const", const=name, help=meaning
-        )
+    command_line.add_formats(
+        parser,
+        json="print an object in a line for each image",
+        csv="print a line for each class, and a first line of names",
+    )
     parser.set_defaults(format="text")
     add_reading_arguments(parser)
     return parser.parse_args(argv)
@@ -153,7 +149,7 @@ def _files_of(argument: str) -> list[str]:
         if not files:
             raise SetupError(f"no image is named like {argument}{_ENDINGS}")
         return files
-    raise SetupError(f"there is no file {argument}{_nearest_file(argument)}")
+    raise SetupError(f"there is no file {argument}{did_you_mean_beside(argument)}")
 
 
 def _files_of_list(text: bytes) -> list[str]:
@@ -179,15 +175,6 @@ def _files_below(directory: str) -> list[str]:
         files += [os.path.join(place, name) for name in images]
         pending += [os.path.join(place, name) for name in reversed(directories)]
     return files
-
-
-def _nearest_file(path: str) -> str:
-    directory, name = os.path.split(path)
-    try:
-        near = nearest(name, os.listdir(directory or "."))
-    except OSError:
-        return ""
-    return f"; did you mean {os.path.join(directory, near)}?" if near else ""
 
 
 # --- What they show ----------------------------------------------------------
@@ -265,26 +252,17 @@ def _json() -> Callable[[Result], list[str]]:
 
 
 def _csv() -> Callable[[Result], list[str]]:
-    is_first = True
-
-    def write(result):
-        nonlocal is_first
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        if is_first:
-            writer.writerow(("image", "rank", *Prediction._fields))
-            is_first = False
-        for rank, prediction in enumerate(result.predictions, start=1):
-            writer.writerow((result.image, rank, *prediction))
-        return [file.getvalue().rstrip("\n")]
-
-    return write
+    return with_names(
+        lambda result: [
+            {"image": result.image, "rank": rank, **prediction._asdict()}
+            for rank, prediction in enumerate(result.predictions, start=1)
+        ]
+    )
 
 
 _WRITERS = {"text": _text, "json": _json, "csv": _csv}
 
 
 if __name__ == "__main__":
-    for name in ("absl", "asyncio"):  # Orbax logs many lines.
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    command_line.leave_out_logs()
     command_line.run(main, spell=spell)

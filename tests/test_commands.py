@@ -57,6 +57,9 @@ def test_a_command_gets_its_arguments_and_its_name(tmp_path):
     result = run("predict", "seven.png", "--weights=runs", directory=tmp_path)
     assert result.returncode == 1
     assert result.stderr == "error: there is no file seven.png\n"
+    # Messages name other commands as this one was called.
+    result = run("export", "net.pth", "--weights=runs", directory=tmp_path)
+    assert f"are written by {PROGRAM} convert\n" in result.stderr
 
 
 def test_training_is_a_command_as_well(tmp_path):

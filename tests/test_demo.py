@@ -163,7 +163,7 @@ def test_it_is_overwritten(files):
         (["site", "--runtime=photo.jpg"], "photo.jpg can't be read as the package"),
         (["site", "--runtime=there"], "there is not the package onnx.*-web .* lacks"),
         (["site", "--runtime=other.tgz"], "other.tgz is not the package onnxruntime-web"),
-        (["site", "--image-size=7"], "images of 7 x 7 pixels .* takes 8 x 8 or more"),
+        (["site", "--image-size=7"], "image_size=7 is too small for .* needs 8 x 8"),
         (["site", "--weights=without.safetensors"], "the model has no head"),
         (["site", "--weights=five.safetensors"], "takes 5 channels, and images"),
     ],

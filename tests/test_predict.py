@@ -110,6 +110,8 @@ def test_wrong_numbers_are_told(weights):
             net.predict(wrong)
     with pytest.raises(SetupError, match="no head"):
         run("a.png", "--set=num_classes=0")
+    with pytest.raises(SetupError, match="image_size=3 is too small .* needs 8 x 8"):
+        main(["a.png", f"--weights={weights}", "--image-size=3"])
 
 
 # --- The command -------------------------------------------------------------
@@ -168,6 +170,14 @@ def test_a_text_a_table_and_objects_say_the_same(weights, capsys):
     for line, p, row in zip(lines, flat, rows, strict=True):
         assert line.split(" %  ") == [f"  {100 * p['probability']:6.2f}", p["name"]]
         assert float(row["probability"]) == pytest.approx(p["probability"], rel=1e-4)
+
+
+def test_a_table_has_any_name(weights, capsys):
+    name = 'a "b",\r\n.png'
+    pathlib.Path("a.png").rename(name)
+    assert run(name, "--topk=2", "--csv")
+    rows = [*csv.DictReader(io.StringIO(capsys.readouterr().out, newline=""))]
+    assert [row["image"] for row in rows] == [name] * 2
 
 
 def test_what_can_not_be_read_is_named_and_skipped(weights, capsys, monkeypatch):

@@ -17,7 +17,6 @@ also holds the model's description and its preprocessing, which `load_model` rea
 """
 
 import argparse
-import logging
 import os
 import pathlib
 import re
@@ -127,6 +126,5 @@ def _check_destination(path: pathlib.Path, *, overwrite: bool) -> None:
 
 
 if __name__ == "__main__":
-    for name in ("absl", "asyncio"):  # Orbax logs many lines, also of errors it raises.
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    command_line.leave_out_logs()
     command_line.run(main, spell=spell)

@@ -20,12 +20,18 @@ from focalnet_jax.image_size import ImageSize, parse_image_size
 from focalnet_jax.values import SEED
 
 
-def add_reading_arguments(parser: argparse.ArgumentParser, *, head: bool = True) -> None:
+def add_reading_arguments(
+    parser: argparse.ArgumentParser,
+    *,
+    head: bool = True,
+    seed: str = "the seed of new parameters",
+) -> None:
     """Adds the options to a parser.
 
     Args:
       parser: that gets them.
       head: whether the one of the head is among them.
+      seed: the help of the one of the seed.
     """
     add = parser.add_argument
     add(
@@ -69,7 +75,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser, *, head: bool = True)
         type=command_line.reads(SEED),
         default=0,
         metavar="N",
-        help="the seed of new parameters",
+        help=seed,
     )
 
 

@@ -23,7 +23,7 @@ from focalnet_jax.convert.names import (
 )
 from focalnet_jax.convert.weight_files import read_weights
 from focalnet_jax.errors import SetupError, argument, counted, first_few, shown
-from focalnet_jax.image_size import ImageSize, height_and_width
+from focalnet_jax.image_size import ImageSize, height_and_width, size_spelt
 from focalnet_jax.models.size import Model
 from focalnet_jax.paths import (
     BUCKETS,
@@ -107,7 +107,8 @@ def read_weights_and_model(
 
     Raises:
       SetupError: there is nothing at `source`, it cannot be read, the weights are of
-        another architecture, or there is no such model.
+        another architecture, there is no such model, or it can't take images of this
+        size.
     """
     path, notes = _find_path(source)
     options = _with_head(reading, options or {})
@@ -134,6 +135,7 @@ def read_weights_and_model(
         model = create_of_any_kind(description.name, description.overrides)
     except (TypeError, ValueError) as error:
         raise SetupError(str(error)) from error
+    _check_image_size(description, model)
     description, more = _with_channels(description, model.encoder.in_channels)
     notes += more + _padding_notes(weights, model, description.preprocessing.image_size)
     return WeightsAndModel(weights, description, model, notes)
@@ -333,6 +335,18 @@ def _with_changes(
         classes=description.classes if keeps_head else None,
     )
     return changed, notes
+
+
+def _check_image_size(description: ModelDescription, model: Model) -> None:
+    """Raises SetupError for images that leave the last stage of a model no map."""
+    size, least = description.preprocessing.image_size, model.encoder.smallest_input()
+    if len(least) != 2:
+        return  # The model is for inputs that are no images.
+    if any(side < needed for side, needed in zip(height_and_width(size), least)):
+        raise SetupError(
+            f"{argument('image_size')}={size} is too small for {description.name}, which "
+            f"needs {size_spelt(least)} (or {argument('pad_to_patch')}=True)"
+        )
 
 
 def _with_channels(

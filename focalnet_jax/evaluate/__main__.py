@@ -19,11 +19,12 @@ authors publish, or DIR alone, if its name says which set it is. By default, all
     imagenet_sketch    ImageNet-Sketch
 
 A data set that is not here is named, with how to get it. The exit status is 1 if none is.
+All weights are loaded before the first are measured.
 """
 
 import argparse
-import logging
 import sys
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
@@ -38,6 +39,7 @@ from focalnet_jax.data import Source
 from focalnet_jax.errors import SetupError, arguments_spelt, counted
 from focalnet_jax.evaluate.data_sets import (
     DATA_SETS,
+    REAL,
     Asked,
     Opened,
     open_data,
@@ -46,6 +48,7 @@ from focalnet_jax.evaluate.data_sets import (
 from focalnet_jax.evaluate.measure import (
     Loading,
     Measured,
+    check_classes,
     check_counts_imagenet,
     measure,
 )
@@ -68,15 +71,18 @@ def main(argv: list[str] | None = None) -> bool:
     for data in opened:
         for remark in data.remarks:
             print(f"note: {remark}", file=sys.stderr)
-    if not any(data.source for data in opened):
+    is_any_here = any(data.source for data in opened)
+    if not is_any_here:
         _say_what_is_missing(opened)
-        return False
     command_line.find_devices()
+    nets = [_load(weights, opened, args) for weights in args.weights]
+    if not is_any_here:
+        return False
     lines = _LINES[args.format]() if args.format else None
     results: list[Result] = []
     try:
-        for weights in args.weights:
-            for result in _results_of(weights, opened, args):
+        for weights, net in zip(args.weights, nets):
+            for result in _results_of(net, weights, opened, args):
                 results.append(result)
                 for line in lines(result) if lines else ():
                     print(line, flush=True)
@@ -129,14 +135,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="how many damaged images may be left out; by default 0",
     )
-    formats = parser.add_mutually_exclusive_group()
-    for name, meaning in (
-        ("json", "print an object in a line for each model and data set"),
-        ("csv", "print lines of CSV, and a first line of names"),
-    ):
-        formats.add_argument(
-            f"--{name}", dest="format", action="store_const", const=name, help=meaning
-        )
+    command_line.add_formats(
+        parser,
+        json="print an object in a line for each model and data set",
+        csv="print lines of CSV, and a first line of names",
+    )
     add_reading_arguments(parser)
     return parser.parse_args(argv)
 
@@ -153,6 +156,10 @@ def _open(args: argparse.Namespace) -> list[Opened]:
     names = [each.name for each in asked]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise SetupError(f"--data has {twice[0]} twice: a table has one column of it")
+    if args.real is not None and not any(e.name == REAL and e.folder for e in asked):
+        raise SetupError(
+            f"--real={args.real} is for ReaL in a folder: give --data={REAL}=DIR, too"
+        )
     # `open_source` calls the data set and its parts by other names.
     with arguments_spelt(
         lambda name: command_line.option("data_dir" if name == "data_dir" else "data")
@@ -170,13 +177,24 @@ def _open_one(asked: Asked, args: argparse.Namespace) -> Opened:
         return Opened(asked.name, None, f"can't be used: {error.marked}")
 
 
-def _results_of(weights: str, opened: list[Opened], args: argparse.Namespace):
-    """Yields the results of a model, one after the other."""
+def _load(weights: str, opened: list[Opened], args: argparse.Namespace) -> Pretrained:
+    """Loads a model, and checks that its classes are those of the data sets."""
     net = load_model(weights, **vars(reading(args)), **model_options(args.set))
     try:
         check_counts_imagenet(net)
+        for data in opened:
+            if data.source is not None:
+                check_classes(net, data.source)
     except SetupError as error:
         raise SetupError(f"--weights={weights}: {error.marked}") from error
+    return net
+
+
+def _results_of(
+    net: Pretrained, weights: str, opened: list[Opened], args: argparse.Namespace
+) -> Iterator[Result]:
+    """Yields the results of a model, one after the other."""
+    size = net.preprocessing.image_size
     variant = variant_of(net.model)
     for data in opened:
         measured = None
@@ -185,10 +203,10 @@ def _results_of(weights: str, opened: list[Opened], args: argparse.Namespace):
         yield Result(
             weights=weights,
             variant=variant,
-            image_size=net.preprocessing.image_size,
+            image_size=size,
             data=data.name,
             measured=measured,
-            published=published(variant, data.name),
+            published=published(variant, data.name, image_size=size),
         )
 
 
@@ -227,6 +245,5 @@ def _say_what_is_missing(opened: list[Opened]) -> None:
 
 
 if __name__ == "__main__":
-    for name in ("absl", "asyncio"):  # Orbax logs many lines.
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    command_line.leave_out_logs()
     command_line.run(main, spell=spell)

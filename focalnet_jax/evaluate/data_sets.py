@@ -15,8 +15,19 @@ from focalnet_jax.data.sources.builders import open_builder
 from focalnet_jax.data.sources.imagenet import SUBSETS
 from focalnet_jax.data.sources.layout import FOLDER
 from focalnet_jax.data.sources.real import with_real_labels
-from focalnet_jax.errors import SetupError, argument, did_you_mean, first_few, nearest
-from focalnet_jax.paths import absolute_path, is_remote, with_home
+from focalnet_jax.errors import (
+    SetupError,
+    argument,
+    counted,
+    did_you_mean,
+    first_few,
+)
+from focalnet_jax.paths import (
+    absolute_path,
+    did_you_mean_beside,
+    is_remote,
+    with_home,
+)
 
 REAL = "imagenet2012_real"
 _REAL_FILE = "real.json"
@@ -126,6 +137,8 @@ def read_data(text: str) -> Asked:
     if equals:
         if name not in DATA_SETS:
             raise _unknown(name)
+        if not place:
+            raise SetupError(f"--data={text} names no folder: it is --data={name}=DIR")
         return Asked(name, _folder(place))
     if text in DATA_SETS:
         return Asked(text)
@@ -155,10 +168,7 @@ def _folder(place: str) -> pathlib.Path:
         raise SetupError(f"{place} is in a bucket: an image folder has to be on a disk")
     folder = pathlib.Path(path)
     if not folder.is_dir():
-        siblings = folder.parent.is_dir() and os.listdir(folder.parent)
-        near = nearest(folder.name, siblings or ())
-        hint = f"; did you mean {folder.with_name(near)}?" if near else ""
-        raise SetupError(f"there is no folder {folder}{hint}")
+        raise SetupError(f"there is no folder {folder}{did_you_mean_beside(folder)}")
     return folder
 
 
@@ -192,7 +202,9 @@ def open_data(
     source = dataclasses.replace(source, subset=SUBSETS.get(asked.name))
     if asked.name == REAL:
         beside = [place / _REAL_FILE for place in (folder, *folder.parents[:2])]
-        found = real or next((path for path in beside if path.is_file()), None)
+        found = real
+        if found is None:
+            found = next((str(path) for path in beside if path.is_file()), None)
         if found is None:
             how = f"is not here: get {data_set.archive}, and name it: --real=FILE"
             return Opened(asked.name, None, how)
@@ -210,10 +222,11 @@ def _checked(name: str, source: Source) -> Opened:
             f"{source.name} has {names}, which {data_set.title} lacks: it is another "
             "data set"
         )
-    if len(source) != data_set.images:
+    if (count := len(source)) != data_set.images:
+        part = "a part of it" if count < data_set.images else "more than that"
         remarks.append(
-            f"{source.name} has {len(source):,} images, and {data_set.title} has "
-            f"{data_set.images:,}: the accuracy is of a part of it"
+            f"{source.name} has {counted(count, 'image')}, and {data_set.title} has "
+            f"{data_set.images:,}: the accuracy is of {part}"
         )
     return Opened(name, source, remarks=tuple(remarks))
 

@@ -89,6 +89,12 @@ def check_counts_imagenet(net: Pretrained) -> None:
         )
 
 
+def check_classes(net: Pretrained, source: Source) -> None:
+    """Raises SetupError if the classes of a model are not those of a data set."""
+    if difference := difference_of_classes(net.classes, source):
+        raise SetupError(f"the model has other classes than {source.name}: {difference}")
+
+
 def measure(
     net: Pretrained,
     source: Source,
@@ -100,15 +106,13 @@ def measure(
 
     Args:
       net: predicts the classes of ImageNet-1K.
-      source: has labels of them.
+      source: has labels of them, in the same order; see `check_classes`.
       loading: how images are loaded.
       before_batch: called with the size of a batch before each.
 
     Raises:
-      SetupError: the classes of both differ, or more images are damaged than are allowed.
+      SetupError: more images are damaged than are allowed, or none counts.
     """
-    if difference := difference_of_classes(net.classes, source):
-        raise SetupError(f"the model has other classes than {source.name}: {difference}")
     task = _Task(net)
     labels = source.labels(net.model.num_classes)
     split = Split(source, EvalExample(net.preprocessing.transform(), labels))

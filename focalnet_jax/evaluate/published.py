@@ -4,12 +4,14 @@ import functools
 import importlib.resources
 from typing import NamedTuple
 
+from focalnet_jax.image_size import ImageSize
 from focalnet_jax.models import create_model, list_models
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
 from focalnet_jax.weights.description import FREE_OPTIONS
 
 _FILE = "published.tsv"
+_IMAGE_SIZE = 224  # All that is published there was measured on such images.
 
 
 class Published(NamedTuple):
@@ -25,8 +27,18 @@ class Published(NamedTuple):
     source: str
 
 
-def published(variant: str | None, data_set: str) -> list[Published]:
-    """What is published of a variant on a data set; the paper comes first."""
+def published(
+    variant: str | None, data_set: str, *, image_size: ImageSize = _IMAGE_SIZE
+) -> list[Published]:
+    """What is published of a variant on a data set; the paper comes first.
+
+    Args:
+      variant: the name of it; nothing is published of None.
+      data_set: the name of the data set.
+      image_size: of its images. Nothing is published of other sizes than 224.
+    """
+    if image_size != _IMAGE_SIZE:
+        return []
     return _table().get((variant or "", data_set), [])
 
 

@@ -1,11 +1,10 @@
 """What was measured, beside what is published: a table, lines of JSON or of CSV."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from focalnet_jax.csv_lines import with_names
 from focalnet_jax.evaluate.data_sets import DATA_SETS
 from focalnet_jax.evaluate.measure import Measured
 from focalnet_jax.evaluate.published import Published
@@ -28,7 +27,7 @@ class Result(NamedTuple):
       image_size: of the images.
       data: the name of the data set.
       measured: None if the data set is not here.
-      published: of the variant.
+      published: of the variant, on images of this size.
     """
 
     weights: str
@@ -57,7 +56,7 @@ def text_table(results: Sequence[Result], *, metric: str) -> str:
     for label, cells in rows.items():  # A row that was cut short has fewer.
         lines.append([label, *(cells.get(name, "") for name in names)])
     widths = [max(map(len, column)) for column in zip(*lines)]
-    title = f"top-{metric[-1]} in percent; in brackets what is published"
+    title = f"top-{metric[-1]} in percent; in brackets what is published for 224 pixels"
     text = [title, ""]
     for first, *others in lines:
         cells = [other.rjust(width) for other, width in zip(others, widths[1:])]
@@ -103,25 +102,17 @@ def as_json() -> Callable[[Result], list[str]]:
 
 
 def as_csv() -> Callable[[Result], list[str]]:
-    is_first = True
+    return with_names(_rows)
 
-    def write(result):
-        nonlocal is_first
-        entries = _entries(result)
-        published = entries.pop("published") or [{}]
-        rows = []
-        for each in published:
-            named = {f"published_{name}": each.get(name) for name in Published._fields}
-            rows.append(entries | named)
-        file = io.StringIO()
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        if is_first:
-            writer.writeheader()
-            is_first = False
-        writer.writerows(rows)
-        return file.getvalue().splitlines()
 
-    return write
+def _rows(result: Result) -> list[dict[str, Any]]:
+    """A row for each published number, or one without such a number."""
+    entries = _entries(result)
+    published = entries.pop("published") or [{}]
+    return [
+        entries | {f"published_{name}": each.get(name) for name in Published._fields}
+        for each in published
+    ]
 
 
 def _entries(result: Result) -> dict:

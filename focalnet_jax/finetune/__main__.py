@@ -17,6 +17,8 @@ field, as for main.py. docs/finetune.md says more.
 """
 
 import argparse
+import contextlib
+import copy
 import logging
 import pathlib
 import sys
@@ -35,13 +37,18 @@ from focalnet_jax.convert.model_arguments import (
     spell,
 )
 from focalnet_jax.errors import SetupError, arguments_spelt, counted, spelt
-from focalnet_jax.finetune.duration import measure_speed, seconds_of_run, time_spelt
+from focalnet_jax.finetune.duration import (
+    length_spelt,
+    measure_speed,
+    seconds_of_run,
+    time_spelt,
+)
 from focalnet_jax.finetune.plan import Plan, Request, make_plan
 from focalnet_jax.finetune.report import Outcome, chosen, commands, write_report
 from focalnet_jax.finetune.results import answers_of
-from focalnet_jax.finetune.workdir import undone_on_failure
-from focalnet_jax.image_size import height_and_width
-from focalnet_jax.paths import local_path
+from focalnet_jax.finetune.workdir import check_as_trained, undone_on_failure
+from focalnet_jax.image_size import height_and_width, size_spelt
+from focalnet_jax.paths import given_name, local_path
 from focalnet_jax.pretrained import load_model
 from focalnet_jax.tasks.base import Task
 from focalnet_jax.train import check_config, train
@@ -83,7 +90,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="the share of each class that is for testing, if there is no split; by "
         "default 0.2",
     )
-    add_reading_arguments(parser, head=False)
+    add_reading_arguments(
+        parser,
+        head=False,
+        seed="the seed of the run: of which images are for testing, of the order of the "
+        "others, and of new parameters",
+    )
     args = parser.parse_args(others)
     args.overrides = overrides
     return args
@@ -91,9 +103,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Trains, tests and reports; raises as `main`."""
+    if not args.images:
+        raise SetupError("DIR is empty: it is a directory with one for each class")
+    if args.workdir == "":
+        raise SetupError("--workdir is empty: it is the directory of the run")
     command_line.find_devices()
     root = local_path(args.images)
-    workdir = local_path(args.workdir or pathlib.Path("runs", root.name or "images"))
+    workdir = args.workdir or pathlib.Path("runs", given_name(args.images) or "images")
+    workdir = local_path(workdir)
     plan = make_plan(
         Request(
             root=root,
@@ -109,6 +126,8 @@ def run(args: argparse.Namespace) -> None:
     steps = total_steps(config, plan.split.count("train"))
     if not steps:
         raise SetupError("a run of no steps learns nothing: num_steps is 1 at least")
+    if _steps_done(workdir) >= steps:
+        check_as_trained(workdir, config)
     began = time.monotonic()
     with undone_on_failure(workdir):
         plan.write()
@@ -139,9 +158,8 @@ def _introduce(plan: Plan, config: ConfigDict, task: Task) -> None:
         f"{len(split.classes):,} classes: {', '.join(parts)}"
     )
     for remark in plan.remarks:
-        text = spelt(remark, spell, command_line.assigned)
-        print(text if text.startswith(" ") else f"note: {text}")
-    size = " x ".join(map(str, height_and_width(config.data.image_size)))
+        print(f"note: {spelt(remark, spell, command_line.assigned)}")
+    size = size_spelt(config.data.image_size)
     origin = plan.request.weights or "new weights"
     print(f"{task.title}, from {origin}, on images of {size} pixels")
     images, done = split.count("train"), _steps_done(plan.request.workdir)
@@ -152,18 +170,34 @@ def _introduce(plan: Plan, config: ConfigDict, task: Task) -> None:
         splits = task.open(train=True)
     speed = measure_speed(config, task, splits)
     seconds = seconds_of_run(config, speed, splits, steps=steps - done, all_steps=steps)
+    length = length_spelt(steps, batch_size=config.batch_size, images=images)
     goes_on = f", of which {done:,} are done" if done else ""
     print(
-        f"{steps * config.batch_size / images:.0f} epochs, {steps:,} steps of "
-        f"{counted(config.batch_size, 'image')}{goes_on}: about {time_spelt(seconds)} on "
-        f"this machine ({jax.devices()[0].device_kind}), after the compilation"
+        f"{length}{goes_on}: about {time_spelt(seconds)} on this machine "
+        f"({jax.devices()[0].device_kind}), after the compilation"
     )
-    if seconds > _LONG:
-        half = min(height_and_width(config.data.image_size)) // 2
-        print(
-            f"note: --image-size={half} makes that a quarter, and --config.num_epochs="
-            f"{max(config.num_epochs / 3, 1):.0f} a third"
-        )
+    # One that goes on stays as it was begun.
+    if seconds > _LONG and not done and (ways := _ways_to_shorten(plan)):
+        print(f"note: {', and '.join(ways)}")
+
+
+def _ways_to_shorten(plan: Plan) -> list[str]:
+    """What makes a run shorter, as the command line takes it."""
+    given = {name for name, _ in plan.request.overrides}
+    ways = []
+    smaller = copy.deepcopy(plan.config)
+    height, width = (side // 2 for side in height_and_width(smaller.data.image_size))
+    smaller.data.image_size = height, width
+    with contextlib.suppress(SetupError):  # So small images may not be allowed.
+        check_config(smaller)
+        is_field = "data.image_size" in given
+        option = "--config.data.image_size" if is_field else "--image-size"
+        size = height if height == width else f"{height}x{width}"
+        ways.append(f"{option}={size} makes that about a quarter")
+    field = "num_steps" if plan.config.num_steps else "num_epochs"
+    if third := int(plan.config[field] / 3):
+        ways.append(f"--config.{field}={third} makes that about a third")
+    return ways
 
 
 def _outcome(plan: Plan, config: ConfigDict, task: Task, *, seconds: float) -> Outcome:
@@ -178,14 +212,13 @@ def _outcome(plan: Plan, config: ConfigDict, task: Task, *, seconds: float) -> O
     results = answers_of(net, plan.request.root, tested, batch_size=config.batch_size)
     images = split.count("train")
     steps = total_steps(config, images)
-    size = " x ".join(map(str, height_and_width(config.data.image_size)))
     facts = {
         "images": f"{images + sum(map(split.count, ('val', 'test'))):,} of "
         f"{len(split.classes):,} classes",
-        "net": f"{task.title}, on images of {size} pixels",
+        "net": f"{task.title}, on images of "
+        f"{size_spelt(net.preprocessing.image_size)} pixels",
         "weights at the start": plan.request.weights or "new ones",
-        "trained": f"{steps:,} steps of {counted(config.batch_size, 'image')}, "
-        f"{steps * config.batch_size / images:.0f} epochs",
+        "trained": length_spelt(steps, batch_size=config.batch_size, images=images),
         "learning rate": f"{config.learning_rate:g}",
         "the last command took": time_spelt(seconds),
     }

@@ -65,8 +65,9 @@ def pace_of(images: int) -> _Pace:
 def batch_size_of(images: int, *, devices: int = 1) -> int:
     """The batch for a number of images to train on.
 
-    It is a power of two, such that an epoch has at least eight steps, and at most 64: the
-    learning rates below are for batches of this size. Several devices take a row each.
+    It is a power of two from 4 to 64, such that an epoch of 32 images or more has at
+    least eight steps: the learning rates below are for batches of this size. Fewer than 4
+    images are one batch. Several devices take as many rows each, so it may be rounded up.
     """
     power = 2 ** int(math.log2(max(images / 8, 1)))
     least = min(4, images)

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from focalnet_jax.data import BadRecordError
+from focalnet_jax.errors import counted
 from focalnet_jax.tasks.base import Split, Splits, Task
 
 # A step in place of a forward pass: the backward pass takes about twice as long, and the
@@ -65,6 +66,16 @@ def seconds_of_run(
     together = sum if jax.default_backend() == "cpu" else max
     return trained * together((step, speed.train_input)) + tested * together(
         (speed.forward, speed.eval_input)
+    )
+
+
+def length_spelt(steps: int, *, batch_size: int, images: int) -> str:
+    """The length of a run to read: `2.5 epochs, 1,200 steps of 8 images`."""
+    epochs = steps * batch_size / images
+    text = f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.2g}"
+    return (
+        f"{text} {'epoch' if text == '1' else 'epochs'}, {counted(steps, 'step')} of "
+        f"{counted(batch_size, 'image')}"
     )
 
 

@@ -9,7 +9,8 @@ import hashlib
 import os
 import pathlib
 import sys
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
@@ -22,7 +23,11 @@ from focalnet_jax.data.sources.layout import (
     link_as_split,
     use_of_split,
 )
-from focalnet_jax.errors import SetupError, first_few, first_line, nearest
+from focalnet_jax.errors import SetupError, first_few, first_line
+from focalnet_jax.paths import did_you_mean_beside
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # So many images are looked at without a bar.
 _FEW = 200
@@ -59,11 +64,11 @@ class Inspection(NamedTuple):
 
     Attributes:
       faults: what is wrong with an image that can't be used, by its file.
-      digests: of the bytes of all others, by file: equal ones are copies.
+      digests: the SHA-256 of all others, by file: equal ones are copies.
     """
 
     faults: dict[str, str]
-    digests: dict[str, bytes]
+    digests: dict[str, str]
 
 
 def list_images(root: pathlib.Path) -> Contents:
@@ -76,7 +81,7 @@ def list_images(root: pathlib.Path) -> Contents:
     if not root.is_dir():
         if root.exists():
             raise SetupError(f"{root} is a file: DIR is a directory with one per class")
-        raise SetupError(f"there is no directory {root}{_nearest_beside(root)}")
+        raise SetupError(f"there is no directory {root}{did_you_mean_beside(root)}")
     directories = _directories_of_splits(root)
     images, remarks = [], ()
     for split, directory in directories.items():
@@ -101,14 +106,6 @@ def list_images(root: pathlib.Path) -> Contents:
             "learns to tell at least two from each other, each in a directory of its own"
         )
     return contents
-
-
-def _nearest_beside(root: pathlib.Path) -> str:
-    try:
-        near = nearest(root.name, os.listdir(root.parent))
-    except OSError:
-        return ""
-    return f"; did you mean {root.parent / near}?" if near else ""
 
 
 def _directories_of_splits(root: pathlib.Path) -> dict[str | None, pathlib.Path]:
@@ -153,30 +150,66 @@ def _directories_of_splits(root: pathlib.Path) -> dict[str | None, pathlib.Path]
 _FOR = {"train": "training", "val": "choosing the best model", "test": "testing"}
 
 
-def inspect_images(root: pathlib.Path, images: list[Image]) -> Inspection:
+class _Found(NamedTuple):
+    """The digest of an image that can be used, or what is wrong with another one."""
+
+    digest: str = ""
+    fault: str = ""
+
+
+def inspect_images(root: pathlib.Path, images: Sequence[Image]) -> Inspection:
     """Reads and decodes all images, with a bar on a terminal if they are many."""
 
-    def inspect(image):
+    def inspect(image: Image) -> _Found:
         try:
             encoded = (root / image.file).read_bytes()
             decode(encoded)
         except BadRecordError as error:
-            return str(error)
+            return _Found(fault=str(error))
         except OSError as error:
-            return error.strerror or first_line(error)
-        return hashlib.sha256(encoded).digest()
+            return _Found(fault=error.strerror or first_line(error))
+        return _Found(digest=_digest(encoded))
 
-    faults: dict[str, str] = {}
-    digests: dict[str, bytes] = {}
+    results = _in_threads(inspect, images, title="looking at the images")
+    found = {image.file: result for image, result in zip(images, results)}
+    return Inspection(
+        faults={file: each.fault for file, each in found.items() if not each.digest},
+        digests={file: each.digest for file, each in found.items() if each.digest},
+    )
+
+
+def first_changed(root: pathlib.Path, digests: Mapping[str, str]) -> str | None:
+    """The first of some files whose contents are not those that it had; None if all are.
+
+    Args:
+      root: the folder that they lie in.
+      digests: the digest that `inspect_images` has found of each; an empty one fits all.
+    """
+
+    def is_same(file: str) -> bool:
+        try:
+            return digests[file] in ("", _digest((root / file).read_bytes()))
+        except OSError:
+            return False
+
+    results = _in_threads(is_same, [*digests], title="comparing the images")
+    return next((file for file, same in zip(digests, results) if not same), None)
+
+
+def _digest(encoded: bytes) -> str:
+    return hashlib.sha256(encoded).hexdigest()
+
+
+def _in_threads(
+    function: Callable[[T], R], items: Sequence[T], *, title: str
+) -> Iterator[R]:
+    """The results for all items, in their order; with a bar if they are many."""
     # One more than there are cores, since one may wait for a disk.
     with concurrent.futures.ThreadPoolExecutor((os.cpu_count() or 1) + 1) as pool:
-        found = tqdm(
-            pool.map(inspect, images),
-            desc="looking at the images",
-            total=len(images),
+        yield from tqdm(
+            pool.map(function, items),
+            desc=title,
+            total=len(items),
             leave=False,
-            disable=len(images) <= _FEW or not sys.stderr.isatty(),
+            disable=len(items) <= _FEW or not sys.stderr.isatty(),
         )
-        for image, result in zip(images, found):
-            (faults if isinstance(result, str) else digests)[image.file] = result
-    return Inspection(faults, digests)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +17,16 @@ from focalnet_jax.data.sources.layout import FOLDER
 from focalnet_jax.data.sources.listed import read_list, write_list
 from focalnet_jax.errors import SetupError, argument, counted, first_few
 from focalnet_jax.finetune.defaults import make_config, set_pace
-from focalnet_jax.finetune.folder import Contents, inspect_images, list_images
+from focalnet_jax.finetune.folder import (
+    Contents,
+    first_changed,
+    inspect_images,
+    list_images,
+)
 from focalnet_jax.finetune.split import Split, make_split
 from focalnet_jax.finetune.start import Start, read_start
 from focalnet_jax.finetune.workdir import (
     IMAGES,
-    RECORD,
     START,
     check_same,
     read_record,
@@ -33,10 +38,10 @@ from focalnet_jax.train.overrides import Override, apply_overrides
 from focalnet_jax.weights.description import ModelDescription, find_description
 from focalnet_jax.weights.params import newest_params_path
 
-# Fields that follow from the folder, the workdir and the weights.
+# Fields that follow from the folder, the workdir, the weights and options.
 _DECIDED = {
     *("data.name", "data.files", "data.classes", "data.train_split", "data.test_split"),
-    *("model.num_classes", "init_from", "reset_head"),
+    *("model.num_classes", "init_from", "reset_head", "seed"),
 }
 
 
@@ -69,13 +74,15 @@ class Plan:
 
     Attributes:
       request: what it was made of.
+      is_new: whether it is.
       split: of all images.
       config: of the run; not checked yet.
       start: the weights, if they had to be read.
-      remarks: lines for people; their arguments are not spelt yet.
+      remarks: texts for people; their arguments are not spelt yet.
     """
 
     request: Request
+    is_new: bool
     split: Split
     config: ConfigDict
     start: Start | None
@@ -84,10 +91,11 @@ class Plan:
     def write(self) -> None:
         """Writes what the run begins with, as far as it isn't there."""
         workdir = self.request.workdir
-        if not (workdir / RECORD).exists():
+        if self.is_new:
             write_record(workdir, _record(self.request))
-        if not (workdir / IMAGES).exists():
             write_list(workdir / IMAGES, self.split.rows)
+            # Another run may have ended there before it had learnt anything.
+            shutil.rmtree(workdir / START, ignore_errors=True)
         if self.start is not None:
             write_directory(workdir / START, self.start.description, self.start.params)
 
@@ -109,8 +117,8 @@ def make_plan(request: Request) -> Plan:
     if before is not None:
         check_same(request.workdir, before, _record(request))
     # What can be wrong is found before all images are read, which may take long.
-    described, start = _described(request, len(contents.classes))
-    if before is not None and (request.workdir / IMAGES).exists():
+    described, start = _described(request, len(contents.classes), is_new=before is None)
+    if before is not None:
         split = _written_split(request, contents)
     else:
         inspection = inspect_images(request.root, contents.images)
@@ -123,7 +131,7 @@ def make_plan(request: Request) -> Plan:
     config, remarks = _configured(request, split, described)
     notes = start.notes if start else ()
     remarks = (*contents.remarks, *split.remarks, *notes, *remarks)
-    return Plan(request, split, config, start, remarks)
+    return Plan(request, before is None, split, config, start, remarks)
 
 
 def _check_options(request: Request) -> None:
@@ -135,11 +143,15 @@ def _check_options(request: Request) -> None:
         )
     for name, _ in request.overrides:
         if name in _DECIDED:
-            raise SetupError(f"{name} is not for this command, which sets it by itself")
+            how = argument("seed") if name == "seed" else "which"
+            raise SetupError(f"{name} is not for this command, {how} sets it")
     apply_overrides(default_config(), request.overrides)  # Raises for what is misspelt.
     usual = Reading()
     if request.weights is None:
-        for name in ("wrapper", "prefix", "ignore", "resize_kernels", "add_levels"):
+        for name in (
+            *("wrapper", "prefix", "ignore"),
+            *("resize_kernels", "add_levels", "allow_nan"),
+        ):
             if getattr(request.reading, name) != getattr(usual, name):
                 raise SetupError(f"{argument(name)} is for weights: give --weights, too")
 
@@ -161,15 +173,22 @@ def _written_split(request: Request, contents: Contents) -> Split:
     """The split that the run in a workdir began with.
 
     Raises:
-      SetupError: the folder lacks images of it.
+      SetupError: the folder lacks images of it, or has other ones of the same names.
     """
     rows = read_list(request.workdir / IMAGES)
     here = {image.file for image in contents.images}
-    used = [row.file for row in rows if row.split]
+    used = {row.file: row.sha256 for row in rows if row.split}
+    problem = None
     if missing := [file for file in used if file not in here]:
+        problem = (
+            f"{request.root} lacks {len(missing):,} of its {len(used):,}, such as "
+            f"{missing[0]!r}"
+        )
+    elif changed := first_changed(request.root, used):
+        problem = f"{changed!r} in {request.root} has other contents than when it began"
+    if problem:
         raise SetupError(
-            f"the run in {request.workdir} is one on other images: {request.root} lacks "
-            f"{len(missing):,} of its {len(used):,}, such as {missing[0]!r}. Give "
+            f"the run in {request.workdir} is one on other images: {problem}. Give "
             "another --workdir"
         )
     remarks = ()
@@ -182,14 +201,14 @@ def _written_split(request: Request, contents: Contents) -> Split:
 
 
 def _described(
-    request: Request, num_classes: int
+    request: Request, num_classes: int, *, is_new: bool
 ) -> tuple[ModelDescription | None, Start | None]:
     """What the weights are, and the weights themselves if they have to be read."""
     if request.weights is None:
         return None, None
     # A run that goes on has a copy of its own, and needs none once it has a checkpoint.
     workdir = epath.Path(request.workdir)
-    for place in (workdir / START, workdir):
+    for place in () if is_new else (workdir / START, workdir):
         if newest_params_path(place) is not None:
             return find_description(place), None
     start = read_start(

@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 from etils import epath
 
+from focalnet_jax.command_line import as_called
 from focalnet_jax.data import BadRecordError
 from focalnet_jax.data.images.decoding import decode
 from focalnet_jax.errors import counted
@@ -80,7 +81,7 @@ def commands(workdir: pathlib.Path) -> tuple[str, str]:
     place = shlex.quote(_shown(_near(workdir)))
     report = (workdir / REPORT).absolute().as_uri()
     return (
-        f"python -m focalnet_jax.predict IMAGE --weights={place}",
+        as_called(f"python -m focalnet_jax.predict IMAGE --weights={place}"),
         f"python -m webbrowser {report}",
     )
 
@@ -236,13 +237,10 @@ def _images_and_splits(outcome: Outcome) -> str:
         f"<p>{_text(str(outcome.root))}: {html.escape(counts)}. "
         f'<a href="{IMAGES}">{IMAGES}</a> says which image is in which split.</p>'
     )
-    left_out = [row for row in split.rows if not row.split]
-    left_out = [(row.file, row.note) for row in left_out]
-    left_out += [(file, "can't be read any more") for file in outcome.results.unreadable]
-    if left_out:
+    if left_out := [row for row in split.rows if not row.split]:
         rows = "".join(
-            f"<tr><td>{_text(file)}</td><td>{_text(note)}</td></tr>"
-            for file, note in left_out[:_MOST_LEFT_OUT]
+            f"<tr><td>{_text(row.file)}</td><td>{_text(row.note)}</td></tr>"
+            for row in left_out[:_MOST_LEFT_OUT]
         )
         text += (
             f"\n<details><summary>{counted(len(left_out), 'image')} left out</summary>"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from focalnet_jax.data.sources.listed import Listed
+from focalnet_jax.errors import SetupError
 from focalnet_jax.predict import classify
 from focalnet_jax.pretrained import Pretrained
 
@@ -58,12 +59,10 @@ class Results(NamedTuple):
     Attributes:
       classes: the name of each class, by label.
       answers: one for each image.
-      unreadable: files that can't be read any more.
     """
 
     classes: tuple[str, ...]
     answers: list[Answer]
-    unreadable: tuple[str, ...] = ()
 
     @property
     def right(self) -> int:
@@ -124,23 +123,25 @@ def answers_of(
       root: the folder of the images.
       rows: the images.
       batch_size: how many are computed at a time.
+
+    Raises:
+      SetupError: an image can't be read any more.
     """
     classes = net.classes or ()
     label_of = {name: label for label, name in enumerate(classes)}
     images = [str(root / row.file) for row in rows]
-    answers, unreadable = [], []
+    answers = []
     found = classify(net, images, topk=len(classes), batch_size=batch_size)
     for row, result in zip(rows, found):
         if result.problem:
-            unreadable.append(row.file)
-            continue
+            raise SetupError(f"{result.image} can't be read any more: {result.problem}")
         truth = label_of[row.class_name]
         probabilities = {p.index: p.probability for p in result.predictions}
         best = result.predictions[0]
         answers.append(
             Answer(row.file, truth, best.index, best.probability, probabilities[truth])
         )
-    return Results(classes, answers, tuple(unreadable))
+    return Results(classes, answers)
 
 
 def interval(right: int, count: int) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from focalnet_jax.finetune.folder import Image, Inspection
 
 
 class Split(NamedTuple):
-    """All images of a folder with their splits, and remarks as lines for people."""
+    """All images of a folder with their splits, and remarks as texts for people."""
 
     rows: list[Listed]
     remarks: tuple[str, ...] = ()
@@ -43,10 +43,13 @@ def make_split(
     """Gives each image that can be used its split.
 
     Where the folder has splits, they stay as they are. Otherwise the given share of each
-    class is for testing: at least one image, and never all of them. Which ones depends on
-    the names of the files and the seed, so an image that is added moves no other. An
-    image that is there several times is for training alone: otherwise a copy of what was
-    learnt would be tested.
+    class is for testing: at least one image, and never all of them. An image that is
+    there several times is for training alone: otherwise a copy of what was learnt would
+    be tested. It doesn't count for the share.
+
+    Which images are tested depends on the names of the files and the seed. So an image
+    that is added moves at most one other from training to testing, or back. If it is a
+    copy, its original leaves the tested ones as well.
 
     Raises:
       SetupError: a class has no image that can be read, or none to train on; or there is
@@ -61,9 +64,13 @@ def make_split(
     else:
         splits = _stratified(usable, {*copies}, test_share=test_share, seed=seed)
     rows = [
-        Listed(image.file, image.class_name, splits[image.file])
-        if image.file in splits
-        else Listed(image.file, image.class_name, "", inspection.faults[image.file])
+        Listed(
+            image.file,
+            image.class_name,
+            splits.get(image.file, ""),
+            note=inspection.faults.get(image.file, ""),
+            sha256=inspection.digests.get(image.file, ""),
+        )
         for image in images
     ]
     _check_trainable(rows)
@@ -83,9 +90,9 @@ def _stratified(
         by_class[image.class_name].append(image.file)
     splits: dict[str, str] = {}
     for files in by_class.values():
-        count = min(max(1, round(test_share * len(files))), len(files) - 1)
-        order = sorted(files, key=lambda file: (file in copies, _draw(file, seed)))
-        tested = {file for file in order[:count] if file not in copies}
+        single = [file for file in files if file not in copies]
+        count = min(max(1, round(test_share * len(single))), len(files) - 1)
+        tested = {*sorted(single, key=lambda file: _draw(file, seed))[:count]}
         splits |= {file: "test" if file in tested else "train" for file in files}
     return splits
 
@@ -132,10 +139,10 @@ def _check_trainable(rows: Sequence[Listed]) -> None:
 def _remarks_on_faults(inspection: Inspection) -> Iterable[str]:
     faults = inspection.faults
     if faults:
-        yield f"left out, since they can't be read: {counted(len(faults), 'image')}"
-        yield from (f"  {file}: {fault}" for file, fault in [*faults.items()][:10])
-        if len(faults) > 10:
-            yield f"  and {len(faults) - 10:,} more"
+        lines = [f"left out, since they can't be read: {counted(len(faults), 'image')}"]
+        lines += [f"{file}: {fault}" for file, fault in [*faults.items()][:10]]
+        lines += [f"and {len(faults) - 10:,} more"] if len(faults) > 10 else []
+        yield "\n  ".join(lines)
 
 
 def _remarks_on_copies(

@@ -198,7 +198,7 @@ def run() -> None:
     except KeyboardInterrupt:
         end("interrupted; the same command goes on from the newest checkpoint, if any")
     except SetupError as error:
-        end(f"error: {error}")
+        end(f"error: {as_called(str(error))}")
     except ImportError as error:
         if not re.search("fsspec|gcsfs|google.cloud", str(error)):
             end()

@@ -158,6 +158,12 @@ def test_load_model_knows_its_own_options(weights, tmp_path):
     for size in (0, 2.5, "big", True):
         with pytest.raises(SetupError, match="is no size in pixels"):
             load_model(path, image_size=size)
+    said = r"image_size=3 is too small for focalnet_tiny_srf, which needs 8 x 8 \(or pad_"
+    with pytest.raises(SetupError, match=said):
+        load_model(path, image_size=3)
+    with pytest.raises(SetupError, match=r"image_size=\(32, 7\) is too small"):
+        load_model(path, image_size=(32, 7))
+    load_model(path, image_size=3, pad_to_patch=True)
     with pytest.raises(SetupError, match="head='reste' is unknown; did you mean 'reset'"):
         load_model(path, head="reste")
     with pytest.raises(SetupError, match="tensors are given, not a path"):

@@ -22,6 +22,7 @@ ROWS = [
     Listed("b/3.jpg", "Bär", "test"),
     Listed("b/bad.jpg", "Bär", "", "zero bytes"),
     Listed("b/\udcff.jpg", "Bär", "train"),  # no UTF-8
+    Listed("b/\r \n.jpg", "Bär", "test", sha256="ab"),
 ]
 
 

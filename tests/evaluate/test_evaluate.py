@@ -76,6 +76,7 @@ def place(tmp_path, monkeypatch):
 
 
 ARGUMENTS = ["--weights=net.safetensors", "--image-size=8"]
+AS_PUBLISHED = ["--weights=net.safetensors", "--image-size=224"]
 
 
 def run(*arguments, capsys):
@@ -186,10 +187,10 @@ def test_the_table(place, answers_by_colour, capsys, monkeypatch):
     validation_images([(999, 999), (0, 5), (5, 5)])
     write_image(f"sketch/{IDS[3]}/a.png", 3)
     data = ["--data=DATA/val", "--data=sketch", "--data=imagenet_a", "--data-dir=tfds"]
-    assert evaluate.main([*ARGUMENTS, "--weights=./net.safetensors", *data, "--top5"])
+    assert evaluate.main([*AS_PUBLISHED, "--weights=./net.safetensors", *data, "--top5"])
     out, errors = capsys.readouterr()
     assert out.splitlines() == [
-        "top-1 in percent; in brackets what is published",
+        "top-1 in percent; in brackets what is published for 224 pixels",
         "",
         "                                        ImageNet-1K         Sketch         A",
         "net.safetensors (focalnet_tiny_srf)    66.67 (82.1)  100.00 (31.6)  not here",
@@ -199,7 +200,7 @@ def test_the_table(place, answers_by_colour, capsys, monkeypatch):
         "published for Sketch: the results of timm, whose evaluation keeps 0.9 of the "
         "shorter side",
         "",
-        "top-5 in percent; in brackets what is published",
+        "top-5 in percent; in brackets what is published for 224 pixels",
         "",
         "                                        ImageNet-1K         Sketch         A",
         "net.safetensors (focalnet_tiny_srf)    66.67 (96.0)  100.00 (50.9)  not here",
@@ -214,32 +215,69 @@ def test_the_table(place, answers_by_colour, capsys, monkeypatch):
     [missing] = [line for line in errors.splitlines() if "not here" in line]
     assert missing.startswith("A is not here: pip install '.[prepare]' && tfds build ima")
     assert "--data=imagenet_a=DIR, from https://github.com/hendrycks" in missing
+    assert "has 1 image, and Sketch has 50,889: the accuracy is of a part" in errors
+    # Nothing is published for another size.
+    evaluate.main([*ARGUMENTS, *data])
+    out = capsys.readouterr().out.splitlines()
+    assert out[3].split()[1:] == ["(focalnet_tiny_srf)", "66.67", "100.00", "not", "here"]
+    assert "published for" not in "".join(out[1:])
+
+
+def test_a_folder_of_more_images_is_no_part(place, capsys, monkeypatch):
+    fewer = DATA_SETS["imagenet_sketch"]._replace(images=1)
+    monkeypatch.setitem(DATA_SETS, "imagenet_sketch", fewer)
+    for name in "ab":
+        write_image(f"sketch/{IDS[3]}/{name}.png", 3)
+    [remark] = open_data(read_data("sketch")).remarks
+    assert remark.endswith(
+        "has 2 images, and Sketch has 1: the accuracy is of more than that"
+    )
 
 
 def test_lines_of_csv(place, answers_by_colour, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "variant_of", lambda _: "focalnet_base_lrf")
     validation_images([(999, 999), (0, 5)])
     data = ["--data=DATA/val", "--data=imagenet_a", "--data-dir=tfds"]
-    evaluate.main([*ARGUMENTS, *data, "--csv"])
+    evaluate.main([*AS_PUBLISHED, *data, "--csv"])
     rows = [*csv.DictReader(io.StringIO(capsys.readouterr().out))]
     assert [row["published_source"] for row in rows] == ["paper", "timm", "timm"]
     assert [row["published_top1"] for row in rows] == ["83.9", "83.838", "37.533"]
     assert [row["top1"] for row in rows] == ["50.0", "50.0", ""]
-    assert {row["image_size"] for row in rows} == {"8"}
+    assert {row["image_size"] for row in rows} == {"224"}
+    # A line has the accuracy where nothing is published, too.
+    evaluate.main([*ARGUMENTS, *data, "--csv"])
+    rows = [*csv.DictReader(io.StringIO(capsys.readouterr().out))]
+    assert [(row["top1"], row["published_top1"]) for row in rows] == [
+        ("50.0", ""),
+        ("", ""),
+    ]
 
 
 def test_what_was_measured_is_printed_before_an_error(place, answers_by_colour, capsys):
     validation_images([(999, 999), (0, 5)])
-    with pytest.raises(SetupError, match=r"no file, directory or release"):
-        evaluate.main([*ARGUMENTS, "--weights=lost.pth", "--data=DATA/val"])
+    pathlib.Path(f"sketch/{IDS[3]}").mkdir(parents=True)
+    pathlib.Path(f"sketch/{IDS[3]}/a.png").write_text("no image")
+    with pytest.raises(SetupError, match="a.png.*unusable"):
+        evaluate.main([*ARGUMENTS, "--data=DATA/val", "--data=sketch"])
     assert "50.00" in capsys.readouterr().out
 
 
-def test_where_nothing_is_here_nothing_is_measured(place, capsys):
-    assert not evaluate.main(["--weights=lost.pth", "--data-dir=tfds"])
+def test_all_weights_are_loaded_before_the_first_are_measured(place, capsys):
+    validation_images([(999, 999), (0, 5)])
+    with pytest.raises(SetupError, match=r"no file, directory or release"):
+        evaluate.main([*ARGUMENTS, "--weights=lost.pth", "--data=DATA/val"])
     out, errors = capsys.readouterr()
     assert out == ""
-    assert errors.count(" is not here: ") == len(DATA_SETS)
+    assert "top-1" not in errors
+
+
+def test_where_nothing_is_here_nothing_is_measured(place, capsys):
+    assert not evaluate.main([*ARGUMENTS, "--data-dir=tfds"])
+    with pytest.raises(SetupError, match=r"no file, directory or release"):
+        evaluate.main(["--weights=lost.pth", "--data-dir=tfds"])
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert errors.count(" is not here: ") == 2 * len(DATA_SETS)
 
 
 def test_it_is_the_model_that_answers(place, capsys):
@@ -280,6 +318,10 @@ def test_it_is_the_model_that_answers(place, capsys):
         ("imagenet_v2=DATA/pets", "'cat' of the directories in .* is no class"),
         ("imagenet_a=DATA/val", f"has '{IDS[0]}', which A lacks: it is another data set"),
         ("imagenet_a=gs://bucket/a", "is in a bucket"),
+        (
+            "imagenet_a=",
+            "--data=imagenet_a= names no folder: it is --data=imagenet_a=DIR",
+        ),
         ("imagenet2012=DATA/empty", "there are no directories in"),
     ],
 )
@@ -294,6 +336,22 @@ def test_data_that_cannot_be_used(data, message, place):
 def test_a_data_set_has_one_column(place):
     with pytest.raises(SetupError, match="--data has imagenet_a twice"):
         evaluate.main([*ARGUMENTS, "--data=imagenet_a", "--data=imagenet_a"])
+
+
+def test_the_file_of_real_is_for_real_in_a_folder(place):
+    for data in ([], ["--data=imagenet2012_real"], ["--data=imagenet_a"]):
+        with pytest.raises(
+            SetupError, match="--real=x is for ReaL in a folder: give --d"
+        ):
+            evaluate.main([*ARGUMENTS, *data, "--real=x"])
+
+
+def test_images_too_small_for_the_model_are_told(place):
+    write_image(f"DATA/val/{IDS[0]}/a.png", 0)
+    with pytest.raises(
+        SetupError, match="image_size=3 is too small for focalnet_tiny_sr"
+    ):
+        evaluate.main([ARGUMENTS[0], "--image-size=3", "--data=DATA/val"])
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,19 @@
 """The command `python -m focalnet_jax.finetune`, from images to a page of results."""
 
 import json
+import os
 import pathlib
+import re
+import resource
 import shutil
+import types
 
 import numpy as np
 import pytest
 from running import read_metrics
 from tiny import random_params, tiny_model
 
-from focalnet_jax import load_model, predict
+from focalnet_jax import command_line, load_model, predict
 from focalnet_jax.convert import to_torch
 from focalnet_jax.convert.directories import write_directory
 from focalnet_jax.convert.weight_files import write_weights
@@ -18,8 +22,9 @@ from focalnet_jax.errors import SetupError
 from focalnet_jax.finetune import __main__ as finetune
 from focalnet_jax.finetune import duration
 from focalnet_jax.finetune.defaults import PACES, batch_size_of, make_config, set_pace
+from focalnet_jax.finetune.report import commands
 from focalnet_jax.preprocessing import Preprocessing
-from focalnet_jax.train import check_config
+from focalnet_jax.train import check_config, loop
 from focalnet_jax.train.overrides import apply_overrides, split_overrides
 from focalnet_jax.train.run.preemption import Preemption
 from focalnet_jax.weights.description import ModelDescription
@@ -64,7 +69,8 @@ def test_a_folder_becomes_a_net_and_a_page(make_folder, capsys):
     assert "19 images of 3 classes: 15 to train on, 3 to test with" in said
     assert "note: left out, since they can't be read: 1 image" in said
     assert "  red/9.png: 8 bytes that are no image" in said
-    assert "2 epochs, 4 steps of 8 images: about 10 seconds on this machine (cpu)" in said
+    time = r"2.1 epochs, 4 steps of 8 images: about \d.* on this machine \(cpu\), after"
+    assert re.search(time, said)
     assert "finished: step 4 of 4" in said
     *_, intro, command, _, look = said.splitlines()
     assert intro == "predict with it:"
@@ -103,6 +109,17 @@ def test_a_folder_becomes_a_net_and_a_page(make_folder, capsys):
     )
     assert len(read_metrics(workdir)) == 4
 
+    # What it was trained with stays so, and its report says nothing else.
+    stays = (workdir / "report.html").read_text("utf-8")
+    assert "on images of 16 x 16 pixels" in stays
+    for flag, change in (
+        ("--config.learning_rate=0.1", "learning_rate: 0.001 -> 0.1"),
+        ("--config.data.image_size=24", "data.image_size: 16 -> 24"),
+        ("--config.num_steps=2", "num_steps: 4 -> 2"),
+    ):
+        with pytest.raises(SetupError, match=f"is finished, and .*\n  {change}\n"):
+            run("photos", flag)
+
     # Other options would be another run, and other images as well.
     with pytest.raises(SetupError, match="begun with --seed=0, .* is with --seed=1"):
         run("photos", "--seed=1")
@@ -111,6 +128,12 @@ def test_a_folder_becomes_a_net_and_a_page(make_folder, capsys):
     make_folder({"a": 3, "b": 3}, place="others")
     with pytest.raises(SetupError, match="other images: .*others lacks 18 of its 18"):
         run("others", "--workdir=runs/photos")
+    shutil.copytree("photos", "same names")
+    shutil.copy("photos/red/1.png", "same names/red/0.png")
+    said = "'red/0.png' in .*same names has other contents than when it began. .* --work"
+    with pytest.raises(SetupError, match=said):
+        run("same names", "--workdir=runs/photos")
+    assert (workdir / "report.html").read_text("utf-8") == stays
 
     # Images that came later are not in it, and it may be told to train longer.
     shutil.copy(root / "red/0.png", root / "red/new.png")
@@ -125,10 +148,12 @@ def test_a_folder_becomes_a_net_and_a_page(make_folder, capsys):
 
 
 @pytest.mark.parametrize("kind", ["directory", "file"])
-def test_weights_bring_their_options_and_preprocessing(kind, make_folder, capsys):
-    make_folder()
+def test_weights_bring_their_options_and_preprocessing(
+    kind, make_folder, capsys, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(make_folder().parent))
     params = write_start("start", normalize_modulator=True)
-    source = "start"
+    source = "~/start"
     if kind == "file":
         source = "net.safetensors"
         net = load_model("start")
@@ -194,6 +219,65 @@ def test_a_run_that_is_told_to_end_goes_on(make_folder, capsys, monkeypatch):
     assert "predict with it" in said
 
 
+def test_two_images_of_a_class_suffice_and_ctrl_c_blocks_nothing(
+    make_folder, monkeypatch, capsys
+):
+    root = make_folder(dict.fromkeys("abcdefgh", 2))
+    pathlib.Path("link").symlink_to(root)
+    before = sorted(pathlib.Path().rglob("*"))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    # Before the trainer has begun, nothing stays; a hidden file is none of the command's.
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "train", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run("link", "--seed=1")
+        assert sorted(pathlib.Path().rglob("*")) == before
+        pathlib.Path("runs/link").mkdir(parents=True)
+        pathlib.Path("runs/link/.hidden").write_text("")
+        with pytest.raises(KeyboardInterrupt):
+            run("link", "--seed=1")
+        assert os.listdir("runs/link") == [".hidden"]
+    # Before the first step, another command may still take the place.
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_train_steps", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run("link", "--seed=1")
+        assert pathlib.Path("runs/link/config.json").exists()
+    capsys.readouterr()
+    run("link")
+    said = capsys.readouterr().out
+    assert "16 images of 8 classes: 8 to train on, 8 to test with" in said
+    assert "4 epochs, 4 steps of 8 images" in said
+    assert "of 8 images are classified correctly" in said
+
+
+def test_a_place_that_cannot_be_written_is_told(make_folder, monkeypatch):
+    make_folder()
+    pathlib.Path("file").write_text("")
+    before = sorted(pathlib.Path().rglob("*"))
+    with pytest.raises(OSError, match="Not a directory: '.*file/run/finetune.json'"):
+        run("photos", "--workdir=file/run")
+    with monkeypatch.context() as patch:
+        refused = PermissionError(13, "Permission denied", "/runs")
+        patch.setattr(
+            pathlib.Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(refused)
+        )
+        with pytest.raises(PermissionError, match="Permission denied: '/runs'"):
+            run("photos")
+    # As on a full disk: the list of images is longer than a file may be.
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, usual[1]))
+    try:
+        with pytest.raises(OSError, match="File too large: '.*runs/photos/images.csv'"):
+            run("photos")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert sorted(pathlib.Path().rglob("*")) == before
+
+
 def test_bad_input_leaves_nothing(make_folder, capsys):
     make_folder()
     make_folder({"a": 5}, place="single")
@@ -213,7 +297,12 @@ def test_bad_input_leaves_nothing(make_folder, capsys):
         (["photos", "--config.batchsize=2"], "no field batchsize; did you mean 'batch_s"),
         (["photos", "--config.num_steps=0"], "a run of no steps learns nothing"),
         (["photos", "--config.batch_size=64"], "batch_size=64 is more than the 15 examp"),
-        (["photos", "--config.data.image_size=0"], "data.image_size=0 is too small|0 is"),
+        (["photos", "--config.data.image_size=0"], "data.image_size=0 is no size in pix"),
+        (["photos", "--config.data.image_size=3"], "data.image_size=3 is too small for "),
+        ([""], "DIR is empty: it is a directory"),
+        (["photos", "--workdir="], "--workdir is empty: it is the directory of the run"),
+        (["photos", "--config.seed=1"], "seed is not for this command, seed sets it"),
+        (["photos", "--allow-nan"], "allow_nan is for weights: give --weights, too"),
         (["photos", "--set=depth=(1,)"], "no field model.depth; did you mean 'model.dep"),
         (["photos", "--set=num_classes=3"], "num_classes is not for this command"),
         (["photos", "--config.data.test_split=train"], "data.test_split is not for this"),
@@ -222,11 +311,14 @@ def test_bad_input_leaves_nothing(make_folder, capsys):
         with pytest.raises(SetupError, match=message):
             run(*arguments)
     for weights, message in (
-        ("gone", "gone"),
-        ("notes.pth", "notes.pth"),
-        ("resnet.safetensors", "conv1.weight"),
+        ("gone", "no file, directory or release is named 'gone'"),
+        ("notes.pth", "notes.pth is a text, which begins with 'no weights'"),
+        (
+            "resnet.safetensors",
+            "resnet.safetensors holds no FocalNet, as .* conv1.weight",
+        ),
         ("grey", "grey takes images of 1 channels, and photographs have three"),
-        ("single", "single"),
+        ("single", "there is no checkpoint in .*single"),
     ):
         with pytest.raises(SetupError, match=message):
             run("photos", weights=weights)
@@ -272,12 +364,13 @@ def test_all_numbers_of_images_have_a_configuration():
 
 
 def test_more_images_take_fewer_epochs():
-    for options in (
-        {},
-        {"start": ModelDescription("focalnet_tiny_srf", {}, Preprocessing())},
-    ):
-        epochs = [config_for(n, **options).num_epochs for n in (99, 999, 9_999, 99_999)]
-        assert epochs == sorted(epochs, reverse=True)
+    start = ModelDescription("focalnet_tiny_srf", {}, Preprocessing())
+    counts = (99, 999, 9_999, 99_999)
+    epochs = [config_for(count, start=start).num_epochs for count in counts]
+    assert epochs == sorted({*epochs}, reverse=True)
+    scratch = [config_for(count).num_epochs for count in counts]
+    assert scratch == sorted({*scratch}, reverse=True)
+    assert all(more > fewer for more, fewer in zip(scratch, epochs))
 
 
 def test_what_follows_from_the_length_follows_what_is_given():
@@ -295,6 +388,8 @@ def test_batches_are_for_all_devices():
     assert [batch_size_of(n) for n in (1, 3, 8, 100, 500, 10**6)] == [1, 3, 4, 8, 32, 64]
     assert batch_size_of(100, devices=12) == 12
     assert batch_size_of(10**4, devices=3) == 66
+    for images in range(32, 2000):
+        assert images / batch_size_of(images) >= 8
 
 
 @pytest.mark.parametrize(
@@ -303,6 +398,58 @@ def test_batches_are_for_all_devices():
 )
 def test_times_are_spelt(seconds, text):
     assert duration.time_spelt(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch_size", "text"),
+    [
+        (1, 8, "0.08 epochs, 1 step of 8 images"),
+        (100, 1, "1 epoch, 100 steps of 1 image"),
+        (250, 1, "2.5 epochs, 250 steps of 1 image"),
+        (10**6, 100, "1,000,000 epochs, 1,000,000 steps of 100 images"),
+    ],
+)
+def test_lengths_are_spelt(steps, batch_size, text):
+    assert duration.length_spelt(steps, batch_size=batch_size, images=100) == text
+
+
+def test_the_time_of_a_run_is_that_of_its_images():
+    config = config_for(80, "--config.num_steps=40", "--config.evaluate_every_steps=10")
+    assert config.batch_size == 8
+    test = types.SimpleNamespace(source=range(20))
+    splits = types.SimpleNamespace(test=test)
+    speed = duration.Speed(forward=2.0, train_input=1.0, eval_input=0.5)
+    # Half of the run: 20 steps, and two of four evaluations.
+    seconds = duration.seconds_of_run(config, speed, splits, steps=20, all_steps=40)
+    assert seconds == pytest.approx(20 * 8 * (3.7 * 2 + 1) + 2 * 20 * (2 + 0.5))
+
+
+@pytest.mark.parametrize(
+    ("flags", "ways"),
+    [
+        (["--image-size=64"], ["--image-size=32", "--config.num_epochs=66"]),
+        (["--image-size=64x80"], ["--image-size=32x40", "--config.num_epochs=66"]),
+        (["--image-size=32", "--config.num_steps=2"], []),
+        (
+            ["--config.data.image_size=64", "--config.num_steps=300"],
+            ["--config.data.image_size=32", "--config.num_steps=100"],
+        ),
+    ],
+)
+def test_a_long_run_is_told_how_to_be_shorter(flags, ways, make_folder, monkeypatch):
+    make_folder(dict.fromkeys("ab", 9))
+    plans = []
+    monkeypatch.setattr(finetune, "_introduce", lambda plan, *_: plans.append(plan))
+    monkeypatch.setattr(finetune, "train", lambda *_: None)
+    finetune.main(["photos", "--config.batch_size=8", *flags])
+    found = finetune._ways_to_shorten(plans[0])
+    assert [way.partition(" ")[0] for way in found] == ways
+
+
+def test_commands_are_spelt_as_they_are_given(monkeypatch, tmp_path):
+    monkeypatch.setattr(command_line, "_CALLED", {})
+    command_line.call_as("focalnet predict", module="focalnet_jax.predict")
+    assert commands(tmp_path)[0].startswith("focalnet predict IMAGE --weights=")
 
 
 def test_the_command_line_has_no_option_of_the_head():

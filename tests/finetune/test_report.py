@@ -105,7 +105,7 @@ def outcome(tmp_path, write_image):
         root=tmp_path / "photos",
         workdir=workdir,
         split=Split(rows),
-        results=Results(CLASSES, ANSWERS, ("gone.png",)),
+        results=Results(CLASSES, ANSWERS),
         step=7,
         is_best=True,
         metric="test/top1",
@@ -128,7 +128,6 @@ def test_the_page_needs_no_other_file(outcome):
     assert "<c>" not in text
     assert "<bad>" not in text
     assert "\\udcff.png" in text
-    assert "gone.png" in page.text
     assert "--weights='" in page.text
     assert "prefers-color-scheme: dark" in text
 

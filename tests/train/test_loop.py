@@ -22,6 +22,7 @@ from focalnet_jax.tasks import classification
 from focalnet_jax.tasks.losses import cross_entropy
 from focalnet_jax.train import cadence, check_config, evaluate, evaluation, train
 from focalnet_jax.train.feed import DeviceFeed
+from focalnet_jax.train.run.checkpoints import Checkpoints
 from focalnet_jax.train.run.preemption import Preemption
 from focalnet_jax.weights.params import newest_params_path
 
@@ -430,7 +431,7 @@ def test_best_checkpoint_is_kept_beside_the_newest(tiny_config, tmp_path):
             line["step"]: line[metric] for line in read_metrics(workdir) if metric in line
         }
         assert list(values) == [2, 4, 6, 8, 10, 12]
-        at = best(values, key=values.get)
+        at = best(reversed(values), key=values.get)  # Of ties, the newest.
         kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
         assert kept == {at, 12}
         record = json.loads((workdir / "best.json").read_text())
@@ -449,6 +450,13 @@ def test_best_checkpoint_is_kept_beside_the_newest(tiny_config, tmp_path):
 
     record = json.loads((workdir / "best.json").read_text())
     assert record["step"] == min(values, key=values.get)
+    options = dict(keep=1, best_metric=metric, higher_is_better=False)
+    with Checkpoints(workdir, **options) as checkpoints:
+        assert checkpoints.is_best({metric: record["value"]})  # It is newer.
+        assert not checkpoints.is_best({metric: record["value"] + 0.001})
+        assert not checkpoints.is_best({})
+    with Checkpoints(epath.Path(tmp_path / "new"), **options) as checkpoints:
+        assert not checkpoints.is_best({})
 
     (workdir / "checkpoints" / "14" / "metrics" / "metrics").write_text("{")
     with pytest.raises(SetupError, match="metrics of a checkpoint are damaged: .*/14: "):

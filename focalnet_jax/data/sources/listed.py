@@ -20,6 +20,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from focalnet_jax.csv_lines import csv_line
 from focalnet_jax.data.sources.fingerprint import contents_digest, digest
 from focalnet_jax.data.sources.folder import labels_of
 from focalnet_jax.data.sources.layout import class_name
@@ -27,6 +28,7 @@ from focalnet_jax.errors import SetupError, did_you_mean, first_few
 from focalnet_jax.paths import written_aside
 
 _COLUMNS = ("file", "class", "split")
+_OTHER_COLUMNS = ("note", "sha256")  # They need not be there.
 
 
 class Listed(NamedTuple):
@@ -37,12 +39,14 @@ class Listed(NamedTuple):
       class_name: of its class.
       split: of which the image is a part; empty for none.
       note: what is to be known of it.
+      sha256: of the file's contents, in hexadecimal digits; empty if it is not known.
     """
 
     file: str
     class_name: str
     split: str
     note: str = ""
+    sha256: str = ""
 
 
 def read_list(path: str | os.PathLike) -> list[Listed]:
@@ -76,7 +80,8 @@ def read_list(path: str | os.PathLike) -> list[Listed]:
             if file in seen:
                 raise SetupError(f"{place}: {file!r} is there twice")
             seen.add(file)
-            rows.append(Listed(file, class_name(name), split, line.get("note") or ""))
+            others = (line.get(column) or "" for column in _OTHER_COLUMNS)
+            rows.append(Listed(file, class_name(name), split, *others))
     except csv.Error as error:
         raise SetupError(f"{path} is no CSV file: {error}") from error
     return rows
@@ -84,12 +89,10 @@ def read_list(path: str | os.PathLike) -> list[Listed]:
 
 def write_list(path: pathlib.Path, rows: Iterable[Listed]) -> None:
     """Writes a list, whole or not at all."""
-    stream = io.StringIO(newline="")
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow((*_COLUMNS, "note"))
-    writer.writerows(rows)
+    lines = map(csv_line, [(*_COLUMNS, *_OTHER_COLUMNS), *rows])
+    text = "".join(f"{line}\n" for line in lines)
     with written_aside(path) as aside:
-        aside.write_bytes(stream.getvalue().encode("utf-8", "surrogateescape"))
+        aside.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 class ListedImages(Sequence):

@@ -129,8 +129,11 @@ class Checkpoints:
         return f"the newest checkpoint is of step {max(steps):,}"
 
     def is_best(self, metrics: Mapping[str, float]) -> bool:
-        """Whether no checkpoint has a better value of `best_metric`."""
-        return self._score(metrics) > self._best_score
+        """Whether no checkpoint has a better value of `best_metric`.
+
+        Of several that are as good, the newest is the best one, as for Orbax.
+        """
+        return -math.inf < self._score(metrics) >= self._best_score
 
     def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Starts to save; returns when the arrays may be donated.
@@ -219,8 +222,7 @@ class Checkpoints:
     def _note_score(self, step: int, metrics: Mapping[str, float] | None) -> None:
         """Notes that a checkpoint is the best one so far, if it is."""
         score, best = self._score(metrics), self._best_metric
-        # Of several that are as good, Orbax keeps the newest.
-        if score == -math.inf or score < self._best_score or not (best and metrics):
+        if not (best and metrics and self.is_best(metrics)):
             return
         self._best_score = score
         if jax.process_index() == 0:
