@@ -1,8 +1,11 @@
 """What results say of how they were measured."""
 
+import json
+import pathlib
 import re
 import shlex
 import sys
+from typing import Any
 
 _PATHS = {"--json": "FILE", "--before": "DIR", "--images": "DIR"}
 
@@ -19,3 +22,13 @@ def command(program: str) -> str:
             word = match[0] + _PATHS[match[1]]
         words.append(word)
     return shlex.join(words)
+
+
+def read(path: pathlib.Path) -> Any:
+    """The results in a file of JSON; ends the program with one line if there is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise SystemExit(
+            f"error: nothing has been measured yet: there is no {path}"
+        ) from None

@@ -1,6 +1,7 @@
 """Paths on disks and in buckets, and files that are written whole or not at all."""
 
 import contextlib
+import fnmatch
 import json
 import os
 import pathlib
@@ -8,12 +9,12 @@ import re
 import shutil
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from etils import epath
 
-from focalnet_jax.errors import SetupError, first_line, nearest, shown
+from focalnet_jax.errors import SetupError, argument, first_line, nearest, shown
 
 # The addresses that etils knows, if the library for them is there.
 BUCKETS = ("gs://", "s3://", "az://")
@@ -84,7 +85,7 @@ def absolute_path(path: epath.PathLike) -> epath.Path:
         raise SetupError(
             f"{text} is neither a path nor a place in a bucket, gs://BUCKET/PATH"
         ) from error
-    except (RuntimeError, OSError, ValueError) as error:  # Loops of links, odd letters.
+    except (RuntimeError, OSError, ValueError) as error:  # There are odd letters in it.
         raise SetupError(f"{text!r} is no path: {error}") from error
 
 
@@ -133,11 +134,89 @@ def path_exists(path: epath.Path) -> bool:
 
 
 @contextlib.contextmanager
+def writing(path: epath.PathLike) -> Iterator[None]:
+    """Says of an error of the disk that `path` can't be written, and why.
+
+    Raises:
+      SetupError: in place of an OSError, which may name a temporary file, or none.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise SetupError(f"{path} can't be written: {reason}") from error
+
+
+def check_may_write(
+    path: pathlib.Path, *, overwrite: bool, files: Collection[str] | None = None
+) -> None:
+    """Checks that a file or a directory may be written, and that nothing else is lost.
+
+    Args:
+      path: of the file or of the directory, absolute.
+      overwrite: whether what is there may be replaced.
+      files: of a directory, the paths in it that may be replaced, as shell-style
+        patterns in which `*` stands for slashes, too. None means that a file is written.
+
+    Raises:
+      SetupError: there is something at `path` that is not to be replaced, but for an
+        empty directory; or there can't be anything.
+    """
+    parent = next((p for p in path.parents if os.path.exists(p)), path)
+    if not parent.is_dir():
+        raise SetupError(f"{path} can't be written: {parent} is a file")
+    with writing(path):
+        if not _is_there(path):
+            return
+        is_directory = path.is_dir()
+        if path.exists() and is_directory != (files is not None):
+            kind = "directory" if is_directory else "file"
+            raise SetupError(f"{path} is there already, and is a {kind}")
+        if is_directory and not os.listdir(path):
+            return
+        if not overwrite:
+            raise SetupError(
+                f"{path} is there already; {argument('overwrite', True)} replaces it"
+            )
+        if is_directory and (other := _other_file(path, files or ())):
+            raise SetupError(
+                f"{path} holds {other}, which is not written there, so it is not "
+                "overwritten"
+            )
+
+
+def _is_there(path: pathlib.Path) -> bool:
+    """Whether there is anything at a path, be it a link that leads nowhere."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _other_file(directory: pathlib.Path, files: Collection[str]) -> str | None:
+    """The first file or link in a directory whose path in it matches no pattern."""
+
+    def fail(error):
+        raise error  # What can't be read may be anything.
+
+    for place, directories, names in os.walk(directory, onerror=fail):
+        directories.sort()
+        links = [name for name in directories if os.path.islink(f"{place}/{name}")]
+        for name in sorted(names + links):
+            found = os.path.relpath(os.path.join(place, name), directory)
+            if not any(fnmatch.fnmatchcase(found, pattern) for pattern in files):
+                return found
+    return None
+
+
+@contextlib.contextmanager
 def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a temporary path to write to, which is renamed to `path` on success.
 
     The caller writes a file or a directory. What was at `path` stays there until the
-    renaming, and it stays for good if the caller fails. An error of writing names `path`.
+    renaming, and it stays for good if the caller fails. If `path` is a link, it stays as
+    well, and what it leads to is replaced. An error of writing names `path`.
     """
     with errors_named(path), _renamed_on_success(path) as aside:
         yield aside
@@ -145,6 +224,7 @@ def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _renamed_on_success(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    path = pathlib.Path(os.path.realpath(path))
     new_parents = [parent for parent in path.parents if not parent.exists()]
     # The end of the name is enough, so that a long name has room for more.
     aside = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name[-40:]}")
@@ -159,7 +239,7 @@ def _renamed_on_success(path: pathlib.Path) -> Iterator[pathlib.Path]:
             except BaseException:
                 old.rename(path)
                 raise
-            shutil.rmtree(old)
+            _remove(old)
         else:
             aside.replace(path)
     except BaseException:
@@ -172,7 +252,8 @@ def _renamed_on_success(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _remove(path: pathlib.Path) -> None:
-    if path.is_dir():
+    """Removes a file, a directory with all that is in it, or a link alone."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

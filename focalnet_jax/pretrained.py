@@ -5,21 +5,24 @@ import functools
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from focalnet_jax.convert.fit import Reading, fit_to_model
-from focalnet_jax.errors import SetupError, did_you_mean, spelt
-from focalnet_jax.image_size import ImageSize
+from focalnet_jax.convert.fit import FittedParams, Reading, fit_to_model
+from focalnet_jax.errors import SetupError, argument, did_you_mean, spelt
+from focalnet_jax.image_size import ImageSize, height_and_width
 from focalnet_jax.models import FocalNet
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.weights.description import HEAD_OPTIONS
 from focalnet_jax.weights.imagenet_classes import imagenet_classes
+
+if TYPE_CHECKING:  # It loads what reads files.
+    from focalnet_jax.convert.weights_and_model import WeightsAndModel
 
 _log = logging.getLogger("focalnet_jax")
 
@@ -224,6 +227,19 @@ def load_model(
     fitted = fit_to_model(found.weights, found.model, reading)
     for note in found.notes + fitted.notes + fitted.dtype_notes:
         _log.warning(spelt(note))
+    return with_parameters(found, fitted, head=head)
+
+
+def with_parameters(
+    found: "WeightsAndModel", fitted: FittedParams, *, head: str | None
+) -> Pretrained:
+    """The model that weights were read as, with the parameters that they were fitted to.
+
+    Args:
+      found: the weights as they were read.
+      fitted: what they were fitted to.
+      head: as for `load_model`.
+    """
     params = jax.tree.map(jnp.array, fitted.params)
     pretrained = Pretrained(found.model, params, found.description.preprocessing)
     if found.description.classes:
@@ -231,6 +247,19 @@ def load_model(
     elif head != "reset":
         pretrained.classes = imagenet_classes(getattr(found.model, "num_classes", 0))
     return pretrained
+
+
+def check_image_size(model: Model, image_size: ImageSize) -> None:
+    """Raises SetupError for images that leave the last stage of a model no map."""
+    size, smallest = height_and_width(image_size), model.encoder.smallest_input()
+    if len(smallest) != len(size):
+        return  # The model is for inputs that are no images.
+    if any(side < least for side, least in zip(size, smallest)):
+        raise SetupError(
+            f"images of {size[0]} x {size[1]} pixels leave nothing of the last map: the "
+            f"model takes {smallest[0]} x {smallest[1]} or more: change "
+            f"{argument('image_size')}"
+        )
 
 
 def _check_options(options: dict[str, Any]) -> None:

@@ -1,10 +1,13 @@
 """`focalnet_jax.demo`: the command, the files of the page, and the page in a browser."""
 
 import base64
+import contextlib
 import email.message
+import errno
 import hashlib
 import io
 import json
+import os
 import pathlib
 import re
 import socket
@@ -45,9 +48,9 @@ OUTPUTS = [
 ]
 
 
-def archive_of(files):
+def archive_of(files, mode="w:gz"):
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+    with tarfile.open(fileobj=stream, mode=mode) as archive:
         for name, data in files.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
@@ -64,7 +67,7 @@ def write_net(model, path):
 def files(tmp_path, monkeypatch):
     """A directory with weights, an archive that is not the real one, and two images."""
     monkeypatch.chdir(tmp_path)
-    write_net(tiny_model(), "net.safetensors")
+    write_net(tiny_model(num_classes=7), "net.safetensors")
     pathlib.Path("ort.tgz").write_bytes(archive_of(PACKAGE))
     rng = np.random.default_rng(0)
     image = PIL.Image.fromarray(rng.integers(0, 256, (50, 70, 3), np.uint8))
@@ -131,6 +134,9 @@ def test_the_page_names_no_other_host(files):
     for path in (files / "site").glob("*.*"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"(?i)\b(https?|wss?|ftp):|(src|href)=\"//", text), path
+        # The policy of the page doesn't keep it from these.
+        assert not re.search(r"RTC|location(\s*=|\.(href|assign|replace))", text), path
+        assert not re.search(r"\bopen\(|\btarget=|http-equiv=\"refresh", text), path
 
 
 def test_it_is_overwritten(files):
@@ -141,6 +147,11 @@ def test_it_is_overwritten(files):
     assert about_of(files / "site")["title"] == "Another one"
     assert (files / "site" / "parts" / "model0.js").stat().st_size < 0.8 * large
     assert not [path for path in files.iterdir() if path.name.startswith(".")]
+    mine = files / "site" / "parts" / "model.js"
+    mine.write_text("mine")
+    with pytest.raises(SetupError, match="site holds parts/model.js, which is not writ"):
+        run("site", "--overwrite")
+    assert mine.read_text() == "mine"
 
 
 # --- What is wrong -----------------------------------------------------------
@@ -152,8 +163,9 @@ def test_it_is_overwritten(files):
         ([""], "DIR is empty"),
         (["net.safetensors"], "net.safetensors is there already, and is a file"),
         (["net.safetensors/site"], "can't be written: .*net.safetensors is a file"),
-        (["there"], "there is there already; --overwrite replaces it"),
+        (["there"], "there is there already; overwrite=True replaces it"),
         (["there", "--overwrite"], "there holds notes.txt, .* not overwritten"),
+        (["/"], "^/ is there already; overwrite=True replaces it"),
         (["site", "--example=nothing.png"], "nothing.png can't be read: No such"),
         (["site", "--example=there"], "--example=there can't be read: Is a directory"),
         (["site", "--example=net.safetensors"], "net.safetensors can't be read: can"),
@@ -162,6 +174,8 @@ def test_it_is_overwritten(files):
         (["site", "--runtime=nothing.tgz"], "--runtime=nothing.tgz isn't there"),
         (["site", "--runtime=photo.jpg"], "photo.jpg can't be read as the package"),
         (["site", "--runtime=there"], "there is not the package onnx.*-web .* lacks"),
+        (["site", "--runtime=half.tgz"], "half.tgz can't be read as the package"),
+        (["site", "--runtime=half.tar.xz"], "half.tar.xz can't be read as the package"),
         (["site", "--runtime=other.tgz"], "other.tgz is not the package onnxruntime-web"),
         (["site", "--image-size=7"], "image_size=7 is too small for .* needs 8 x 8"),
         (["site", "--weights=without.safetensors"], "the model has no head"),
@@ -173,6 +187,9 @@ def test_what_is_given_wrongly_is_said(files, arguments, problem):
     (files / "there").mkdir()
     (files / "there" / "notes.txt").write_text("mine")
     (files / "other.tgz").write_bytes(archive_of({"package/package.json": b"{}"}))
+    for name, mode in (("half.tgz", "w:gz"), ("half.tar.xz", "w:xz")):
+        whole = archive_of(PACKAGE, mode)
+        (files / name).write_bytes(whole[: len(whole) // 2])
     PIL.Image.open("photo.jpg").save("scan.tif")
     write_net(tiny_model(num_classes=0), "without.safetensors")
     write_net(tiny_model(in_channels=5), "five.safetensors")
@@ -203,16 +220,36 @@ def test_a_model_too_large_for_a_browser_is_said(monkeypatch):
         page.check_can_show(Pretrained(tiny_model(), {}, Preprocessing()))
 
 
-def test_a_full_disk_leaves_nothing(files, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (errno.ENOSPC, "write_text"),
+        (errno.ENOSPC, "write_bytes"),
+        (errno.EACCES, "mkdir"),
+    ],
+)
+def test_a_page_that_cannot_be_written_leaves_nothing(files, monkeypatch, error, name):
     pytest.importorskip("onnx", reason="the model is written as ONNX")
 
-    def full(self, *_, **__):
-        raise OSError(28, "No space left on device")
+    def fail(self, *_, **__):
+        raise OSError(error, os.strerror(error), str(self))
 
-    monkeypatch.setattr(pathlib.Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left on device.*site"):
-        run("site")
-    assert not [path for path in files.iterdir() if "site" in path.name]
+    monkeypatch.setattr(pathlib.Path, name, fail)
+    said = f"{files / 'new' / 'site'} can't be written: {os.strerror(error)}"
+    with pytest.raises(SetupError) as raised:
+        run("new/site")
+    assert str(raised.value) == said
+    assert not (files / "new").exists()
+
+
+def test_a_page_replaces_no_other_directory(tmp_path):
+    net = Pretrained(tiny_model(), {}, Preprocessing())
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "thesis.txt").write_text("mine")
+    for options in (dict(), dict(overwrite=True)):
+        with pytest.raises(SetupError, match="overwrite=True|holds thesis.txt, which"):
+            write_page(tmp_path / "site", net, runtime=Runtime("1", b"", b""), **options)
+    assert (tmp_path / "site" / "thesis.txt").read_text() == "mine"
 
 
 # --- ONNX Runtime Web --------------------------------------------------------
@@ -282,11 +319,18 @@ def browser(tmp_path_factory):
         yield opened
 
 
-@pytest.fixture
-def real_runtime():
-    if not runtime.cached_archive().exists():
-        pytest.skip("python -m focalnet_jax.demo has not downloaded ONNX Runtime Web yet")
-    return find_runtime()
+@pytest.fixture(scope="module")
+def real_runtime(browser, tmp_path_factory):
+    """ONNX Runtime Web, which is downloaded unless the command has done so already."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not runtime.cached_archive().exists():
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        try:
+            return find_runtime()
+        except SetupError as error:
+            if "can't download" not in str(error):
+                raise
+            pytest.skip(str(error))
 
 
 SETTINGS = [
@@ -349,7 +393,7 @@ def test_the_page_predicts_as_the_model_does(browser, files, real_runtime):
     """The page is a file, as for somebody who opens it from a disk."""
     pytest.importorskip("onnx", reason="the model is written as ONNX")
     net = load_model("net.safetensors", image_size=SIZE)
-    net.classes = ("one", "two", "<three>", "four", "five & six")
+    net.classes = ("one", "two", "<three>", "four", "five & six", "seven", "eight")
     example, photo = "a <b> 50%.png", "photo.jpg"
     data = {example: pathlib.Path(example).read_bytes()}
     write_page(files / "site", net, runtime=real_runtime, examples=data)
@@ -358,6 +402,7 @@ def test_the_page_predicts_as_the_model_does(browser, files, real_runtime):
         browser.wait_for(ENDED)
         assert browser.evaluate(STATUS).startswith(f"{image}: computed in ")
         inside = look_inside(net, image)
+        assert len(inside.predictions) == 5
         for shown, expected in zip(
             shown_classes(browser), inside.predictions, strict=True
         ):
@@ -385,6 +430,10 @@ def test_the_page_predicts_as_the_model_does(browser, files, real_runtime):
 
     browser.choose_file("#file", files / photo)
     browser.wait_for(f"{STATUS}.includes('{photo}')")
+    check(photo)
+    turns = browser.evaluate("turns")
+    browser.choose_file("#file", files / photo)  # It may have changed meanwhile.
+    browser.wait_for(f"turns === {turns + 1}")
     check(photo)
 
     (files / "no.png").write_text("no image")
@@ -421,27 +470,66 @@ def test_parameters_in_float16_predict_nearly_the_same(browser, files, real_runt
     browser.open("about:blank")
     browser.open((files / "site" / "index.html").as_uri() + "#photo.jpg")
     browser.wait_for(ENDED)
-    [expected] = net.predict("photo.jpg")
+    [expected] = net.predict("photo.jpg", topk=7)
     expected = {prediction.name: prediction.probability for prediction in expected}
     for name, probability in shown_classes(browser):
         # Each parameter is rounded to a 2,048th of it.
         np.testing.assert_allclose(probability, expected[name], atol=5e-3)
 
 
-def test_the_page_connects_to_nothing(browser, files):
-    """The browser itself refuses, whatever the code of the page may ask for."""
+# What code of the page might ask for; {} is the address of a server without its scheme.
+ASKED = [
+    "void fetch('http:{}', {{mode: 'no-cors'}}).catch(String)",
+    "new Image().src = 'http:{}'",
+    "new WebSocket('ws:{}')",
+    "new EventSource('http:{}')",
+    "navigator.sendBeacon('http:{}', 'a')",
+    "document.head.append(made('script', {{src: 'http:{}'}}))",
+    "document.head.append(made('link', {{rel: 'stylesheet', href: 'http:{}'}}))",
+    "document.body.append(made('iframe', {{src: 'http:{}'}}))",
+    "document.body.append(made('video', {{src: 'http:{}'}}))",
+]
+
+
+def sent_to(server, *, seconds):
+    """What the next client sends, if there is one within some seconds.
+
+    For a frame that it then refuses, Chromium opens a connection and sends nothing on it.
+    """
+    server.settimeout(seconds)
+    while True:
+        client, _ = server.accept()
+        client.settimeout(0.5)
+        with client, contextlib.suppress(OSError):
+            if sent := client.recv(1000):
+                return sent
+
+
+def test_the_policy_refuses_what_code_may_load(browser, files):
+    """But for WebRTC and for other pages, of which it has no say.
+
+    Without the policy a server hears each of these requests.
+    """
     pytest.importorskip("onnx", reason="the model is written as ONNX")
     run("site")
-    browser.open((files / "site" / "index.html").as_uri())
-    browser.wait_for(ENDED)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0.5)
-        address = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        ask = f"fetch('{address}', {{mode: 'no-cors'}}).then(() => 'sent', String)"
-        assert browser.evaluate(ask).startswith("TypeError")
-        browser.evaluate(f"new Image().src = '{address}'; 0")
-        with pytest.raises(TimeoutError):
-            server.accept()
+    index = files / "site" / "index.html"
+    bare, count = re.subn(r"<meta http-equiv=[^>]*>", "", index.read_text())
+    assert count == 1
+    for seconds, is_heard in ((0.5, False), (60, True)):
+        browser.open("about:blank")
+        browser.open(index.as_uri())
+        browser.wait_for(ENDED)
+        for ask in ASKED:
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                address = f"//127.0.0.1:{server.getsockname()[1]}/"
+                tried = f"(async () => {{ {ask.format(address)}; }})().catch(String)"
+                browser.evaluate(tried)
+                if is_heard:
+                    assert b" / HTTP" in sent_to(server, seconds=seconds), ask
+                else:
+                    with pytest.raises(TimeoutError):
+                        sent_to(server, seconds=seconds)
+        index.write_text(bare)
 
 
 def test_what_keeps_the_model_from_running_is_said(browser, files):

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-import shutil
+import re
 
 import chex
 import jax
@@ -24,6 +24,7 @@ from focalnet_jax.models.variants import ENCODER_OPTIONS, VARIANTS
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.pretrained import Pretrained
 
+DOCS = pathlib.Path(__file__).parents[1] / "docs" / "export.md"
 RNG = np.random.default_rng(0)
 IMAGES = [
     PIL.Image.fromarray(RNG.integers(0, 256, (*size, 3), dtype=np.uint8))
@@ -40,9 +41,8 @@ def network(model, preprocessing=SMALL, classes=None):
 
 
 def written(net, path):
-    shutil.rmtree(path, ignore_errors=True)
     directory = export_hub(net)
-    directory.write(path)
+    directory.write(path, overwrite=True)
     return directory
 
 
@@ -162,6 +162,22 @@ def test_a_head_may_have_more_rows_than_names(tmp_path, peers):
     assert load_model(tmp_path / "net").classes is None
 
 
+def test_a_directory_of_others_is_not_replaced(tmp_path):
+    directory = export_hub(network(tiny_model()))
+    (tmp_path / "mine/sub").mkdir(parents=True)
+    (tmp_path / "mine/sub/thesis.txt").write_text("mine")
+    for options, problem in (
+        (dict(), "mine is there already; overwrite=True replaces it"),
+        (dict(overwrite=True), "mine holds sub/thesis.txt, which is not written there"),
+    ):
+        with pytest.raises(SetupError, match=problem):
+            directory.write(tmp_path / "mine", **options)
+    assert (tmp_path / "mine/sub/thesis.txt").read_text() == "mine"
+    directory.write(str(tmp_path / "net"))
+    with pytest.raises(SetupError, match="net is there already; overwrite=True"):
+        directory.write(tmp_path / "net")
+
+
 # --- timm --------------------------------------------------------------------
 
 
@@ -203,6 +219,35 @@ def test_one_directory_serves_timm_and_transformers(options, tmp_path, peers, to
     again = load_model(path)
     assert again.model == net.model
     chex.assert_trees_all_equal(again.params, net.params)
+
+
+def test_the_documented_programs_load_it(tmp_path, peers, torch, monkeypatch):
+    """From a directory as the command before them writes one."""
+    monkeypatch.chdir(tmp_path)
+    section = DOCS.read_text().partition("\n## transformers and timm\n")[2]
+    assert "--format=hf tiny_hf\n" in section
+    model = timms(num_classes=7, focal_levels=(3,) * 4)
+    params = random_params(model, "float32")
+    tensors = to_torch(params, model, dialect="timm")
+    write_weights(tmp_path / "net.safetensors", tensors)
+    main(["--weights=net.safetensors", "--format=hf", "tiny_hf"])
+    net = Pretrained(model, params, SMALL)
+    blocks = re.findall(r"^```py\n(.*?)^```$", section, re.M | re.S)
+    assert len(blocks) == 3
+    for block in blocks:
+        names = {}
+        exec(block, names)
+        theirs = names["net"].eval()
+
+        def compute(images, theirs=theirs):
+            result = theirs(images)
+            return getattr(result, "logits", result)
+
+        assert_close(*both(net, torch, compute))
+        if "checkpoint_path" in block:
+            block = block.replace("tiny_hf/timm.safetensors", "tiny_hf")
+            with pytest.raises(FileNotFoundError):
+                exec(block, {})
 
 
 def test_timm_takes_the_right_file_from_the_hub(tmp_path, peers, torch, monkeypatch):
@@ -425,11 +470,11 @@ def test_the_command_writes_a_directory(tmp_path, monkeypatch, capsys):
     assert {path.name for path in pathlib.Path("hub").iterdir()} == {
         *("config.json", "preprocessor_config.json", "model.safetensors")
     }
-    with pytest.raises(SetupError, match="is there already; --overwrite replaces it"):
+    with pytest.raises(SetupError, match="is there already; overwrite=True replaces it"):
         main(arguments)
     main([*arguments, "--overwrite", "--image-size=96"])
     assert load_model("hub").preprocessing.image_size == 96
     pathlib.Path("hub/README.md").write_text("mine")
-    with pytest.raises(SetupError, match="is no exported directory, so it is not"):
+    with pytest.raises(SetupError, match="holds README.md, which is not written there"):
         main([*arguments, "--overwrite"])
     assert pathlib.Path("hub/README.md").read_text() == "mine"

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import zipfile
 import numpy as np
 import PIL.Image
 import pytest
+import yaml
 from running import ROOT, TIMEOUT, TINY
 
 import focalnet_jax
@@ -52,6 +54,31 @@ def test_the_version_stands_in_one_place():
         "attr": "focalnet_jax.__version__"
     }
     assert f"## [{focalnet_jax.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_citation_is_that_of_this_version_and_of_the_paper():
+    """The paper as README.md has it for BibTeX."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["type"] == "software"
+    assert citation["title"] == PYPROJECT["project"]["name"]
+    assert citation["version"] == focalnet_jax.__version__
+    assert citation["license"] == PYPROJECT["project"]["license"]
+    assert citation["authors"]
+    assert citation["message"]
+    paper = citation["preferred-citation"]
+    bibtex = re.findall(r"^  (\w+)=\{(.*)\},?$", (ROOT / "README.md").read_text(), re.M)
+    authors = (f"{a['family-names']}, {a['given-names']}" for a in paper["authors"])
+    assert dict(bibtex) == {
+        "title": paper["title"],
+        "author": " and ".join(authors),
+        "booktitle": f"{paper['collection-title']} (NeurIPS)",
+        "year": str(paper["year"]),
+    }
+    assert paper["conference"]["name"] == f"NeurIPS {paper['year']}"
+    number = paper["doi"].removeprefix("10.48550/arXiv.")
+    assert paper["url"] == f"https://arxiv.org/abs/{number}"
+    assert f"({paper['url']})" in (ROOT / "README.md").read_text()
 
 
 # --- As people get it ------------------------------------------------------------

@@ -13,14 +13,8 @@ import urllib.parse
 import pytest
 from running import ROOT, TIMEOUT
 
-# What builds the site, and the modules that it takes.
-TOOLS = {
-    "mkdocs": ["mkdocs", "material", "mkdocstrings_handlers"],
-    "zensical": ["zensical", "mkdocstrings_handlers"],
-}
 
-
-def build(tool, directory):
+def build(directory):
     """Builds the site in a copy of what it is made of; a warning is an error."""
     for name in ("docs", "focalnet_jax"):
         ignored = shutil.ignore_patterns("__pycache__")
@@ -28,7 +22,7 @@ def build(tool, directory):
     shutil.copy(ROOT / "mkdocs.yml", directory)
     nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     result = subprocess.run(
-        [sys.executable, "-m", tool, "build", "--strict"],
+        [sys.executable, "-m", "mkdocs", "build", "--strict"],
         cwd=directory,
         env=os.environ | nowhere,
         capture_output=True,
@@ -58,12 +52,11 @@ class Page(html.parser.HTMLParser):
             self.loaded.append(attributes["src"])
 
 
-@pytest.mark.parametrize("tool", TOOLS)
-def test_the_site_is_whole(tool, tmp_path):
-    for module in TOOLS[tool]:
+def test_the_site_is_whole(tmp_path):
+    for module in ("mkdocs", "material", "mkdocstrings_handlers"):
         if not importlib.util.find_spec(module):
             pytest.skip(f"{module} is not installed: pip install '.[docs]'")
-    site = build(tool, tmp_path)
+    site = build(tmp_path)
     pages = {path: Page(path.read_text()) for path in site.rglob("*.html")}
     assert len(pages) > len([*(ROOT / "docs").rglob("*.md")])  # and one for errors
     check_nothing_is_loaded_from_the_network(site, pages)
@@ -90,9 +83,8 @@ def check_what_pages_link_to_is_there(site, pages):
         for link in inside + page.loaded:
             name, _, anchor = urllib.parse.unquote(link).partition("#")
             target = path
-            if (
-                name
-            ):  # The page for errors is shown at any address: its links are absolute.
+            # The page for errors is shown at any address: its links are absolute.
+            if name:
                 start = site if name.startswith("/") else path.parent
                 target = (start / name.lstrip("/")).resolve()
             if target.is_dir():

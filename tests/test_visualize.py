@@ -474,7 +474,7 @@ def test_blocks_can_be_chosen(files):
         (["--blocks=stage1/block3"], "--blocks=stage1/block3 is unknown; did you mean"),
         (["--at=36,0"], "36,0 is outside of the image"),
         (["--output=net.safetensors"], "net.safetensors is there already, and is a file"),
-        (["--output=there"], "there is there already; --overwrite"),
+        (["--output=there"], "there is there already; overwrite=True"),
         (["--output=there", "--overwrite"], "there holds notes.txt, .* not overwritten"),
     ],
 )

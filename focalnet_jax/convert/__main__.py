@@ -17,7 +17,6 @@ also holds the model's description and its preprocessing, which `load_model` rea
 """
 
 import argparse
-import os
 import pathlib
 import re
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 from focalnet_jax import command_line
 from focalnet_jax.convert.dialect_files import write_dialect
 from focalnet_jax.convert.dialects import DIALECTS
-from focalnet_jax.convert.directories import write_directory
+from focalnet_jax.convert.directories import FILES, write_directory
 from focalnet_jax.convert.fit import fit_to_model
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
@@ -38,7 +37,7 @@ from focalnet_jax.convert.model_arguments import (
 from focalnet_jax.convert.weight_files import SUFFIXES
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import count_params
-from focalnet_jax.paths import local_path, path_exists
+from focalnet_jax.paths import check_may_write, local_path, writing
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,8 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     if not args.destination:
         raise SetupError("DST is empty: it is a directory or a file")
     destination = local_path(args.destination)
-    _check_destination(destination, overwrite=args.overwrite)
-    to_file = destination.suffix in SUFFIXES
+    to_file = _is_file(destination)
+    files = None if to_file else FILES
+    check_may_write(destination, overwrite=args.overwrite, files=files)
     if args.dialect and not to_file:
         raise SetupError(
             f"--dialect={args.dialect} is for a file, and {destination} is a directory: "
@@ -61,16 +61,13 @@ def main(argv: list[str] | None = None) -> None:
     found = read_and_print(args.source, args, _options(args))
     fitted = fit_to_model(found.weights, found.model, reading(args), keep_dtypes=to_file)
     print_notes(fitted.notes + fitted.dtype_notes)
-    try:
+    with writing(destination):
         if to_file:
             write_dialect(destination, found, fitted, args.dialect)
         else:
             write_directory(destination, found.description, fitted.params)
             count = count_params(found.model)
             print(f"wrote {destination}: {count:,} parameters, and model.json")
-    except OSError as error:
-        reason = error.strerror or error
-        raise SetupError(f"{destination} can't be written: {reason}") from error
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -104,25 +101,15 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return options | {"num_classes": args.num_classes}
 
 
-def _check_destination(path: pathlib.Path, *, overwrite: bool) -> None:
+def _is_file(path: pathlib.Path) -> bool:
+    """Whether DST is a file; raises SetupError if its ending is that of neither."""
     is_file = path.suffix in SUFFIXES
     if not is_file and re.fullmatch(r"\.[A-Za-z]\w*", path.suffix):
         raise SetupError(
             f"{path.name} ends in {path.suffix!r}: DST is a directory, without an "
             f"ending, or a file in {', '.join(SUFFIXES)}"
         )
-    if not path_exists(path):
-        parent = next(p for p in path.parents if p.exists())
-        if not parent.is_dir():
-            raise SetupError(f"{path} can't be written: {parent} is a file")
-        return
-    if is_file == path.is_dir():
-        kind = "directory" if path.is_dir() else "file"
-        raise SetupError(f"{path} is there already, and is a {kind}")
-    if not overwrite:
-        raise SetupError(f"{path} is there already; --overwrite replaces it")
-    if not is_file and set(os.listdir(path)) not in ({"params", "model.json"}, set()):
-        raise SetupError(f"{path} is no converted directory, so it is not overwritten")
+    return is_file
 
 
 if __name__ == "__main__":

@@ -7,6 +7,18 @@ from focalnet_jax.paths import written_aside
 from focalnet_jax.weights.description import ModelDescription
 from focalnet_jax.weights.params import save_params
 
+# All that is in such a directory, as shell-style patterns. Orbax writes the parameters.
+FILES = (
+    "model.json",
+    "params/_*METADATA",
+    "params/_sharding",
+    "params/array_metadatas/*",
+    "params/commit_success.txt",
+    "params/d/*",
+    "params/manifest.ocdbt",
+    "params/ocdbt.process_*",
+)
+
 
 def write_directory(
     path: pathlib.Path, description: ModelDescription, params: dict[str, Any]

@@ -89,7 +89,8 @@ def spell(name: str) -> str:
     """How the tools call what an error names: an argument or an option of the model."""
     if name == "name":
         return "--model"
-    if name == "dialect" or name in {field.name for field in dataclasses.fields(Reading)}:
+    own = {"dialect", "overwrite", *(field.name for field in dataclasses.fields(Reading))}
+    if name in own:
         return command_line.option(name)
     return f"--set={name}"
 

@@ -23,11 +23,11 @@ from focalnet_jax.convert.model_arguments import (
     reading,
     spell,
 )
-from focalnet_jax.demo.page import ABOUT, PAGE, PARTS, SITE, check_can_show, write_page
+from focalnet_jax.demo.page import FILES, PAGE, check_can_show, write_page
 from focalnet_jax.demo.runtime import VERSION, find_runtime
 from focalnet_jax.errors import SetupError
 from focalnet_jax.export.onnx_graph import DTYPES
-from focalnet_jax.paths import errors_named, local_path, written_aside
+from focalnet_jax.paths import check_may_write, local_path, writing
 from focalnet_jax.pretrained import load_model
 
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.directory:
         raise SetupError("DIR is empty: it is the directory that is written")
     directory = local_path(args.directory)
-    _check_directory(directory, overwrite=args.overwrite)
+    check_may_write(directory, overwrite=args.overwrite, files=FILES)
     examples = _read_examples(args.example)
     command_line.find_devices()
     net = load_model(args.weights, **vars(reading(args)), **model_options(args.set))
@@ -49,14 +49,15 @@ def main(argv: list[str] | None = None) -> None:
     runtime = find_runtime(args.runtime)
     if runtime.version != VERSION:
         print(f"note: ONNX Runtime Web {runtime.version} is not {VERSION}, the tried one")
-    with errors_named(directory), written_aside(directory) as aside:
+    with writing(directory):
         write_page(
-            aside,
+            directory,
             net,
             runtime=runtime,
             dtype=args.dtype,
             title=args.title or _title(args.weights),
             examples=examples,
+            overwrite=args.overwrite,
         )
     size = sum(file.stat().st_size for file in directory.rglob("*.*"))
     print(f"wrote {directory}: {size / 1e6:.1f} MB\nopen {directory / PAGE} in a browser")
@@ -111,23 +112,6 @@ def _read_examples(paths: list[str]) -> dict[str, bytes]:
                 f"--example={path} can't be read: {error.strerror}"
             ) from error
     return examples
-
-
-def _check_directory(path: pathlib.Path, *, overwrite: bool) -> None:
-    parent = next(parent for parent in path.parents if parent.exists())
-    if not parent.is_dir():
-        raise SetupError(f"{path} can't be written: {parent} is a file")
-    if not os.path.lexists(path):
-        return
-    if not path.is_dir():
-        raise SetupError(f"{path} is there already, and is a file")
-    if not overwrite:
-        raise SetupError(f"{path} is there already; --overwrite replaces it")
-    if others := set(os.listdir(path)) - {*SITE, ABOUT, PARTS}:
-        raise SetupError(
-            f"{path} holds {min(others)}, which this command doesn't write, so it is not "
-            "overwritten"
-        )
 
 
 if __name__ == "__main__":

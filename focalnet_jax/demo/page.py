@@ -8,6 +8,7 @@ import base64
 import importlib.resources
 import io
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,7 +21,8 @@ from focalnet_jax.export import export_onnx
 from focalnet_jax.image_size import height_and_width
 from focalnet_jax.models import count_params
 from focalnet_jax.pages import SIGNED, UNSIGNED, colour_table
-from focalnet_jax.pretrained import Pretrained
+from focalnet_jax.paths import check_may_write, local_path, written_aside
+from focalnet_jax.pretrained import Pretrained, check_image_size
 from focalnet_jax.visualize import check_can_look, stage_strides
 
 PAGE = "index.html"
@@ -38,6 +40,17 @@ ABOUT, PARTS = "about.js", "parts"
 
 _PART = 3 * 2**22  # bytes
 
+# All that is in the directory, as shell-style patterns. No file has 1,000 parts.
+FILES = (
+    *SITE,
+    ABOUT,
+    *(
+        f"{PARTS}/{name}{'[0-9]' * digits}.js"
+        for name in ("script", "wasm", "model")
+        for digits in (1, 2, 3)
+    ),
+)
+
 # Formats of images that browsers read, by the names that PIL has for them.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
@@ -46,47 +59,46 @@ _LARGEST_MODEL = 2**31 - 2**24
 
 
 def write_page(
-    directory: pathlib.Path,
+    directory: str | os.PathLike,
     net: Pretrained,
     *,
     runtime: Runtime,
     dtype: str = "float32",
     title: str = "FocalNet",
     examples: Mapping[str, bytes] | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Writes the page.
+    """Writes the page, whole or not at all.
 
         net = load_model("runs/digits")
-        write_page(pathlib.Path("page"), net, runtime=find_runtime())
+        write_page("page", net, runtime=find_runtime())
 
     Args:
-      directory: an empty one, or one that isn't there.
+      directory: of the page.
       net: from `load_model`: a classifier of images.
       runtime: from `find_runtime`.
       dtype: in which parameters are stored, as for `export_onnx`.
       title: of the page.
       examples: files of images that the page offers, by their names.
+      overwrite: whether it may replace another page.
 
     Raises:
       OSError: the directory can't be written to.
-      SetupError: the model can't be shown so, see `check_can_show`; or an example is no
-        image that browsers read.
+      SetupError: the model can't be shown so, see `check_can_show`; an example is no
+        image that browsers read; or there is something at `directory` that is not to be
+        replaced.
     """
+    directory = local_path(directory)
+    check_may_write(directory, overwrite=overwrite, files=FILES)
     check_can_show(net)
     shown = [_example(name, data) for name, data in (examples or {}).items()]
     blocks = [f"stage{s}/block{d - 1}" for s, d in enumerate(net.model.encoder.depths)]
     outputs = [f"{name}/{kind}" for name in blocks for kind in ("gates", "modulator")]
     graph = export_onnx(net.model, net.params, dtype=dtype, outputs=outputs)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / PARTS).mkdir()
     contents = {
         "script": runtime.script,
         "wasm": runtime.wasm,
         "model": graph.SerializeToString(),
-    }
-    files = {
-        name: {"size": len(data), "parts": list(_write_parts(directory, name, data))}
-        for name, data in contents.items()
     }
     about = {
         "title": title,
@@ -99,14 +111,19 @@ def write_page(
             for name, stride in zip(blocks, stage_strides(net.model))
         ],
         "colours": {"signed": colour_table(SIGNED), "unsigned": colour_table(UNSIGNED)},
-        "files": files,
         "examples": shown,
     }
-    text = f"const about = {json.dumps(about, allow_nan=False)};\n"
-    (directory / ABOUT).write_text(text, encoding="utf-8")
-    site = importlib.resources.files("focalnet_jax.demo").joinpath("site")
-    for name in SITE:
-        (directory / name).write_bytes(site.joinpath(name).read_bytes())
+    with written_aside(directory) as aside:
+        (aside / PARTS).mkdir(parents=True)
+        about["files"] = {
+            name: {"size": len(data), "parts": list(_write_parts(aside, name, data))}
+            for name, data in contents.items()
+        }
+        text = f"const about = {json.dumps(about, allow_nan=False)};\n"
+        (aside / ABOUT).write_text(text, encoding="utf-8")
+        site = importlib.resources.files("focalnet_jax.demo").joinpath("site")
+        for name in SITE:
+            (aside / name).write_bytes(site.joinpath(name).read_bytes())
 
 
 def check_can_show(net: Pretrained) -> None:
@@ -129,13 +146,7 @@ def check_can_show(net: Pretrained) -> None:
             f"the model takes {encoder.in_channels} channels, and images on a page have "
             "3 for colours or 1 for shades of grey"
         )
-    size = height_and_width(net.preprocessing.image_size)
-    smallest = encoder.smallest_input()
-    if any(side < least for side, least in zip(size, smallest)):
-        raise SetupError(
-            f"images of {size[0]} x {size[1]} pixels leave nothing of the last map: the "
-            f"model takes {smallest[0]} x {smallest[1]} or more (--image-size)"
-        )
+    check_image_size(net.model, net.preprocessing.image_size)
     if 4 * count_params(net.model) > _LARGEST_MODEL:
         raise SetupError(
             f"the model has {count_params(net.model):,} parameters, and a browser holds "

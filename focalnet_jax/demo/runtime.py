@@ -108,7 +108,7 @@ def _from_directory(path: pathlib.Path, name: str) -> bytes:
 
 
 def _from_archive(path: pathlib.Path, name: str) -> bytes:
-    with tarfile.open(path) as archive:
+    with tarfile.open(path, "r:gz") as archive:
         file = archive.extractfile(f"package/{name}")
         if file is None:
             raise KeyError(name)

@@ -26,7 +26,6 @@ import json
 import logging
 import pathlib
 import re
-from typing import Any
 
 import jax
 import numpy as np
@@ -46,10 +45,12 @@ from focalnet_jax.convert.model_arguments import (
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError, counted
 from focalnet_jax.export import hub
-from focalnet_jax.export.onnx_graph import DTYPES, export_onnx, write_onnx
+from focalnet_jax.export.description import describe
+from focalnet_jax.export.onnx_file import data_path, write_onnx
+from focalnet_jax.export.onnx_graph import DTYPES, export_onnx
 from focalnet_jax.export.stablehlo import PLATFORMS, export_program
-from focalnet_jax.paths import local_path, path_exists, written_aside
-from focalnet_jax.pretrained import Pretrained, load_model
+from focalnet_jax.paths import check_may_write, local_path, writing, written_aside
+from focalnet_jax.pretrained import Pretrained, check_image_size, with_parameters
 from focalnet_jax.trees import named_leaves
 
 PROGRAM, PARAMS, ABOUT = "program.stablehlo", "params.safetensors", "model.json"
@@ -57,7 +58,7 @@ PROGRAM, PARAMS, ABOUT = "program.stablehlo", "params.safetensors", "model.json"
 # The ending of DST for each format, which is a directory if it has none. Without
 # --format, the first one of an ending is meant.
 ENDINGS = {"onnx": ".onnx", "safetensors": ".safetensors", "stablehlo": "", "hf": ""}
-# What may be in the directory of a format, and is overwritten.
+# All that is in the directory of a format.
 _FILES = {"stablehlo": {PROGRAM, PARAMS, ABOUT}, "hf": hub.FILES}
 # The formats that an option is for.
 _OPTIONS = {"vjp": "stablehlo", "dtype": "onnx", "dialect": "safetensors"}
@@ -75,73 +76,63 @@ def main(argv: list[str] | None = None) -> None:
             "DST is empty: it is a directory, or a file in .onnx or .safetensors"
         )
     destination = local_path(args.destination)
-    args.format = _format(destination, args.format)
-    for option, format in _OPTIONS.items():
-        if getattr(args, option) and args.format != format:
+    kind = _format(destination, args.format)
+    for option, its_format in _OPTIONS.items():
+        if getattr(args, option) and kind != its_format:
             raise SetupError(
-                f"--{option} is for --format={format}, and {destination.name} is written "
-                f"as {args.format}"
+                f"--{option} is for --format={its_format}, and {destination.name} is "
+                f"written as {kind}"
             )
-    _check_destination(destination, args.format, overwrite=args.overwrite)
-    try:
-        if args.format == "safetensors":
-            _write_weights(destination, args)
-        else:
-            _write(destination, args)
-    except OSError as error:
-        raise SetupError(
-            f"{destination} can't be written: {error.strerror or error}"
-        ) from error
-
-
-def _write_weights(path: pathlib.Path, args: argparse.Namespace) -> None:
+    check_may_write(destination, overwrite=args.overwrite, files=_FILES.get(kind))
+    if kind == "onnx":
+        check_may_write(data_path(destination), overwrite=args.overwrite)
     found = read_and_print(args.weights, args, model_options(args.set))
-    fitted = fit_to_model(found.weights, found.model, reading(args), keep_dtypes=True)
-    print_notes(fitted.notes + fitted.dtype_notes)
-    write_dialect(path, found, fitted, args.dialect)
-
-
-def _write(path: pathlib.Path, args: argparse.Namespace) -> None:
-    command_line.find_devices()
-    net = load_model(args.weights, **vars(reading(args)), **model_options(args.set))
-    if args.format == "onnx":
-        _write_graph(path, net, dtype=args.dtype or DTYPES[0])
-    elif args.format == "hf":
-        _write_hub(path, net)
-    else:
-        _write_program(path, net, vjp=args.vjp)
-
-
-def _write_graph(path: pathlib.Path, net: Pretrained, *, dtype: str) -> None:
-    graph = export_onnx(net.model, net.params, metadata=_about(net), dtype=dtype)
-    write_onnx(path, graph)
-    print(
-        f"wrote {path}: {counted(len(graph.graph.node), 'node')}, with the parameters "
-        f"in {dtype}"
+    check_image_size(found.model, found.description.preprocessing.image_size)
+    keep_dtypes = kind == "safetensors"
+    fitted = fit_to_model(
+        found.weights, found.model, reading(args), keep_dtypes=keep_dtypes
     )
+    print_notes(fitted.notes + fitted.dtype_notes)
+    with writing(destination):
+        if kind == "safetensors":
+            write_dialect(destination, found, fitted, args.dialect)
+        else:
+            net = with_parameters(found, fitted, head=args.head)
+            _WRITERS[kind](destination, net, args)
 
 
-def _write_hub(path: pathlib.Path, net: Pretrained) -> None:
+def _write_graph(path: pathlib.Path, net: Pretrained, args: argparse.Namespace) -> None:
+    dtype = args.dtype or DTYPES[0]
+    graph = export_onnx(net.model, net.params, metadata=describe(net), dtype=dtype)
+    nodes = counted(len(graph.graph.node), "node")
+    write_onnx(path, graph)
+    print(f"wrote {path}: {nodes}, with the parameters in {dtype}")
+
+
+def _write_hub(path: pathlib.Path, net: Pretrained, args: argparse.Namespace) -> None:
     directory = hub.export_hub(net)
     print_notes(directory.notes)
-    directory.write(path)
+    directory.write(path, overwrite=args.overwrite)
     libraries = "transformers and timm" if len(directory.weights) > 1 else "transformers"
     print(f"wrote {path}: a directory for {libraries}")
 
 
-def _write_program(path: pathlib.Path, net: Pretrained, *, vjp: bool) -> None:
-    program = export_program(net.model, net.params, vjp=vjp)
+def _write_program(path: pathlib.Path, net: Pretrained, args: argparse.Namespace) -> None:
+    program = export_program(net.model, net.params, vjp=args.vjp)
     with written_aside(path) as aside:
         aside.mkdir()
         (aside / PROGRAM).write_bytes(program)
         named = named_leaves(net.params)
         write_weights(aside / PARAMS, jax.tree.map(np.asarray, named))
-        text = json.dumps(_about(net), indent=1) + "\n"
+        text = json.dumps(describe(net), indent=1) + "\n"
         (aside / ABOUT).write_text(text, encoding="utf-8")
     print(
         f"wrote {path}: a program of {len(program) / 1e6:.1f} MB for "
         f"{', '.join(PLATFORMS)}, and its parameters"
     )
+
+
+_WRITERS = {"onnx": _write_graph, "hf": _write_hub, "stablehlo": _write_program}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -172,15 +163,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _about(net: Pretrained) -> dict[str, Any]:
-    """What a user needs to know of images and classes."""
-    return {
-        "preprocessing": net.preprocessing.to_json(),
-        "smallest_image": list(net.model.encoder.smallest_input()),
-        "classes": net.classes,
-    }
-
-
 def _format(path: pathlib.Path, given: str | None) -> str:
     """The format that DST is written in.
 
@@ -190,7 +172,7 @@ def _format(path: pathlib.Path, given: str | None) -> str:
     # A dot and a number, as in the name of a version, make no ending.
     ending = path.suffix if re.fullmatch(r"\.[A-Za-z]\w*", path.suffix) else ""
     if given is None:
-        formats = [format for format, its in ENDINGS.items() if its == ending]
+        formats = [name for name, its in ENDINGS.items() if its == ending]
         if formats:
             return formats[0]
         raise SetupError(
@@ -205,26 +187,6 @@ def _format(path: pathlib.Path, given: str | None) -> str:
         has = f"ends in {ending}" if ending else "has no ending"
         raise SetupError(f"--format={given} makes {kind}, and {path.name} {has}")
     return given
-
-
-def _check_destination(path: pathlib.Path, format: str, *, overwrite: bool) -> None:
-    parent = next(parent for parent in path.parents if parent.exists())
-    if not parent.is_dir():
-        raise SetupError(f"{path} can't be written: {parent} is a file")
-    paths = [path]
-    if format == "onnx":
-        paths.append(path.with_name(f"{path.name}.data"))
-    if not (found := [str(path) for path in paths if path_exists(path)]):
-        return
-    if not overwrite:
-        raise SetupError(f"{found[0]} is there already; --overwrite replaces it")
-    if ENDINGS[format]:
-        is_ours, kind = not path.is_dir(), "file"
-    else:
-        is_ours, kind = path.is_dir(), "exported directory"
-        is_ours = is_ours and {e.name for e in path.iterdir()} <= _FILES[format]
-    if not is_ours:
-        raise SetupError(f"{path} is no {kind}, so it is not overwritten")
 
 
 if __name__ == "__main__":

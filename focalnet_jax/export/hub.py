@@ -7,7 +7,7 @@ first of all by their names, or on the Hub the one that `config.json` names.
 """
 
 import json
-import pathlib
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from focalnet_jax.convert import to_torch
 from focalnet_jax.convert.dialects import MICROSOFT_CAN, TRANSFORMERS
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
+from focalnet_jax.export.description import check_is_exported
 from focalnet_jax.export.hub_files import (
     image_processor,
     labels_of,
@@ -25,10 +26,9 @@ from focalnet_jax.export.hub_files import (
     timm_model,
     transformers_entries,
 )
-from focalnet_jax.export.kinds import check_is_exported
 from focalnet_jax.image_size import height_and_width
 from focalnet_jax.models import FocalNet
-from focalnet_jax.paths import written_aside
+from focalnet_jax.paths import check_may_write, local_path, written_aside
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.pretrained import Pretrained
 
@@ -52,8 +52,19 @@ class HubDirectory(NamedTuple):
     weights: dict[str, dict[str, np.ndarray]]
     notes: tuple[str, ...]
 
-    def write(self, path: pathlib.Path) -> None:
-        """Writes the directory whole or not at all; raises OSError if it can't."""
+    def write(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Writes the directory whole or not at all.
+
+        Args:
+          path: of the directory.
+          overwrite: whether it may replace another directory that was written so.
+
+        Raises:
+          OSError: it can't be written.
+          SetupError: there is something at `path` that is not to be replaced.
+        """
+        path = local_path(path)
+        check_may_write(path, overwrite=overwrite, files=FILES)
         with written_aside(path) as aside:
             aside.mkdir()
             for name, content in self.texts.items():
@@ -66,7 +77,7 @@ class HubDirectory(NamedTuple):
 def export_hub(net: Pretrained) -> HubDirectory:
     """Makes a directory that transformers loads, and timm where it knows the model.
 
-        export_hub(load_model("runs/digits")).write(pathlib.Path("digits"))
+        export_hub(load_model("runs/digits")).write("digits")
         FocalNetForImageClassification.from_pretrained("digits")
         timm.create_model("local-dir:digits", pretrained=True)
 

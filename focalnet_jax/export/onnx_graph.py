@@ -6,10 +6,6 @@ knows with the channels first. So are the input and the maps that are results.
 """
 
 import itertools
-import json
-import os
-import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,21 +13,15 @@ import numpy as np
 
 from focalnet_jax.convert.precision import cast
 from focalnet_jax.errors import SetupError, check_choice
-from focalnet_jax.export.kinds import check_is_exported
+from focalnet_jax.export.description import check_is_exported
+from focalnet_jax.export.onnx_nodes import Graph
 from focalnet_jax.models import FocalNet
 from focalnet_jax.models.size import Model
 from focalnet_jax.trees import named_leaves
 
-# The first version of the operators that has Gelu, and a version of the file format that
-# programs of the same year read.
-_OPSET, _IR_VERSION = 20, 10
-
 _EPSILON = 1e-5  # of LayerNorms
 
 DTYPES = ("float32", "float16")  # in which matrices and kernels are stored
-
-# Bytes of parameters. A file of protocol buffers has less than 2 GiB.
-_LARGEST_FILE = 2**31 - 2**24
 
 # Names of sizes that the graph leaves open, by the number of spatial axes.
 _SIZES = {1: ("time",), 2: ("height", "width"), 3: ("time", "height", "width")}
@@ -90,99 +80,15 @@ def export_onnx(
             "only focal modulation itself is written as ONNX, and the operator of this "
             f"model is {encoder.modulation}"
         )
-    graph = _Graph(onnx)
+    graph = Graph(onnx)
     writer = _Writer(graph, encoder, params, np.dtype(dtype))
     if isinstance(model, FocalNet):
         results = writer.classifier(model)
     else:
         results = writer.backbone(model)
     results |= writer.outputs(outputs, besides=results)
-    sizes = _SIZES[encoder.spatial_rank]
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    proto = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "FocalNet",
-            [
-                helper.make_tensor_value_info(
-                    "images", kind, ["batch", encoder.in_channels, *sizes]
-                )
-            ],
-            [
-                helper.make_tensor_value_info(name, kind, shape)
-                for name, shape in results.items()
-            ],
-            graph.constants,
-        ),
-        opset_imports=[helper.make_opsetid("", _OPSET)],
-        producer_name="focalnet_jax",
-        ir_version=_IR_VERSION,
-    )
-    texts = {name: json.dumps(value) for name, value in (metadata or {}).items()}
-    helper.set_model_props(proto, texts)
-    return proto
-
-
-def write_onnx(path: pathlib.Path, proto) -> None:
-    """Writes a graph, and a file `PATH.data` beside it for what one file can't hold.
-
-    They replace what was there once they are written. A file `PATH.data` of an older
-    graph goes with it.
-    """
-    import onnx
-
-    size = sum(len(constant.raw_data) for constant in proto.graph.initializer)
-    data = f"{path.name}.data"
-    options: dict[str, Any] = {}
-    if size > _LARGEST_FILE:
-        options = dict(save_as_external_data=True, location=data)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as aside:
-        onnx.save_model(proto, os.path.join(aside, path.name), **options)
-        for name in (data, path.name) if options else (path.name,):
-            os.replace(os.path.join(aside, name), path.with_name(name))
-    if not options:
-        path.with_name(data).unlink(missing_ok=True)
-
-
-class _Graph:
-    """Collects nodes and constants.
-
-    Called with an operator and its inputs, it adds a node, and returns the name of the
-    result, or of the results.
-    """
-
-    def __init__(self, onnx):
-        self._onnx = onnx
-        self.nodes, self.constants = [], []
-        self._names: dict[tuple, str] = {}
-
-    def __call__(
-        self, operator: str, *inputs: str, results: int = 1, name: str = "", **attributes
-    ):
-        stem = name or f"{operator}_{len(self.nodes)}"
-        names = [f"{stem}_{n}" for n in range(results)] if results > 1 else [stem]
-        node = self._onnx.helper.make_node(operator, inputs, names, **attributes)
-        self.nodes.append(node)
-        return names if results > 1 else names[0]
-
-    def constant(self, values, *, name: str | None = None) -> str:
-        """Adds an array; equal ones without a name are added once."""
-        array = np.ascontiguousarray(values)
-        if name is None:
-            key = array.dtype, array.shape, array.tobytes()
-            if key in self._names:
-                return self._names[key]
-            name = self._names[key] = f"constant_{len(self._names)}"
-        self.constants.append(self._onnx.numpy_helper.from_array(array, name))
-        return name
-
-    def integers(self, values: Sequence[int]) -> str:
-        return self.constant(np.asarray(values, np.int64))
-
-    def type_of(self, dtype: np.dtype) -> int:
-        """The number of a type in ONNX."""
-        return self._onnx.helper.np_dtype_to_tensor_dtype(dtype)
+    images = ["batch", encoder.in_channels, *_SIZES[encoder.spatial_rank]]
+    return graph.model({"images": images}, results, metadata=metadata or {})
 
 
 class _Writer:
@@ -195,9 +101,7 @@ class _Writer:
       dtype: in which matrices and kernels are stored.
     """
 
-    def __init__(
-        self, graph: _Graph, encoder, params: Mapping[str, Any], dtype: np.dtype
-    ):
+    def __init__(self, graph: Graph, encoder, params: Mapping[str, Any], dtype: np.dtype):
         self._graph, self._encoder, self._dtype = graph, encoder, dtype
         self._params = {
             name: np.asarray(leaf, np.float32)

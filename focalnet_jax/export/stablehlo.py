@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from focalnet_jax.errors import SetupError
-from focalnet_jax.export.kinds import check_is_exported
+from focalnet_jax.export.description import check_is_exported
 from focalnet_jax.models.size import Model
 from focalnet_jax.trees import named_leaves, nested
 

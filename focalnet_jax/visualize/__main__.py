@@ -25,7 +25,12 @@ from focalnet_jax.convert.model_arguments import (
 )
 from focalnet_jax.data import BadRecordError
 from focalnet_jax.errors import SetupError, did_you_mean, first_line
-from focalnet_jax.paths import errors_named, local_path, written_aside
+from focalnet_jax.paths import (
+    check_may_write,
+    errors_named,
+    local_path,
+    written_aside,
+)
 from focalnet_jax.pretrained import Pretrained, load_model
 from focalnet_jax.visualize.figures import (
     draw_gates,
@@ -44,6 +49,8 @@ from focalnet_jax.visualize.inside import (
 
 PAGE = "index.html"
 PICTURES = ("gates", "modulators", "receptive_fields", "kernels")
+# All that is in the directory.
+FILES = (PAGE, *(f"{name}.png" for name in PICTURES))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -56,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     image = pathlib.Path(args.image)
     output = local_path(args.output or f"{image.stem}-inside")
-    _check_output(output, overwrite=args.overwrite)
+    check_may_write(output, overwrite=args.overwrite, files=FILES)
     if not image.is_file():
         what = (
             "is a directory, and one image is shown" if image.is_dir() else "isn't there"
@@ -146,24 +153,6 @@ def _chosen(inside: Inside, blocks: str) -> tuple[BlockMaps, ...]:
         if name not in known:
             raise SetupError(f"--blocks={name} is unknown{did_you_mean(name, known)}")
     return tuple(known[name] for name in dict.fromkeys(names))
-
-
-def _check_output(path: pathlib.Path, *, overwrite: bool) -> None:
-    if not os.path.lexists(path):
-        return
-    if not path.is_dir():
-        raise SetupError(f"{path} is there already, and is a file")
-    if not overwrite:
-        raise SetupError(
-            f"{path} is there already; --overwrite replaces it, and --output names "
-            "another one"
-        )
-    ours = {PAGE, *(f"{name}.png" for name in PICTURES)}
-    if others := set(os.listdir(path)) - ours:
-        raise SetupError(
-            f"{path} holds {min(others)}, which this command doesn't write, so it is not "
-            "overwritten"
-        )
 
 
 if __name__ == "__main__":

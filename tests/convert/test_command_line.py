@@ -175,8 +175,8 @@ def test_a_directory_can_be_changed_on_the_way(weights, model, capsys):
         (["weights.safetensors", "out", "--num-classes=7"], "head='reset'"),
         (["weights.safetensors", "out", "--head=in22k_to_in1k"], "has 5"),
         (["weights.safetensors", "out", "--wrapper=ema"], "no weights under 'ema'"),
-        (["weights.safetensors", "."], "is no converted directory"),
-        (["weights.safetensors", "weights.safetensors"], "--overwrite replaces it"),
+        (["weights.safetensors", "."], "which is not written there, so it is not"),
+        (["weights.safetensors", "weights.safetensors"], "overwrite=True replaces it"),
         (["weights.safetensors", "folder.pth"], "and is a directory"),
         (["bomb.pth", "out"], "bomb.pth holds builtins.print, not named tensors"),
         (["weights.safetensors", "out", "--dialect=timm"], "is for a file, and"),
@@ -192,7 +192,7 @@ def test_a_directory_can_be_changed_on_the_way(weights, model, capsys):
         (["~nobody-of-that-name/a.pth", "out"], "that user has no home"),
         (["weights.safetensors", "gs://bucket/out"], "is not on a disk"),
         (["weights.safetensors", "https://example.org/out"], "is neither a path nor"),
-        (["weights.safetensors", "x" * 300], "can't be reached: [Errno 36]"),
+        (["weights.safetensors", "x" * 300], "can't be written: File name too long"),
         (["weights.safetensors", "~nobody-of-that-name/out"], "that user has no home"),
         (["weights.safetensors", ""], "DST is empty"),
         (["folder.pth", "out"], "there is no checkpoint in"),
@@ -235,7 +235,7 @@ def test_overwriting_replaces_the_whole(weights):
 def test_a_training_run_is_never_overwritten(weights):
     run("weights.safetensors", "runs/net")
     pathlib.Path("runs/net/metrics.jsonl").touch()
-    with pytest.raises(SetupError, match="is no converted directory"):
+    with pytest.raises(SetupError, match="holds metrics.jsonl, which is not written"):
         run("weights.safetensors", "runs/net", "--overwrite")
     assert sorted(os.listdir("runs/net")) == ["metrics.jsonl", "model.json", "params"]
 

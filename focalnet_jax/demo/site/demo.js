@@ -215,6 +215,7 @@ function drawAll() {
 
 element("file").addEventListener("change", ({ target }) => {
   if (target.files.length) show(target.files[0], target.files[0].name);
+  target.value = ""; // Else nothing would happen if somebody chose the same file again.
 });
 
 document.addEventListener("dragover", (event) => {

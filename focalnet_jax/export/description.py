@@ -1,8 +1,11 @@
-"""Which kinds of models leave this package."""
+"""Which models leave this package, and what goes with them."""
+
+from typing import Any
 
 from focalnet_jax.errors import SetupError, argument
 from focalnet_jax.models import MaskedFocalNet
 from focalnet_jax.models.size import Model
+from focalnet_jax.pretrained import Pretrained
 
 
 def check_is_exported(model: Model) -> None:
@@ -12,3 +15,12 @@ def check_is_exported(model: Model) -> None:
             "a model for masked image modelling is not exported; its encoder is, with "
             f"{argument('num_classes', 0)}"
         )
+
+
+def describe(net: Pretrained) -> dict[str, Any]:
+    """What a user needs to know of images and classes, as JSON."""
+    return {
+        "preprocessing": net.preprocessing.to_json(),
+        "smallest_image": list(net.model.encoder.smallest_input()),
+        "classes": net.classes,
+    }
