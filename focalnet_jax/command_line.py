@@ -131,6 +131,7 @@ def run(
     use_utf8()
     make_lasting()
     hide_idle_libtpu()
+    show_notes()
     try:
         result = main()
     except KeyboardInterrupt:
@@ -157,12 +158,21 @@ def find_devices() -> None:
     except AssertionError as error:
         raise SetupError(
             f"JAX finds no devices for {asked}: install JAX for them, as with "
-            "pip install '.[cuda]', or unset the variable"
+            "pip install 'focalnet_jax[cuda]', or unset the variable"
         ) from error
     except RuntimeError as error:  # JAX has no class of its own for this.
         raise SetupError(
             f"JAX finds no devices for {asked}: {first_line(error)}"
         ) from error
+
+
+def show_notes() -> None:
+    """Prints what this package logs as notes: it is nothing that went wrong."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("note: %(message)s"))
+    logger = logging.getLogger("focalnet_jax")
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 def use_utf8() -> None:

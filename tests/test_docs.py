@@ -285,7 +285,8 @@ def test_python_blocks_run(tmp_path, environment):
     """In one process, since imports take most of the time."""
     here = dict(directory=tmp_path, environment=environment)
     train("training.md", "my_digits.py", *TINY, "--workdir=runs/digits", **here)
-    PIL.Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(tmp_path / "seven.png")
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs/seven.png", tmp_path / "docs")
     codes = [write_files(page, tmp_path) for page in PAGES]
     program = "\n".join(f"exec({code!r}, {{}})" for code in codes)
     command = [sys.executable, "-c", program]
@@ -415,7 +416,7 @@ def test_commands_run(page, tmp_path, environment, run_of_digits, torch):
     found = [(text, command) for text in sections(page) for command in commands_in(text)]
     if ["main.py"] not in [command for _, command in found]:
         shutil.copytree(run_of_digits, tmp_path / "runs" / "digits")
-    for name in ("seven.png", "photos/one.png", "more/two.jpg"):
+    for name in ("docs/seven.png", "photos/one.png", "more/two.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         PIL.Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(tmp_path / name)
     environment = environment | {
@@ -429,7 +430,7 @@ def test_commands_run(page, tmp_path, environment, run_of_digits, torch):
             [sys.executable, *command],
             cwd=tmp_path,
             env=environment,
-            input="seven.png\n",  # for a command that reads names
+            input="docs/seven.png\n",  # for a command that reads names
             capture_output=True,
             text=True,
             timeout=TIMEOUT,

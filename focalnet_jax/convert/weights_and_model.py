@@ -207,8 +207,9 @@ def _read_directory(
     params_path, notes = check_holds_params(path), ()
     if (best := find_best(path)) and best.path != params_path:
         notes += (
-            f"{best.path} are read, the best by {best.metric} ({best.value:.4g}); the "
-            f"newest are {params_path}",
+            f"the best checkpoint of {path} is read, of step {best.path.parent.name} "
+            f"({best.metric} {best.value:.4g}); the newest is of step "
+            f"{params_path.parent.name}",
         )
         params_path = best.path
     description = find_description(params_path.parent)

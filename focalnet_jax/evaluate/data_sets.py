@@ -235,7 +235,7 @@ def _how(name: str, data_dir: str | None) -> str:
     option = f" --data_dir={data_dir}" if data_dir else ""
     manual = " --manual_dir=DIR, where the official archives lie,"
     return (
-        "is not here: pip install '.[prepare]' && tfds build "
+        "is not here: pip install 'focalnet_jax[prepare]' && tfds build "
         f"{name} --file_format=array_record{option}"
         f"{manual if name.startswith('imagenet2012') else ''} prepares it. Or give its "
         f"folder, {argument('data')}={name}=DIR, from {DATA_SETS[name].archive}"

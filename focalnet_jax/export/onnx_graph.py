@@ -71,7 +71,7 @@ def export_onnx(
         import onnx
     except ImportError as error:
         raise SetupError(
-            "the library onnx is not installed: pip install '.[export]'"
+            "the library onnx is not installed: pip install 'focalnet_jax[export]'"
         ) from error
     check_is_exported(model)
     encoder = model.encoder

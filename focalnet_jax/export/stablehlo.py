@@ -48,7 +48,7 @@ def export_program(model: Model, params: dict[str, Any], *, vjp: bool = False) -
     except ImportError as error:
         raise SetupError(
             "JAX writes and reads programs with flatbuffers, which is not installed: "
-            "pip install '.[export]'"
+            "pip install 'focalnet_jax[export]'"
         ) from error
 
     check_is_exported(model)

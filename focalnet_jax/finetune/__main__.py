@@ -1,8 +1,8 @@
 """Trains a net on a folder of photographs, and shows how well it does.
 
     python -m focalnet_jax.finetune photos --weights=hf:microsoft/focalnet-tiny
-    python -m focalnet_jax.finetune photos --image-size=64
-    python -m focalnet_jax.finetune photos --weights=runs/digits --workdir=runs/second
+    python -m focalnet_jax.finetune photos --image-size=64 --config.num_epochs=30
+    python -m focalnet_jax.finetune photos --weights=runs/first --workdir=runs/second
 
 DIR is DIR/CLASS/xxx.jpg, and a part of each class is set aside for testing. Or it is
 DIR/train/CLASS/xxx.jpg with val or test beside train, which are used as they are. Images
@@ -13,7 +13,8 @@ hf:OWNER/NAME, a converted directory, the workdir of a run, a file of weights. W
 new weights are trained; where the images are few, those of a small net.
 
 The same command goes on with a run that was cut short. --config.FIELD=VALUE changes a
-field, as for main.py. docs/finetune.md says more.
+field, as for main.py: --config.num_epochs and --config.batch_size are such fields.
+docs/finetune.md says more.
 """
 
 import argparse
@@ -61,7 +62,7 @@ from focalnet_jax.values import Number
 from focalnet_jax.weights.params import find_best, newest_params_path
 
 # A run that takes longer is told how to be shorter.
-_LONG = 3600
+_LONG = 600
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -127,7 +127,8 @@ def _directories_of_splits(root: pathlib.Path) -> dict[str | None, pathlib.Path]
             f"{first_few(inner)} in {root} can be taken for splits or for classes: they "
             "hold directories and no images.\n"
             "  If they are splits, name them train and val, or train and test.\n"
-            f"  If they are classes: {link_as_split(root)}, and give NEW"
+            f"  If they are classes: {link_as_split(root)}, and give NEW\n"
+            f"  If one of them is the folder of classes, give it: {root / inner[0]}"
         )
     uses: dict[str | None, pathlib.Path] = {}
     for name in inner:

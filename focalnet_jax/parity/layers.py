@@ -43,7 +43,7 @@ def compare_layers(
 
         from focalnet_jax.parity import peers
     except ImportError as error:
-        raise SetupError(f"{error}: pip install '.[parity]'") from error
+        raise SetupError(f"{error}: pip install 'focalnet_jax[parity]'") from error
     peer = peers.build_peer(kind, model)
     if images.dtype == np.float64:
         peer.double()

@@ -202,7 +202,9 @@ def run() -> None:
     except ImportError as error:
         if not re.search("fsspec|gcsfs|google.cloud", str(error)):
             end()
-        end("error: addresses such as gs://bucket/run need: pip install '.[gcs]'")
+        end(
+            "error: addresses such as gs://bucket/run need: pip install 'focalnet_jax[gcs]'"
+        )
     except jax.errors.JaxRuntimeError as error:
         if not re.search("Gloo|UNAVAILABLE|DEADLINE_EXCEEDED", str(error)):
             end()

@@ -213,7 +213,7 @@ def test_the_table(place, answers_by_colour, capsys, monkeypatch):
     assert "has 3 images, and ImageNet-1K has 50,000: the accuracy is of a part" in errors
     assert "net.safetensors on Sketch: top-1 100.00%, top-5 100.00%, 1 image\n" in errors
     [missing] = [line for line in errors.splitlines() if "not here" in line]
-    assert missing.startswith("A is not here: pip install '.[prepare]' && tfds build ima")
+    assert missing.startswith("A is not here: pip install 'focalnet_jax[prepare]' && tf")
     assert "--data=imagenet_a=DIR, from https://github.com/hendrycks" in missing
     assert "has 1 image, and Sketch has 50,889: the accuracy is of a part" in errors
     # Nothing is published for another size.

@@ -481,7 +481,7 @@ def test_the_best_checkpoint_is_loaded_if_it_is_known(tiny_config, tmp_path, cap
         (workdir / "best.json").write_text(json.dumps(record | {"step": step}))
         np.testing.assert_array_equal(bias(), stored(step))
         assert not np.array_equal(stored(step), stored(other))
-        said = "checkpoints/3/params are read, the best by test/top1" in caplog.text
+        said = "is read, of step 3 (test/top1" in caplog.text
         assert said == (step == 3)
     # A better one is being written, and the last one is gone.
     (workdir / "best.json").write_text(json.dumps(record | {"step": 5}))

@@ -45,7 +45,7 @@ def image_operations(pixels: str) -> ModuleType:
     except ImportError as error:
         raise SetupError(
             f"{argument('pixels')}={pixels!r} needs packages that are not there "
-            f"({error}):\n  pip install '.[fast]'"
+            f"({error}):\n  pip install 'focalnet_jax[fast]'"
         ) from error
 
 

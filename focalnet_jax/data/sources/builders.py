@@ -53,7 +53,8 @@ def open_prepared(name: str, *, data_dir: str | None) -> tfds.core.DatasetBuilde
         raise SetupError(
             f"{name!r} is not prepared in {builder.data_dir}{_folder_hint(name)}. If the "
             f"data set lies elsewhere, name the place, {argument('data_dir')}=DIR; else "
-            f"prepare it first:\n  pip install '.[prepare]' && tfds build {name}"
+            "prepare it first:\n"
+            f"  pip install 'focalnet_jax[prepare]' && tfds build {name}"
         )
     return builder
 

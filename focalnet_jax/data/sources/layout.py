@@ -196,6 +196,12 @@ def link_as_split(root: pathlib.Path) -> str:
     return f"mkdir NEW && ln -s {shlex.quote(str(root.resolve()))} NEW/train"
 
 
+def _classes_in(directory: pathlib.Path) -> list[str]:
+    """The directories in a directory that hold images."""
+    names = images_and_directories(directory)[1]
+    return [name for name in names if holds_images(directory / name)]
+
+
 def holds_images(directory: pathlib.Path) -> bool:
     """Whether there are images directly in a directory."""
     return bool(images_and_directories(directory)[0])
@@ -222,6 +228,11 @@ def check_has_no_images(directory: pathlib.Path) -> None:
         text += (
             ". Those of ImageNet's validation are sorted by the script valprep.sh "
             "of https://github.com/soumith/imagenetloader.torch"
+        )
+    elif len(beside := _classes_in(directory.parent)) > 1:
+        text += (
+            f". If {directory.name!r} is a class, as are {len(beside) - 1} directories "
+            f"beside it, give {directory.parent}"
         )
     else:
         text += (

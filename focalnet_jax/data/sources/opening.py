@@ -176,7 +176,7 @@ def _check_prepared(builder, name: str, data_dir: str | None) -> None:
                 f"{place} as {file_format.value}, which has no random access. Prepare it "
                 "as array_record in a directory of its own, and name that in "
                 f"{argument('data_dir')}:\n"
-                f"  pip install '.[prepare]' && {command} --data_dir=DIRECTORY"
+                f"  pip install 'focalnet_jax[prepare]' && {command} --data_dir=DIRECTORY"
             )
         if is_remote(builder.data_dir):
             raise SetupError(
@@ -196,7 +196,7 @@ def _check_prepared(builder, name: str, data_dir: str | None) -> None:
     lines = [
         f"{argument('name')}={name!r} is not prepared in {builder.data_dir}. Prepare it "
         "once with",
-        f"  pip install '.[prepare]' && {command}",
+        f"  pip install 'focalnet_jax[prepare]' && {command}",
     ]
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         downloads = builder.data_path.parents[len(builder.info.full_name.split("/")) - 1]
