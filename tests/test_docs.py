@@ -416,7 +416,7 @@ def test_commands_run(page, tmp_path, environment, run_of_digits, torch):
     found = [(text, command) for text in sections(page) for command in commands_in(text)]
     if ["main.py"] not in [command for _, command in found]:
         shutil.copytree(run_of_digits, tmp_path / "runs" / "digits")
-    for name in ("docs/seven.png", "photos/one.png", "more/two.jpg"):
+    for name in ("photos/one.png", "more/two.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         PIL.Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(tmp_path / name)
     environment = environment | {
