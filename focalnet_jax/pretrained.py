@@ -257,8 +257,8 @@ def check_image_size(model: Model, image_size: ImageSize) -> None:
     if any(side < least for side, least in zip(size, smallest)):
         raise SetupError(
             f"images of {size[0]} x {size[1]} pixels leave nothing of the last map: the "
-            f"model takes {smallest[0]} x {smallest[1]} or more: change "
-            f"{argument('image_size')}"
+            f"model takes {smallest[0]} x {smallest[1]} or more "
+            f"({argument('image_size')})"
         )
 
 
