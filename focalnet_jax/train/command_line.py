@@ -203,7 +203,8 @@ def run() -> None:
         if not re.search("fsspec|gcsfs|google.cloud", str(error)):
             end()
         end(
-            "error: addresses such as gs://bucket/run need: pip install 'focalnet_jax[gcs]'"
+            "error: addresses such as gs://bucket/run need more: "
+            "pip install 'focalnet_jax[gcs]'"
         )
     except jax.errors.JaxRuntimeError as error:
         if not re.search("Gloo|UNAVAILABLE|DEADLINE_EXCEEDED", str(error)):
