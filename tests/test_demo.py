@@ -203,7 +203,7 @@ def test_what_is_given_wrongly_is_said(files, arguments, problem):
     ("make", "problem"),
     [
         (tiny_backbone, "the model has no head"),
-        (lambda: tiny_model(patch_size=(4,)), "inputs of 1 spatial axes"),
+        (lambda: tiny_model(patch_size=(4,)), "inputs of 1 spatial axis"),
         (lambda: tiny_model(modulation=lambda **_: None), "focal modulation itself"),
     ],
 )
