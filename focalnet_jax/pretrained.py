@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from focalnet_jax.convert.fit import FittedParams, Reading, fit_to_model
-from focalnet_jax.errors import SetupError, argument, did_you_mean, spelt
-from focalnet_jax.image_size import ImageSize, height_and_width
+from focalnet_jax.errors import SetupError, did_you_mean, spelt
+from focalnet_jax.image_size import ImageSize
 from focalnet_jax.models import FocalNet
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
@@ -247,19 +247,6 @@ def with_parameters(
     elif head != "reset":
         pretrained.classes = imagenet_classes(getattr(found.model, "num_classes", 0))
     return pretrained
-
-
-def check_image_size(model: Model, image_size: ImageSize) -> None:
-    """Raises SetupError for images that leave the last stage of a model no map."""
-    size, smallest = height_and_width(image_size), model.encoder.smallest_input()
-    if len(smallest) != len(size):
-        return  # The model is for inputs that are no images.
-    if any(side < least for side, least in zip(size, smallest)):
-        raise SetupError(
-            f"images of {size[0]} x {size[1]} pixels leave nothing of the last map: the "
-            f"model takes {smallest[0]} x {smallest[1]} or more "
-            f"({argument('image_size')})"
-        )
 
 
 def _check_options(options: dict[str, Any]) -> None:

@@ -135,7 +135,7 @@ def read_weights_and_model(
         model = create_of_any_kind(description.name, description.overrides)
     except (TypeError, ValueError) as error:
         raise SetupError(str(error)) from error
-    _check_image_size(description, model)
+    check_image_size(model, description.preprocessing.image_size, description.name)
     description, more = _with_channels(description, model.encoder.in_channels)
     notes += more + _padding_notes(weights, model, description.preprocessing.image_size)
     return WeightsAndModel(weights, description, model, notes)
@@ -338,14 +338,20 @@ def _with_changes(
     return changed, notes
 
 
-def _check_image_size(description: ModelDescription, model: Model) -> None:
-    """Raises SetupError for images that leave the last stage of a model no map."""
-    size, least = description.preprocessing.image_size, model.encoder.smallest_input()
+def check_image_size(model: Model, size: ImageSize, name: str) -> None:
+    """Raises SetupError for images that leave the last stage of a model no map.
+
+    Args:
+      model: which the images are for.
+      size: of the images.
+      name: how messages call the model.
+    """
+    least = model.encoder.smallest_input()
     if len(least) != 2:
         return  # The model is for inputs that are no images.
     if any(side < needed for side, needed in zip(height_and_width(size), least)):
         raise SetupError(
-            f"{argument('image_size')}={size} is too small for {description.name}, which "
+            f"{argument('image_size')}={size} is too small for {name}, which "
             f"needs {size_spelt(least)} (or {argument('pad_to_patch')}=True)"
         )
 

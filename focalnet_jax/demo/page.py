@@ -15,6 +15,7 @@ from typing import Any
 
 import PIL.Image
 
+from focalnet_jax.convert.weights_and_model import check_image_size
 from focalnet_jax.demo.runtime import Runtime
 from focalnet_jax.errors import SetupError, counted, first_line
 from focalnet_jax.export import export_onnx
@@ -22,7 +23,7 @@ from focalnet_jax.image_size import height_and_width
 from focalnet_jax.models import count_params
 from focalnet_jax.pages import SIGNED, UNSIGNED, colour_table
 from focalnet_jax.paths import check_may_write, local_path, written_aside
-from focalnet_jax.pretrained import Pretrained, check_image_size
+from focalnet_jax.pretrained import Pretrained
 from focalnet_jax.visualize import check_can_look, stage_strides
 
 PAGE = "index.html"
@@ -146,7 +147,7 @@ def check_can_show(net: Pretrained) -> None:
             f"the model takes {encoder.in_channels} channels, and images on a page have "
             "3 for colours or 1 for shades of grey"
         )
-    check_image_size(net.model, net.preprocessing.image_size)
+    check_image_size(net.model, net.preprocessing.image_size, "the model")
     if 4 * count_params(net.model) > _LARGEST_MODEL:
         raise SetupError(
             f"the model has {count_params(net.model):,} parameters, and a browser holds "

@@ -23,7 +23,6 @@ that are multiples of the stride.
 
 import argparse
 import json
-import logging
 import pathlib
 import re
 
@@ -50,7 +49,7 @@ from focalnet_jax.export.onnx_file import data_path, write_onnx
 from focalnet_jax.export.onnx_graph import DTYPES, export_onnx
 from focalnet_jax.export.stablehlo import PLATFORMS, export_program
 from focalnet_jax.paths import check_may_write, local_path, writing, written_aside
-from focalnet_jax.pretrained import Pretrained, check_image_size, with_parameters
+from focalnet_jax.pretrained import Pretrained, with_parameters
 from focalnet_jax.trees import named_leaves
 
 PROGRAM, PARAMS, ABOUT = "program.stablehlo", "params.safetensors", "model.json"
@@ -87,7 +86,6 @@ def main(argv: list[str] | None = None) -> None:
     if kind == "onnx":
         check_may_write(data_path(destination), overwrite=args.overwrite)
     found = read_and_print(args.weights, args, model_options(args.set))
-    check_image_size(found.model, found.description.preprocessing.image_size)
     keep_dtypes = kind == "safetensors"
     fitted = fit_to_model(
         found.weights, found.model, reading(args), keep_dtypes=keep_dtypes
@@ -190,6 +188,5 @@ def _format(path: pathlib.Path, given: str | None) -> str:
 
 
 if __name__ == "__main__":
-    for name in ("absl", "asyncio"):  # Orbax logs many lines.
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    command_line.leave_out_logs()
     command_line.run(main, spell=spell)

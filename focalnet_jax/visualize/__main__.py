@@ -27,7 +27,6 @@ from focalnet_jax.data import BadRecordError
 from focalnet_jax.errors import SetupError, did_you_mean, first_line
 from focalnet_jax.paths import (
     check_may_write,
-    errors_named,
     local_path,
     written_aside,
 )
@@ -87,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         blocks=blocks,
         figures=figures,
     )
-    with errors_named(output), written_aside(output) as aside:
+    with written_aside(output) as aside:
         aside.mkdir()
         for name, figure in figures.items():
             (aside / f"{name}.png").write_bytes(png(figure))
