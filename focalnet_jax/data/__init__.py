@@ -10,7 +10,13 @@ from focalnet_jax.data.images.transforms import (
     image_operations,
 )
 from focalnet_jax.data.labels import Labels
-from focalnet_jax.data.pipeline import Batch, eval_batches, train_batches
+from focalnet_jax.data.pipeline import (
+    Batch,
+    EvalRows,
+    eval_batches,
+    eval_batches_of,
+    train_batches,
+)
 from focalnet_jax.data.records import Records
 from focalnet_jax.data.sources.opening import open_source
 from focalnet_jax.data.sources.source import Source
@@ -21,6 +27,7 @@ __all__ = [
     "BadRecordError",
     "BadRecords",
     "Batch",
+    "EvalRows",
     "EvalTransform",
     "Labels",
     "RandAugment",
@@ -29,6 +36,7 @@ __all__ = [
     "TrainTransform",
     "WrongRecordError",
     "eval_batches",
+    "eval_batches_of",
     "image_operations",
     "open_source",
     "train_batches",

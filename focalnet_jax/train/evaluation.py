@@ -67,9 +67,8 @@ def evaluate(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, f
         )
         abstract_state = sharding.abstract_with_shardings(jax.eval_shape(init), mesh)
         layout = sharding.Layout(mesh, sharding.shardings_of(abstract_state.params))
-        batch = sharding.abstract_batch(
-            task.batch, batch_size=eval_batch_size(config, split, mesh), mesh=mesh
-        )
+        batch_size = eval_batch_size(config, len(split.source), mesh)
+        batch = sharding.abstract_batch(task.batch, batch_size=batch_size, mesh=mesh)
         check_memory(mesh, state=abstract_state, batch=batch)
         evaluator = StateEvaluator(config, task, split, layout)
         state = _load(path, abstract_state)
