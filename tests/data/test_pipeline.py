@@ -119,9 +119,7 @@ def test_evaluation_sees_every_example_once(source, processes):
     assert padding == 80
 
 
-@pytest.mark.parametrize(
-    "workers", [0, pytest.param(2, marks=pytest.mark.extended)]
-)
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.extended)])
 def test_groups_have_batches_of_their_own_shapes(source, workers):
     """One after the other, each record once, whatever the number of processes."""
     indices = [[7, 3, 399, 0, 12], [*range(20, 28)], [5]]
@@ -142,7 +140,7 @@ def test_groups_have_batches_of_their_own_shapes(source, workers):
     whole = batches_of(0, 1)
     assert [b["image"].shape[:2] for b in whole] == [(4, 8), (4, 8), (8, 16), (2, 12)]
     ids = np.concatenate([batch["id"][batch["mask"]] for batch in whole])
-    assert ids.tolist() == sum(indices, [])
+    assert ids.tolist() == [index for group in indices for index in group]
     padded = np.concatenate([batch["id"][~batch["mask"]] for batch in whole])
     assert (padded >= len(source)).all()
     for batch in whole:
