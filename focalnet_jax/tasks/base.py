@@ -134,6 +134,9 @@ class Evaluator(Protocol):
         """Yields `NAME/METRIC` and values, and `NAME/examples`, the number counted.
 
         Calls `before_batch` before each batch; it may raise to end the evaluation.
+
+        An evaluator may also have a method `details`, which returns the `Details` of its
+        last run, or None; it is called on the first process alone.
         """
 
 

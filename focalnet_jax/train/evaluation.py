@@ -157,11 +157,15 @@ class StateEvaluator:
       config, task: from `check_config`.
       split: to evaluate on.
       layout: where variables and batches are.
+
+    Attributes:
+      files: what evaluators leave for the workdir, by name; on the first process alone.
     """
 
     def __init__(
         self, config: ConfigDict, task: Task, split: Split, layout: sharding.Layout
     ):
+        self.files: dict[str, bytes] = {}
         self._task = task
         self._note = split.source.note
         # It serves all evaluations, so that each record is told of once.
@@ -213,6 +217,10 @@ class StateEvaluator:
         metrics |= count_bad_records(name, self._bad_records)
         shown = {key.removeprefix(f"{name}/"): v for key, v in metrics.items()}
         progress.say(f"{label}: {self._spelt_out(shown)}{self._note}")
+        details_of = getattr(self._evaluator, "details", lambda: None)
+        if jax.process_index() == 0 and (details := details_of()):
+            progress.say(details.text)
+            self.files |= details.files
         return metrics
 
     def _spelt_out(self, metrics: dict[str, float]) -> str:
