@@ -10,9 +10,6 @@ import numpy as np
 from focalnet_jax.evaluators.details import Details
 from focalnet_jax.evaluators.totals import Batch, on_host, totals
 
-IGNORED = 255
-"""The label of pixels that don't count."""
-
 # Counts are added in two parts, of which int32 holds the sums over a batch.
 _LOW_BITS = 16
 
@@ -34,8 +31,9 @@ class Overlap:
     Args:
       predict: from variables and a batch to labels `[b, h, w]`.
       make_batches: starts anew over the split; batches hold `mask`, and `label`, integer
-        `[b, h, w]`, which is 255 where nothing counts; all are global arrays.
+        `[b, h, w]`; all are global arrays.
       class_names: by label.
+      ignored: the label of pixels that don't count.
       shown: the `id` of records that `draw` gets.
       draw: makes a PNG of these records in order, of each the arrays of its row and
         `predicted`.
@@ -48,6 +46,7 @@ class Overlap:
         make_batches: Callable[[], Iterable[Batch]],
         *,
         class_names: Sequence[str],
+        ignored: int,
         shown: Sequence[int] = (),
         draw: Callable[[list[dict[str, np.ndarray]]], bytes] | None = None,
         remark: str = "",
@@ -64,7 +63,7 @@ class Overlap:
         @jax.jit
         def count(variables, batch):
             predicted = predict(variables, batch)
-            counted = batch["mask"][:, None, None] & (batch["label"] != IGNORED)
+            counted = batch["mask"][:, None, None] & (batch["label"] != ignored)
             areas = areas_of(
                 predicted, batch["label"], counted, num_classes=len(class_names)
             )

@@ -4,6 +4,7 @@ Fine-tuning adds learning rates that decay from the head down, parameters that s
 they are, and factors for groups of parameters.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,11 @@ def make_schedule(config: ConfigDict, num_examples: int) -> optax.Schedule:
     """The config's learning rate by step, for an epoch of `num_examples`."""
     reference = config.learning_rate_batch_size
     scale = config.batch_size / reference if reference else 1
-    numbers = dict(
+    schedules = {
+        "cosine": warmup_cosine,
+        "poly": functools.partial(warmup_poly, power=config.schedule_power),
+    }
+    return schedules[config.schedule](
         peak=config.learning_rate * scale,
         start=config.warmup_learning_rate * scale,
         final=config.final_learning_rate * scale,
@@ -32,9 +37,6 @@ def make_schedule(config: ConfigDict, num_examples: int) -> optax.Schedule:
         total_steps=total_steps(config, num_examples),
         warmup_prefix=config.warmup_prefix,
     )
-    if config.schedule == "poly":
-        return warmup_poly(power=config.schedule_power, **numbers)
-    return warmup_cosine(**numbers)
 
 
 def make_optimizer(

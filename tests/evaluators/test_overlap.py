@@ -10,14 +10,14 @@ from focalnet_jax.evaluators.overlap import areas_of, by_class, metrics_of
 NAMES = ("sea", "land", "lake", "ice", "cloud")
 
 
-def draw_maps(count=11, classes=len(NAMES), seed=0):
+def draw_maps(count=11, seed=0):
     """Labels with ignored pixels, and predictions that are often right.
 
     The fourth class is labelled nowhere, and the last is not predicted, either.
     """
     rng = np.random.default_rng(seed)
-    labels = rng.integers(0, classes - 2, (count, 13, 17))
-    predicted = rng.integers(0, classes - 1, labels.shape)
+    labels = rng.integers(0, len(NAMES) - 2, (count, 13, 17))
+    predicted = rng.integers(0, len(NAMES) - 1, labels.shape)
     predicted = np.where(rng.random(labels.shape) < 0.6, labels, predicted)
     labels = np.where(rng.random(labels.shape) < 0.1, 255, labels)
     return labels.astype(np.uint8), predicted.astype(np.int32)
@@ -42,6 +42,7 @@ def evaluator_of(labels, predicted, **options):
         lambda _, batch: batch["given"],
         lambda: batches_of(labels, predicted),
         class_names=NAMES,
+        ignored=255,
         **options,
     )
 
@@ -129,7 +130,9 @@ def test_large_areas_are_exact():
         for _ in range(61):
             yield from batches_of(labels, predicted)
 
-    evaluator = Overlap(lambda _, batch: batch["given"], many, class_names=NAMES)
+    evaluator = Overlap(
+        lambda _, batch: batch["given"], many, class_names=NAMES, ignored=255
+    )
     metrics = dict(evaluator.run(None))
     total = 61 * 4 * 70_000
     assert total > 2**24
