@@ -4,7 +4,10 @@ import faulthandler
 import importlib.metadata
 import os
 import shutil
+import sys
 import tempfile
+import types
+import warnings
 
 # Before jax is imported anywhere. Most of the tests' time is compilation: the second flag
 # halves it, and so does the third, which later compilers don't know.
@@ -81,6 +84,26 @@ def peers(torch):
     from focalnet_jax.parity import peers
 
     return peers
+
+
+@pytest.fixture(scope="session")
+def mmseg(torch):
+    """The module mmseg, which is mmsegmentation, without compiled operators of mmcv."""
+    if not importlib.util.find_spec("mmseg"):
+        pytest.skip("it is one of the references; tests/mmsegmentation.txt has it")
+
+    class Absent(types.ModuleType):
+        """All operators by name; nothing that is compared here calls one of them."""
+
+        def __getattr__(self, name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+
+    sys.modules["mmcv._ext"] = Absent("mmcv._ext")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of libraries that are as old as it is
+        import mmseg.models
+    return mmseg
 
 
 @pytest.fixture

@@ -5,9 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
-
-from focalnet_jax.kernels import bands, focal_aggregation
-from tests.kernels.aggregation_cases import (
+from aggregation_cases import (
     EVERYTHING,
     Case,
     by_kernels,
@@ -15,7 +13,9 @@ from tests.kernels.aggregation_cases import (
     draw_inputs,
     in_float64,
 )
-from tests.kernels.mutated import mutated_module
+from mutated import mutated_module
+
+from focalnet_jax.kernels import bands, focal_aggregation
 
 # Sums of some hundred products in float32, whose roundings are 6e-8 of a term.
 EXACT = 1e-6

@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from focalnet_jax.kernels import layers, positionwise
-from tests.kernels.mutated import mutated_module
-from tests.kernels.positionwise_cases import (
+from mutated import mutated_module
+from positionwise_cases import (
     FUNCTIONS,
     Case,
     by_kernels,
@@ -17,6 +15,8 @@ from tests.kernels.positionwise_cases import (
     draw_inputs,
     in_float64,
 )
+
+from focalnet_jax.kernels import layers, positionwise
 
 # Sums of some hundred products in float32, whose roundings are 6e-8 of a term.
 EXACT = 2e-6

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from traced import mesh_of, program_of
 
 from focalnet_jax.ops import aggregate_context, fused_aggregation, kernel_operation
 from focalnet_jax.placement import map_axes_over, run_on_shards
-from tests.ops.traced import mesh_of, program_of
 
 # Sums of some hundred terms of order 1 in float32, taken in another order.
 CLOSE = dict(rtol=1e-5, atol=1e-5)
