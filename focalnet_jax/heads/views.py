@@ -11,6 +11,7 @@ keeps the small logits, and the products of the matrices that resize and place t
 large maps are made of these a band of rows at a time.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -83,8 +84,9 @@ def make_view(
     images = zero_outside(images, valid)
     if mirror:
         images = _mirrored(images, valid[:, 1], axis=2)
-    windows = windows or Windows(images.shape[1:3], images.shape[1:3])
-    sides = [min(pair) for pair in zip(windows.size, images.shape[1:3])]
+    _, height, width, channels = images.shape
+    windows = windows or Windows((height, width), (height, width))
+    sides = [min(pair) for pair in zip(windows.size, (height, width))]
     starts, counts = zip(
         *(
             _starts(
@@ -98,11 +100,11 @@ def make_view(
     def of_window(index):
         row, column = index // len(starts[1]), index % len(starts[1])
         corners = jnp.stack([starts[0][row], starts[1][column]], -1)
-        if sides == [*images.shape[1:3]]:
+        if sides == [height, width]:
             return net(images, inner)
         cut = jax.vmap(
             lambda image, corner: jax.lax.dynamic_slice(
-                image, (*corner, 0), (*sides, image.shape[-1])
+                image, (*corner, 0), (*sides, channels)
             )
         )
         return net(cut(images, corners), inner)
@@ -143,8 +145,8 @@ def probabilities(views: Sequence[View]) -> jax.Array:
 
     Outside of an image it means nothing.
     """
-    total = sum(jax.nn.softmax(_logits(view), axis=-1) for view in views)
-    return total / len(views)
+    each = [jax.nn.softmax(_logits(view), axis=-1) for view in views]
+    return functools.reduce(jnp.add, each) / len(views)
 
 
 def classes_of(views: Sequence[View], *, band: int = _BAND) -> jax.Array:

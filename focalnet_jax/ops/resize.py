@@ -110,8 +110,8 @@ def bilinear_matrices(
     """
     chex.assert_rank([valid, new_valid], 1)
     weights = functools.partial(_linear, align_corners=False)
-    lengths = (n.astype(jnp.int32)[:, None, None] for n in (valid, new_valid))
-    return _matrix(jnp, weights, (size, new_size), *lengths, dtype)
+    source, target = (n.astype(jnp.int32)[:, None, None] for n in (valid, new_valid))
+    return _matrix(jnp, weights, (size, new_size), source, target, dtype)
 
 
 # --- Weights -----------------------------------------------------------------

@@ -25,7 +25,7 @@ def make_schedule(config: ConfigDict, num_examples: int) -> optax.Schedule:
     """The config's learning rate by step, for an epoch of `num_examples`."""
     reference = config.learning_rate_batch_size
     scale = config.batch_size / reference if reference else 1
-    schedules = {
+    schedules: dict[str, Callable[..., optax.Schedule]] = {
         "cosine": warmup_cosine,
         "poly": functools.partial(warmup_poly, power=config.schedule_power),
     }
