@@ -94,6 +94,32 @@ def find_sides(
     return sides[0], sides[1]
 
 
+def splits_of(root: pathlib.Path, images: str | None) -> list[str]:
+    """The names of the splits of a folder, sorted; `["train"]` if it has none.
+
+    Args:
+      root: the folder.
+      images: the pattern of the images' paths; None for a usual layout.
+
+    Raises:
+      SetupError: there is no such folder or layout, or there are no images in it.
+    """
+    if not root.is_dir():
+        raise SetupError(f"there is no folder {root}")
+    if images is None:
+        return _directories_in(root / _usual_layout(root)[0])
+    before, split, after = images.partition("{split}")
+    if not split:
+        return ["train"]
+    # A star in the place of the split; after the first one, all have the same text.
+    number = len(_stars(before))
+    keys = _matches(root, f"{before}*{after.replace('{split}', '*')}")
+    found = sorted({key[number] for key, _ in keys})
+    if not found:
+        raise SetupError(f"no file in {root} fits {argument('images')}={images!r}")
+    return found
+
+
 def _split_in(pattern: str) -> bool:
     return "{split}" in pattern
 
@@ -126,10 +152,11 @@ def _files_below(
       start: the directory.
       depth: how many slashes a path has at most; None for any number.
     """
-    above: dict[str, frozenset[str]] = {}
+    top = pathlib.Path(os.path.realpath(root / start))
+    above = {os.fspath(root / start): frozenset(map(str, (top, *top.parents)))}
     for place, directories, names in os.walk(root / start, followlinks=True):
         # A link that leads to a directory above it would have no end.
-        outer = above.pop(place, frozenset()) | {os.path.realpath(place)}
+        outer = above.pop(place) | {os.path.realpath(place)}
         inside = os.path.relpath(place, root)
         inside = "" if inside == "." else f"{inside}/"
         directories[:] = sorted(
@@ -156,8 +183,12 @@ def _near_miss(root: pathlib.Path, pattern: str) -> str:
 # --- Usual layouts -------------------------------------------------------------
 
 
-def _usual_sides(root: pathlib.Path, split: str) -> tuple[Side, Side]:
-    """The images and masks of a split in a folder with one of the usual layouts."""
+def _usual_layout(root: pathlib.Path) -> tuple[str, str]:
+    """The directories of images and of masks in a folder.
+
+    Raises:
+      SetupError: there are none, or there are several of masks.
+    """
     layouts = _layouts_in(root)
     if not layouts:
         inner = [path for path in sorted(root.iterdir()) if path.is_dir()]
@@ -176,7 +207,12 @@ def _usual_sides(root: pathlib.Path, split: str) -> tuple[Side, Side]:
             f"{argument('images')}='images/{{split}}/*.jpg' and "
             f"{argument('masks')}='{layouts[0][1]}/{{split}}/*.png'"
         )
-    [(images, masks)] = layouts
+    return layouts[0]
+
+
+def _usual_sides(root: pathlib.Path, split: str) -> tuple[Side, Side]:
+    """The images and masks of a split in a folder with one of the usual layouts."""
+    images, masks = _usual_layout(root)
     image_side = _by_directory(root, f"{images}/{_split_directory(root, images, split)}")
     if not image_side.files:
         raise SetupError(
@@ -197,11 +233,7 @@ def _layouts_in(root: pathlib.Path) -> list[tuple[str, str]]:
 
 def _split_directory(root: pathlib.Path, directory: str, split: str) -> str:
     """The directory of a split: of its name, or of the only name with the same use."""
-    names = sorted(
-        entry.name
-        for entry in (root / directory).iterdir()
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
+    names = _directories_in(root / directory)
     if split in names:
         return split
     use = use_of_split(split)
@@ -217,6 +249,11 @@ def _split_directory(root: pathlib.Path, directory: str, split: str) -> str:
     raise SetupError(
         f"{root / directory} has no split {split!r}{did_you_mean(split, names)}"
     )
+
+
+def _directories_in(directory: pathlib.Path) -> list[str]:
+    entries = [entry for entry in directory.iterdir() if entry.is_dir()]
+    return sorted(entry.name for entry in entries if not entry.name.startswith("."))
 
 
 def _by_directory(root: pathlib.Path, directory: str) -> Side:

@@ -29,7 +29,7 @@ class MaskPairs(Sequence):
         split: str,
         images: str | None = None,
         masks: str | None = None,
-        allowed: int = 0,
+        allowed: int | None = 0,
     ):
         """Lists the files.
 
@@ -40,7 +40,7 @@ class MaskPairs(Sequence):
           images: a pattern of the images' paths in the folder; None for one of the usual
             layouts, `images/SPLIT/...` and `annotations/SPLIT/...`. See `mask_layout`.
           masks: the pattern of the masks' paths.
-          allowed: how many images may lack a mask.
+          allowed: how many images may lack a mask; None for none, whatever is set.
 
         Raises:
           SetupError: there is no such split, it has no images, or too many of them lack a
@@ -76,9 +76,9 @@ class MaskPairs(Sequence):
         images: Side,
         masks: Side,
         others: list[str],
-        allowed: int,
+        allowed: int | None,
     ) -> None:
-        if len(lacking) <= allowed and len(lacking) < len(self._images):
+        if len(lacking) <= (allowed or 0) and len(lacking) < len(self._images):
             return
         names = [images.files[key] for key in lacking]
         text = (
@@ -95,10 +95,11 @@ class MaskPairs(Sequence):
                 "say which image has which mask: 'images/{split}/*.jpg' and "
                 "'masks/{split}/*_mask.png'"
             )
-        raise SetupError(
-            f"{text}. Complete the masks, move these images away, or have them skipped: "
-            f"{argument('max_bad_records')}={len(lacking)} or more"
-        )
+        text += ". Complete the masks, or move these images away"
+        if allowed is not None:
+            skip = f"{argument('max_bad_records')}={len(lacking)}"
+            text += f"; with {skip} or more they are skipped"
+        raise SetupError(text)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -110,14 +111,12 @@ class MaskPairs(Sequence):
         Raises:
           OSError: one can't be read, or there is no mask.
         """
-        position = self._position(index)
-        mask = self._masks[position]
-        if mask is None:
+        if self.mask_name(index) is None:
             raise FileNotFoundError("there is no mask for the image")
         return {
-            "image": self.path(position).read_bytes(),
-            "mask": (self.root / mask).read_bytes(),
-            "file_name": self.file_name(position),
+            "image": self.path(index).read_bytes(),
+            "mask": self.mask_path(index).read_bytes(),
+            "file_name": self.file_name(index),
         }
 
     def path(self, index: int) -> pathlib.Path:
@@ -131,6 +130,12 @@ class MaskPairs(Sequence):
     def mask_name(self, index: int) -> str | None:
         """The path of a mask within the folder; None if there is none."""
         return self._masks[self._position(index)]
+
+    def mask_path(self, index: int) -> pathlib.Path:
+        """The path of a mask, which is there."""
+        mask = self.mask_name(index)
+        assert mask is not None
+        return self.root / mask
 
     def fingerprint(self) -> dict[str, str]:
         """What tells these images and masks from others, as `ImageFolder.fingerprint`."""

@@ -214,7 +214,7 @@ def _chosen(
         return given
     if len(found) == 1:
         return found[0]
-    names = ", ".join(found or there) or "no images at all"
+    names = ", ".join(sorted(found or there)) or "no images at all"
     raise SetupError(
         f"{argument('name')}={name!r} needs images and masks for segmentation, and has "
         f"{names}: {argument(field)}=NAME says which feature holds the {field}"
