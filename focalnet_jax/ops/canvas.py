@@ -55,23 +55,23 @@ def zero_outside(x: jax.Array, valid: jax.Array | None) -> jax.Array:
 def mean_inside(
     x: jax.Array,
     valid: jax.Array | None,
-    axes: Sequence[int] | None = None,
+    axes: Sequence[int],
     *,
-    keepdims: bool = False,
+    keepdims: bool = True,
 ) -> jax.Array:
     """The mean over spatial axes of what belongs to the images.
 
     Args:
       x: `[b, *spatial, c]`.
       valid: int `[b, rank]`, the size of each image; None for the whole canvas.
-      axes: the axes of `x` to take the mean over; None for all that are spatial.
+      axes: the axes of `x` to take the mean over, such as (1, 2).
       keepdims: keeps them, with length 1.
 
     Returns:
       The mean in the dtype of `x`, which is summed in float32 at least. That of an image
       that has no position is 0.
     """
-    axes = tuple(range(1, x.ndim - 1) if axes is None else axes)
+    axes = tuple(axes)
     if valid is None:
         return x.mean(axes, keepdims=keepdims)
     wide = jnp.promote_types(x.dtype, jnp.float32)
