@@ -98,25 +98,23 @@ def size_after(
 
 
 def valid_after(
-    valid: jax.Array | None,
+    valid: jax.Array,
     *,
     kernel_size: Sequence[int],
     stride: Sequence[int] | int = 1,
     padding: Sequence[int] | int = 0,
     pad_to: Sequence[int] | int = 1,
-) -> jax.Array | None:
+) -> jax.Array:
     """The sizes of images after a convolution of the canvas.
 
     Args:
-      valid: int `[b, rank]`, the size of each image; None returns None.
+      valid: int `[b, rank]`, the size of each image.
       kernel_size, stride, padding, pad_to: as for `size_after`, a number for all spatial
         axes, or one for each.
 
     Returns:
       int32 `[b, rank]`; 0 where an image is too small for one position.
     """
-    if valid is None:
-        return None
     options = dict(kernel_size=kernel_size, stride=stride, padding=padding, pad_to=pad_to)
     arrays = {name: np.asarray(value, np.int32) for name, value in options.items()}
     return jnp.maximum(size_after(valid.astype(jnp.int32), **arrays), 0)

@@ -32,7 +32,6 @@ def test_inside_is_before_the_end_of_each_axis(spatial):
 def test_without_sizes_all_is_inside():
     x = jnp.array(np.random.default_rng(0).normal(size=(2, 3, 4, 5)))
     assert zero_outside(x, None) is x
-    assert valid_after(None, kernel_size=(3, 3)) is None
     np.testing.assert_array_equal(
         mean_inside(x, None, (1, 2)), x.mean((1, 2), keepdims=True)
     )
