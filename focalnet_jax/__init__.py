@@ -1,6 +1,7 @@
 """FocalNets (Focal Modulation Networks, arXiv 2203.11926) in JAX."""
 
 from focalnet_jax import convert
+from focalnet_jax.heads import create_segmenter
 from focalnet_jax.models import (
     count_multiply_adds,
     count_params,
@@ -20,6 +21,7 @@ __all__ = [
     "create_backbone",
     "create_masked_model",
     "create_model",
+    "create_segmenter",
     "list_models",
     "load_model",
 ]

@@ -29,6 +29,7 @@ ALLOWED = {
     "kernels": set(),
     "ops": {"chips", "kernels", "placement"},
     "models": {"ops", "placement", "values"},
+    "heads": {"models", "ops", "placement", "values"},
     "data": {"command_line", "csv_lines", "image_size", "paths"},
     "evaluators": set(),
     "weights": {"image_size", "models", "paths", "preprocessing", "trees"},
@@ -137,8 +138,10 @@ ALLOWED = {
         "data",
         "evaluators",
         "fields",
+        "heads",
         "image_size",
         "models",
+        "ops",
         "paths",
         "preprocessing",
         "values",
@@ -158,13 +161,13 @@ ALLOWED = {
         "values",
         "weights",
     },
-    "__init__": {"convert", "models", "pretrained"},
+    "__init__": {"convert", "heads", "models", "pretrained"},
 }
 # The rooms that each room may import inside a function, beside those above.
 ALLOWED_INSIDE = {"preprocessing": {"data"}}
 # The rooms that may import these libraries.
 HOMES = {
-    "flax": {"models", "placement", "trees"},
+    "flax": {"heads", "models", "placement", "trees"},
     "torch": {"convert", "parity"},
     "timm": {"parity"},
     "transformers": {"parity"},
@@ -185,6 +188,7 @@ LIGHT_ROOMS = {
     "chips",
     "convert",
     "errors",
+    "heads",
     "image_size",
     "kernels",
     "models",

@@ -9,6 +9,7 @@ from focalnet_jax.data import EvalTransform, TrainTransform
 from focalnet_jax.models import abstract_params
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.tasks.classification import Classification
+from focalnet_jax.trees import map_named
 
 TINY = dict(depths=(1, 2), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 3))
 
@@ -36,15 +37,22 @@ def random_params(model, dtype="float64", seed=0):
     Matrices and kernels keep the variance of what they are applied to. Biases, norms and
     layer scales are of order 1, so that none can be left out or mixed up unseen.
     """
+    return random_like(abstract_params(model), dtype, seed)
+
+
+def random_like(variables, dtype="float64", seed=0):
+    """The same for any variables; variances are positive, and counts are counts."""
     rng = np.random.default_rng(seed)
 
-    def draw(leaf):
+    def draw(name, leaf):
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return rng.integers(1, 100, leaf.shape).astype(leaf.dtype)
         values = rng.normal(size=leaf.shape)
         if values.ndim > 1:
             values /= np.sqrt(np.prod(leaf.shape[:-1]))
-        return values.astype(dtype)
+        return (np.exp(values) if name.endswith("/var") else values).astype(dtype)
 
-    return jax.tree.map(draw, abstract_params(model))
+    return map_named(draw, variables)
 
 
 def random_images(height=32, width=40, dtype=jnp.float32):

@@ -18,7 +18,7 @@ from focalnet_jax.values import (
 
 _MOST_STAGES = 16
 _MOST_AXES = 4
-_RATE = Number(0, 1, excludes_most=True)
+RATE = Number(0, 1, excludes_most=True)
 
 # Those of 8 bits are formats of storage: nothing here computes with them.
 FLOAT_TYPES = ("float32", "bfloat16", "float16", "float64")
@@ -52,8 +52,8 @@ OPTION_VALUES: dict[str, Values] = {
     "causal": Flag(),
     "causal_window": Whole(1, 2**16),
     "global_axes": Several(Whole(0, _MOST_AXES - 1), most=_MOST_AXES),
-    "drop_rate": _RATE,
-    "drop_path_rate": _RATE,
+    "drop_rate": RATE,
+    "drop_path_rate": RATE,
     "in_channels": Whole(1, 2**16),
     "pad_to_patch": Flag(),
     "remat": Text(REMAT_POLICIES),

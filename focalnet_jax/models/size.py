@@ -11,11 +11,10 @@ from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from focalnet_jax.errors import OptionError, counted, shown
-from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone
-from focalnet_jax.models.masked import MaskedFocalNet
+from focalnet_jax.models.focalnet import AroundEncoder, FocalNetBackbone
 from focalnet_jax.models.modulation import per_axis
 
-Model = FocalNet | FocalNetBackbone | MaskedFocalNet
+Model = AroundEncoder
 
 
 def count_params(model: Model) -> int:

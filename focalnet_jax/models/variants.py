@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -148,8 +148,7 @@ def create_model(name: str, *, num_classes: int = 1000, **overrides: Any) -> Foc
       TypeError: an unknown option.
     """
     num_classes = convert_option("num_classes", num_classes, NUM_CLASSES)
-    encoder = _create_encoder(name, overrides)
-    _check_size(encoder, num_classes=num_classes)
+    encoder = create_encoder(name, overrides, num_classes=num_classes)
     return FocalNet(encoder, num_classes=num_classes)
 
 
@@ -183,8 +182,7 @@ def create_backbone(
             "a backbone has no head, and so no num_classes: leave it out, or make a "
             "classifier with create_model"
         )
-    encoder = _create_encoder(name, overrides)
-    _check_size(encoder)
+    encoder = create_encoder(name, overrides)
     out_norm = convert_option("out_norm", out_norm, Flag())
     out_stages = convert_option("out_stages", out_stages, OUT_STAGES)
     stages = tuple(range(len(encoder.depths)))
@@ -218,18 +216,34 @@ def create_masked_model(name: str, **overrides: Any) -> MaskedFocalNet:
             "a masked model has no head, and so no num_classes: leave it out, or make a "
             "classifier with create_model"
         )
-    encoder = _create_encoder(name, overrides)
-    _check_size(encoder)
+    encoder = create_encoder(name, overrides)
     return MaskedFocalNet(encoder)
 
 
-def _create_encoder(name: str, overrides: dict[str, Any]) -> FocalNetEncoder:
+def create_encoder(
+    name: str,
+    overrides: dict[str, Any],
+    *,
+    of_head: Collection[str] = ("num_classes",),
+    num_classes: int = 0,
+) -> FocalNetEncoder:
+    """Makes the encoder of a variant, for a model around it.
+
+    Args:
+      name: one of `list_models()`.
+      overrides: options of `FocalNetEncoder`.
+      of_head: the options that the caller takes beside those.
+      num_classes: the length of the logits.
+
+    Raises:
+      OptionError, ValueError, TypeError: as `create_model`.
+    """
     if not isinstance(name, str) or name not in VARIANTS:
         hint = did_you_mean(shown(name), VARIANTS)
         raise ValueError(f"no model is named {shown(name)}{hint}")
     for option in overrides:
         if option not in ENCODER_OPTIONS:
-            names = [*ENCODER_OPTIONS, "num_classes"]
+            names = [*ENCODER_OPTIONS, *of_head]
             raise TypeError(
                 f"{name} has no option {option!r}{did_you_mean(option, names)}"
             )
@@ -243,6 +257,7 @@ def _create_encoder(name: str, overrides: dict[str, Any]) -> FocalNetEncoder:
     # Inside of another module, the model around the encoder takes it in.
     encoder = FocalNetEncoder(**settings, parent=None)
     _check(encoder)
+    _check_size(encoder, num_classes=num_classes)
     return encoder
 
 
@@ -350,7 +365,7 @@ def _check_axes(encoder: FocalNetEncoder) -> None:
         )
 
 
-def _check_size(encoder: FocalNetEncoder, *, num_classes: int = 0) -> None:
+def _check_size(encoder: FocalNetEncoder, *, num_classes: int) -> None:
     """Raises OptionError for a net that nobody can mean, before anything traces it."""
     blocks = sum(encoder.depths)
     if blocks > _MOST_BLOCKS:

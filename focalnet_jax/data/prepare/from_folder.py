@@ -1,19 +1,22 @@
 """Image folders as data sets of ArrayRecord files."""
 
-import concurrent.futures
-import errno
 import hashlib
-import os
 import pathlib
-import re
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from focalnet_jax.data.prepare.examples import serializer, write_examples
-from focalnet_jax.data.prepare.writing import Prepared, ShardFile
+from focalnet_jax.data.prepare.examples import write_examples
+from focalnet_jax.data.prepare.files import (
+    VERSION,
+    check_name,
+    check_split_names,
+    file_sizes,
+    order_keys,
+    shard_files,
+)
+from focalnet_jax.data.prepare.writing import Prepared
 from focalnet_jax.data.sources.builders import default_data_dir, path_on_disk
 from focalnet_jax.data.sources.folder import ImageFolder
 from focalnet_jax.data.sources.layout import (
@@ -23,11 +26,7 @@ from focalnet_jax.data.sources.layout import (
     link_as_split,
     split_inside,
 )
-from focalnet_jax.errors import SetupError, argument, first_few
-
-SHARD_SIZE = 512 << 20  # bytes in a file; TFDS recommends 64 MiB to 1 GiB
-VERSION = "1.0.0"  # of every data set that is made from a folder
-_THREADS = 16  # for reading images; these threads mostly wait
+from focalnet_jax.errors import SetupError, first_few
 
 
 def prepare_folder(
@@ -55,7 +54,7 @@ def prepare_folder(
         names of classes or splits that TFDS cannot keep; the name is not allowed; or the
         disk is full.
     """
-    _check_name(name)
+    check_name(name)
     data_dir = path_on_disk(data_dir or default_data_dir())
     root = path_on_disk(root)
     folders = _open_splits(root)
@@ -66,11 +65,11 @@ def prepare_folder(
     fingerprint = hashlib.sha256(repr((class_names, shards)).encode())
     files = {}
     for split, folder in folders.items():
-        sizes = _file_sizes(folder)
-        keys = _order_keys(folder)
+        sizes = file_sizes(len(folder), folder.path, root=folder.root)
+        keys = order_keys(folder)
         for part in (split.encode(), sizes.data, keys.data):
             fingerprint.update(part)
-        files[split] = _shard_files(
+        files[split] = shard_files(
             folder,
             sizes,
             np.argsort(keys, kind="stable"),
@@ -82,14 +81,6 @@ def prepare_folder(
         data_dir / name / VERSION, files, info, fingerprint=fingerprint.hexdigest()
     )
     return Prepared(name, data_dir, existed)
-
-
-def _check_name(name: str) -> None:
-    given = f"{argument('name')}={name}"
-    if not re.fullmatch("[a-z][a-z0-9_]*", name):
-        raise SetupError(f"{given}: it has to be of the letters a-z, digits and _")
-    if name in tfds.list_builders(with_community_datasets=False):
-        raise SetupError(f"{given} is a data set of TFDS: choose another name")
 
 
 def _open_splits(root: pathlib.Path) -> dict[str, ImageFolder]:
@@ -106,12 +97,7 @@ def _open_splits(root: pathlib.Path) -> dict[str, ImageFolder]:
     if layout == "classes":
         return {"train": ImageFolder(root)}
     splits = class_directories(root)
-    refused = [name for name in splits if not re.fullmatch(r"\w+", name) or name == "all"]
-    if refused:
-        raise SetupError(
-            f"{first_few(refused)} in {root} can't be names of splits: use letters, "
-            "digits and _"
-        )
+    check_split_names(splits, root)
     for name in splits:
         if inner := split_inside(root / name):
             raise SetupError(
@@ -161,89 +147,3 @@ def _dataset_info(
     )
     info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
     return info
-
-
-def _file_sizes(folder: ImageFolder) -> np.ndarray:
-    """The size of each file in bytes, int64 `[n]`.
-
-    Raises:
-      SetupError: a file is empty or cannot be read.
-    """
-
-    def sizes(start: int) -> list[int]:
-        indices = range(start, min(start + 1024, len(folder)))
-        paths = [folder.path(i) for i in indices]
-        for path in paths:
-            if not os.access(path, os.R_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return [path.stat().st_size for path in paths]
-
-    try:
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            result = np.concatenate([*pool.map(sizes, range(0, len(folder), 1024))])
-    except OSError as error:
-        raise SetupError(f"a file of {folder.root} can't be read: {error}") from error
-    if empty := np.flatnonzero(result == 0).tolist():
-        names = [folder.file_name(i) for i in empty]
-        raise SetupError(
-            f"empty files in {folder.root}: {first_few(names)}. Replace or delete them"
-        )
-    return result
-
-
-def _order_keys(folder: ImageFolder) -> np.ndarray:
-    """A hash of each file's name, uint64 `[n]`, by which the records are sorted.
-
-    The order depends on nothing but the names, and it mixes the classes.
-    """
-    names = (os.fsencode(folder.file_name(i)) for i in range(len(folder)))
-    digests = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
-    keys = (int.from_bytes(digest, "little") for digest in digests)
-    return np.fromiter(keys, np.uint64, count=len(folder))
-
-
-def _shard_files(
-    folder: ImageFolder,
-    sizes: np.ndarray,
-    order: np.ndarray,
-    *,
-    prefix: str,
-    features: tfds.features.FeaturesDict,
-    shards: int | None,
-) -> list[ShardFile]:
-    """The files to write for a split, with about the same number of images in each.
-
-    Args:
-      folder: the images.
-      sizes: the size of each image in bytes, int64 `[n]`.
-      order: the indices of the images in the order in which they are stored, `[n]`.
-      prefix: how the names of the files begin.
-      features: the features of the data set.
-      shards: the number of files; None for files of about `SHARD_SIZE`.
-    """
-    count = min(shards or -(-int(sizes.sum()) // SHARD_SIZE), len(folder))
-    ends = [round(len(folder) * i / count) for i in range(1, count)]
-    return [
-        ShardFile(
-            file_name=f"{prefix}.array_record-{i:05}-of-{count:05}",
-            num_records=len(indices),
-            num_bytes=int(sizes[indices].sum()),
-            payloads=partial(_examples, folder, indices, features),
-        )
-        for i, indices in enumerate(np.split(order, ends))
-    ]
-
-
-def _examples(
-    folder: ImageFolder, indices: np.ndarray, features: tfds.features.FeaturesDict
-) -> Iterator[bytes]:
-    """Yields the images at these indices as serialised examples."""
-    serialize = serializer(features)
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        # The pool reads all that it is given at once, so it gets a few at a time.
-        for start in range(0, len(indices), 4 * _THREADS):
-            piece = indices[start : start + 4 * _THREADS]
-            for record in pool.map(folder.__getitem__, piece):
-                # The name of a file need not be UTF-8.
-                record["file_name"] = os.fsencode(record["file_name"])
-                yield serialize(record)

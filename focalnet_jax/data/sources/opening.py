@@ -70,7 +70,7 @@ def open_source(
         builder, remarks = _open_embedded(name, data_dir)
     else:
         builder, remarks = open_builder(name, data_dir=data_dir), ()
-    _check_prepared(builder, name, data_dir)
+    check_prepared(builder, name, data_dir)
     features = builder.info.features
     label_feature = LABEL_SETS if LABEL_SETS in features else "label"
     for feature in ("image", label_feature):
@@ -85,16 +85,13 @@ def open_source(
     num_classes = getattr(label, "num_classes", None)
     return Source(
         name=f"{name}, split {split!r}",
-        records=_records(builder, name, split),
+        records=records_of(builder, name, split),
         class_names=tuple(getattr(label, "names", None) or ()),
         num_classes=num_classes,
         subset=SUBSETS.get(builder.name) if num_classes == 1000 else None,
         label_feature=label_feature,
         has_label_sets=has_label_sets,
-        files=tuple(
-            (shard.filename, shard.take)
-            for shard in builder.info.splits[split].file_instructions
-        ),
+        files=files_of(builder, split),
         remarks=remarks,
     )
 
@@ -164,7 +161,10 @@ def _prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def _check_prepared(builder, name: str, data_dir: str | None) -> None:
+def check_prepared(
+    builder: tfds.core.DatasetBuilder, name: str, data_dir: str | None
+) -> None:
+    """Raises SetupError for a data set that isn't prepared, or not as ArrayRecord."""
     command = f"tfds build {name} --file_format=array_record"
     place = f"{argument('name')}={name!r} is prepared in {builder.data_dir}"
     if builder.is_prepared():
@@ -208,7 +208,24 @@ def _check_prepared(builder, name: str, data_dir: str | None) -> None:
     raise SetupError("\n".join(lines))
 
 
-def _records(builder, name: str, split: str) -> Sequence[dict[str, Any]]:
+def records_of(
+    builder: tfds.core.DatasetBuilder,
+    name: str,
+    split: str,
+    *,
+    encoded: Sequence[str] = ("image",),
+) -> Sequence[dict[str, Any]]:
+    """The records of a split, which are read at random.
+
+    Args:
+      builder: opens a data set that `check_prepared` has passed.
+      name: of the data set, for messages.
+      split: as TFDS spells it.
+      encoded: the names of the features that stay encoded.
+
+    Raises:
+      SetupError: there is no such split, it is empty, or files are missing or truncated.
+    """
     try:
         info = builder.info.splits[split]
     except (KeyError, ValueError) as error:
@@ -219,5 +236,13 @@ def _records(builder, name: str, split: str) -> Sequence[dict[str, Any]]:
         raise SetupError(f"split {split!r} of {name} is empty")
     check_shards(builder, split)
     return builder.as_data_source(
-        split=split, decoders={"image": tfds.decode.SkipDecoding()}
+        split=split, decoders={name: tfds.decode.SkipDecoding() for name in encoded}
     )
+
+
+def files_of(
+    builder: tfds.core.DatasetBuilder, split: str
+) -> tuple[tuple[str, int], ...]:
+    """The files of a split, and how many records of each are in it."""
+    shards = builder.info.splits[split].file_instructions
+    return tuple((shard.filename, shard.take) for shard in shards)

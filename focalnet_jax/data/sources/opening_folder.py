@@ -2,6 +2,7 @@
 
 import pathlib
 
+from focalnet_jax.data.sources.class_file import lines_of_classes
 from focalnet_jax.data.sources.folder import ImageFolder
 from focalnet_jax.data.sources.imagenet import classes_of_folder, wordnet_ids
 from focalnet_jax.data.sources.layout import (
@@ -67,17 +68,5 @@ def _known_classes(classes: str | None) -> set[str] | None:
 
 
 def _classes_of_file(classes: str) -> list[str]:
-    path = pathlib.Path(with_home(without_file_scheme(classes)))
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise SetupError(
-            f"{argument('classes')}={classes!r} is no text in UTF-8: save it as UTF-8, "
-            "with the name of a class in each line"
-        ) from error
-    except (OSError, ValueError) as error:  # The latter for what is no text, or no path.
-        raise SetupError(
-            f"{argument('classes')}={classes!r} is neither 'imagenet2012' nor a "
-            f"file of classes: {error}"
-        ) from error
-    return [class_name(line.strip()) for line in lines if line.strip()]
+    lines = lines_of_classes(classes, known="'imagenet2012'")
+    return [class_name(line.strip()) for line in lines]

@@ -9,8 +9,6 @@ from etils import epath
 from focalnet_jax.data.bad_records import BadRecordError
 from focalnet_jax.data.labels import Labels
 from focalnet_jax.data.sources.fingerprint import contents_digest, digest
-from focalnet_jax.data.sources.folder import ImageFolder
-from focalnet_jax.data.sources.listed import ListedImages
 from focalnet_jax.data.sources.shards import read_checksums
 from focalnet_jax.errors import SetupError
 from focalnet_jax.paths import is_remote
@@ -58,8 +56,9 @@ class Source:
           Digests: `names` and `contents` of files, and `checksums` if there are any.
           Empty for records in memory.
         """
-        if isinstance(self.records, (ImageFolder, ListedImages)):
-            return self.records.fingerprint()
+        of_records = getattr(self.records, "fingerprint", None)
+        if of_records is not None:  # Folders know themselves.
+            return of_records()
         if not self.files:
             return {}
         paths = [epath.Path(path) for path, _ in self.files]
