@@ -272,7 +272,7 @@ class FocalNetEncoder(nn.Module):
         )
 
     @nn.nowrap
-    def valid_of_stages(
+    def valid_after_stages(
         self, valid: jax.Array | None
     ) -> tuple[jax.Array, ...] | tuple[None, ...]:
         """The size of each image on the map of each stage, before its downsampling.
@@ -334,7 +334,7 @@ class FocalNetEncoder(nn.Module):
           `stage{s}` (before the downsampling), `stage{s}/downsample`,
           `stage{s}/block{b}`, and what the operator of each block returns, such as
           `stage{s}/block{b}/gates` and `stage{s}/block{b}/modulator`. Outside of
-          `valid_of_stages` the map of each stage is 0, and other maps mean nothing.
+          `valid_after_stages` the map of each stage is 0, and other maps mean nothing.
 
         Raises:
           TypeError: images that are not floating point, or sizes that are not integers.
@@ -376,7 +376,7 @@ class FocalNetEncoder(nn.Module):
           As `__call__`, without `stem`.
         """
         outputs: Outputs = {}
-        sizes = self.valid_of_stages(valid)
+        sizes = self.valid_after_stages(valid)
         x = self.stem_dropout(x, deterministic=not train)
         for index, stage in enumerate(self.layers):
             x, inner = stage(x, train=train, valid=sizes[index])
@@ -497,7 +497,7 @@ class FocalNet(AroundEncoder):
           TypeError, ValueError, OptionError: as `FocalNetEncoder`.
         """
         x, outputs = self.encoder(images, train=train, valid=valid)
-        sizes = self.encoder.valid_of_stages(valid)
+        sizes = self.encoder.valid_after_stages(valid)
         spatial = range(1, x.ndim - 1)
         pooled = mean_inside(self.norm(x), sizes[-1], spatial, keepdims=False)
         outputs["pre_logits"] = pooled
@@ -533,13 +533,13 @@ class FocalNetBackbone(AroundEncoder):
 
         Args:
           images, train, valid: as for `FocalNetEncoder`. With `valid`, each map is 0
-            outside of what `encoder.valid_of_stages(valid)` says.
+            outside of what `encoder.valid_after_stages(valid)` says.
 
         Raises:
           TypeError, ValueError, OptionError: as `FocalNetEncoder`.
         """
         _, outputs = self.encoder(images, train=train, valid=valid)
-        sizes = self.encoder.valid_of_stages(valid)
+        sizes = self.encoder.valid_after_stages(valid)
         maps = {stage: outputs[f"stage{stage}"] for stage in self.out_stages}
         if self.out_norm:
             maps = {

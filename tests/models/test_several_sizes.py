@@ -164,7 +164,7 @@ def test_maps_of_a_backbone():
     params = {"params": random_params(backbone)}
     images, valid = random_images(40, 47, jnp.float64), jnp.array(IMAGES[:2])
     given = jax.jit(backbone.apply)(params, images, valid=valid)
-    sizes = backbone.encoder.valid_of_stages(valid)
+    sizes = backbone.encoder.valid_after_stages(valid)
     for index, (height, width) in enumerate(IMAGES[:2]):
         image = images[index : index + 1, :height, :width]
         alone = jax.jit(backbone.apply)(params, image)
