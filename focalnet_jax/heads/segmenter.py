@@ -115,7 +115,7 @@ class Segmenter(AroundEncoder):
             sizes = [None] * stages
         else:
             _, outputs = self.encoder(images, train=train, valid=valid)
-            sizes = self.encoder.valid_after_stages(valid)
+            sizes = self.encoder.valid_of_stages(valid)
         maps = [
             getattr(self, f"norm{stage}")(outputs[f"stage{stage}"])
             for stage in range(stages)
