@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from focalnet_jax.data import Source
+from focalnet_jax.data import EvalTransform, Source, TrainTransform
 from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Accuracy
 from focalnet_jax.fields import Field, Fields
@@ -85,7 +85,7 @@ FIELDS: Fields = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classification(ImageTask):
+class Classification(ImageTask[TrainTransform, EvalTransform]):
     """Classification as the trainer sees it: see `tasks.base.Task`.
 
     Attributes, beside those of `ImageTask`:

@@ -5,14 +5,14 @@ A task on images is a subclass of `ImageTask`. It has `name`, `metrics`, `random
 record:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Segmentation(ImageTask):
-        void: int = 255
+    class Ranking(ImageTask[TrainTransform, EvalTransform]):
+        margin: float = 0.1
 
-        name = "segmentation"
+        name = "ranking"
         ...
 
         def train_example(self, source):
-            return TrainMaskedImage(self.train_transform, self.void)
+            return TrainRankedImage(self.train_transform)
 
 Its function `make` gives it what `image_task_arguments` reads of a configuration that has
 the fields of `tasks.images`.
@@ -21,7 +21,7 @@ the fields of `tasks.images`.
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from focalnet_jax.data import EvalTransform, Source, TrainTransform, image_operations
+from focalnet_jax.data import Source
 from focalnet_jax.image_size import height_and_width
 from focalnet_jax.models import count_multiply_adds
 from focalnet_jax.models.size import Model
@@ -37,7 +37,6 @@ from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.tasks.base import BatchArray, Example, Keys, Split, Splits, Variables
 from focalnet_jax.tasks.images import (
     OF_HEADS,
-    DataSets,
     data_sets_of,
     eval_transform_of,
     model_overrides,
@@ -52,15 +51,34 @@ from focalnet_jax.weights.description import (
 )
 
 
+class TrainsOn(Protocol):
+    """What transforms training images on the host."""
+
+    def load_operations(self) -> Any:
+        """Raises SetupError if a library that it needs is not installed."""
+
+
+class DataSets(Protocol):
+    """The data sets of a run."""
+
+    def open(self, which: str) -> Source:
+        """Opens `"train_split"` or `"test_split"`; raises SetupError if it can't."""
+
+
+T = TypeVar("T", bound=TrainsOn)
+E = TypeVar("E")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageTask(abc.ABC):
+class ImageTask(abc.ABC, Generic[T, E]):
     """The part of a task that tasks on images share; see `tasks.base.Task` for the rest.
 
     Attributes:
       model: the model.
       model_name, model_overrides: what it is made of, as in a `ModelDescription`.
       preprocessing: of images for evaluation; training has its statistics and size.
-      train_transform, eval_transform: of images on the host.
+      train_transform: of images on the host, for training.
+      eval_transform: the same for evaluation, or what has to be known for it.
       data_sets: what it is trained and tested on; None where no data is needed.
     """
 
@@ -68,8 +86,8 @@ class ImageTask(abc.ABC):
     model_name: str
     model_overrides: dict[str, Any]
     preprocessing: Preprocessing
-    train_transform: TrainTransform
-    eval_transform: EvalTransform
+    train_transform: T
+    eval_transform: E
     data_sets: DataSets | None = None
 
     unit = "images"
@@ -84,6 +102,10 @@ class ImageTask(abc.ABC):
     @abc.abstractmethod
     def eval_example(self, source: Source) -> Callable[..., Example]:
         """Makes a row for evaluation of a record alone, and of None a blank one."""
+
+    def test_split(self, source: Source) -> Split:
+        """The split to evaluate on; a task may evaluate it in groups."""
+        return Split(source, self.eval_example(source))
 
     def check_data(
         self, train_source: Source | None, test_source: Source
@@ -122,11 +144,11 @@ class ImageTask(abc.ABC):
         assert self.data_sets is not None  # It is where there is data to open.
         train_source = None
         if train:
-            image_operations(self.train_transform.pixels)  # Are its libraries there?
+            self.train_transform.load_operations()
             train_source = self.data_sets.open("train_split")
         test_source = self.data_sets.open("test_split")
         more = self.check_data(train_source, test_source)
-        test = Split(test_source, self.eval_example(test_source))
+        test = self.test_split(test_source)
         if train_source is None:
             return Splits(None, test, test_source.remarks + more)
         # A folder may be the one and the other.
@@ -145,14 +167,14 @@ class ImageTask(abc.ABC):
         return normalize(images, mean=mean, std=std)
 
     def apply_in_training(
-        self, variables: Variables, keys: Keys, *inputs: jax.Array
+        self, variables: Variables, keys: Keys, *inputs: jax.Array, **options: Any
     ) -> tuple[Any, Any]:
         """Applies the model in training mode.
 
         Args:
           variables: of the model.
           keys: `drop_path` and `dropout` among them.
-          *inputs: what the model takes.
+          *inputs, **options: what the model takes.
 
         Returns:
           The model's result, without the maps inside it; and what `Loss.batch_stats`
@@ -162,7 +184,7 @@ class ImageTask(abc.ABC):
         # A FocalNet has no running averages, but an operator of one's own may.
         averages = ["batch_stats"] if "batch_stats" in variables else []
         (result, _), new = self.model.apply(
-            variables, *inputs, train=True, rngs=rngs, mutable=averages
+            variables, *inputs, **options, train=True, rngs=rngs, mutable=averages
         )
         return result, new.get("batch_stats")
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from focalnet_jax.data import Source
+from focalnet_jax.data import EvalTransform, Source, TrainTransform
 from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Mean
 from focalnet_jax.fields import Field, Fields
@@ -81,7 +81,7 @@ class RandomMask:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskedImageModeling(ImageTask):
+class MaskedImageModeling(ImageTask[TrainTransform, EvalTransform]):
     """Masked image modelling as the trainer sees it: see `tasks.base.Task`.
 
     Attributes, beside those of `ImageTask`:

@@ -1,0 +1,436 @@
+"""Semantic segmentation: the class of each pixel.
+
+UPerNet on a FocalNet, trained and evaluated as in the paper and its official code, which
+is built on mmsegmentation 0.11.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from focalnet_jax.data import Source, TrainSegmentationTransform
+from focalnet_jax.data.mask_labels import MaskLabels
+from focalnet_jax.errors import SetupError, arguments_spelt, counted
+from focalnet_jax.evaluators import Overlap
+from focalnet_jax.fields import Field, Fields
+from focalnet_jax.heads import Segmenter, create_segmenter
+from focalnet_jax.heads.segmenter import SEGMENTER_VALUES
+from focalnet_jax.heads.views import View, Windows, classes_of, make_view
+from focalnet_jax.image_size import ImageSizes, height_and_width
+from focalnet_jax.label_pictures import Labelled, Legend, side_by_side
+from focalnet_jax.ops.canvas import zero_outside
+from focalnet_jax.preprocessing import Preprocessing
+from focalnet_jax.tasks.base import (
+    Batch,
+    BatchArray,
+    Group,
+    Keys,
+    Loss,
+    Metric,
+    Split,
+    Variables,
+)
+from focalnet_jax.tasks.classes import check_trainable, class_differences
+from focalnet_jax.tasks.image_task import ImageTask
+from focalnet_jax.tasks.images import (
+    MODEL_FIELDS,
+    OF_HEADS,
+    attribute_meanings,
+    model_of,
+    model_overrides,
+)
+from focalnet_jax.tasks.losses import IGNORED, LOSS_OVER, segmentation_loss
+from focalnet_jax.tasks.segmentation_data import (
+    SEGMENTATION_DATA_FIELDS,
+    segmentation_data_sets_of,
+    segmentation_transform_of,
+)
+from focalnet_jax.tasks.segmentation_examples import EvalSegmentation, TrainSegmentation
+from focalnet_jax.tasks.segmentation_groups import group_by_size, padding_of
+from focalnet_jax.values import Flag, Number, Several, Text, Whole, distinct
+from focalnet_jax.weights.description import (
+    SEGMENT,
+    SEMANTIC_SEGMENTATION,
+    ModelDescription,
+)
+
+METRICS = {
+    "miou": Metric("mIoU", "{:.2%}", higher_is_better=True, picture="overlap"),
+    "macc": Metric("mAcc", "{:.2%}", higher_is_better=True, picture="overlap"),
+    "aacc": Metric("aAcc", "{:.2%}", higher_is_better=True, picture="overlap"),
+}
+PADDINGS = ("seen", "masked")
+EVAL_MODES = ("whole", "slide")
+_SHOWN = 8  # records in the picture of an evaluation
+_SIDE = 256  # of a picture in it
+
+_HEAD_MEANINGS = attribute_meanings(Segmenter)
+
+FIELDS: Fields = {
+    "auxiliary_weight": Field(
+        0.4, "What the loss of the auxiliary head is multiplied by.", Number(0, 1e3)
+    ),
+    "loss_over": Field(
+        "all",
+        'What the loss is a mean over: "all" pixels, to which those without a label add '
+        'nothing, as in mmsegmentation; or "labelled" ones, as in torch.',
+        Text(LOSS_OVER),
+    ),
+    "padding": Field(
+        "seen",
+        "What the net makes of training crops that reach beyond their image: with "
+        '"seen" it sees zeros there, as in the official code; with "masked" it computes '
+        "what it would of the image alone. In evaluation images are always alone.",
+        Text(PADDINGS),
+    ),
+    "eval_mode": Field(
+        "whole",
+        'How evaluation sees images: "whole", or by "slide" in windows that overlap, '
+        "whose logits are averaged.",
+        Text(EVAL_MODES),
+    ),
+    "eval_window": Field(
+        None,
+        "The size of a window in pixels: a number for squares, or `(height, width)`. By "
+        "default it is that of training crops.",
+        ImageSizes(),
+    ),
+    "eval_stride": Field(
+        None,
+        "The pixels from one window to the next: a number, or one for the height and one "
+        "for the width. By default it is two thirds of the window.",
+        ImageSizes(),
+    ),
+    "eval_ratios": Field(
+        (1.0,),
+        "Evaluation takes the mean of the probabilities at these ratios to `data.scale`.",
+        Several(Number(0.05, 20), least=1, most=32, check=distinct),
+    ),
+    "eval_flip": Field(
+        False, "Whether it takes the mean with those of mirror images, too."
+    ),
+    "eval_canvases": Field(
+        6,
+        "Test images are divided into so many groups of similar sizes, or fewer. Each "
+        "group has a canvas and a program of its own: fewer are compiled sooner, more "
+        "compute less padding.",
+        Whole(1, 1024),
+    ),
+    "published": Field(
+        None,
+        "What is published of this recipe: it is shown beside the results.",
+        Text(),
+    ),
+    **MODEL_FIELDS,
+    "model.num_classes": Field(
+        150, "The number of classes.", SEGMENTER_VALUES["num_classes"]
+    ),
+    "model.pad_to_patch": dataclasses.replace(
+        MODEL_FIELDS["model.pad_to_patch"], default=True, values=Flag()
+    ),
+    **{
+        f"model.{option}": Field(None, _HEAD_MEANINGS.get(option, option), values)
+        for option, values in SEGMENTER_VALUES.items()
+        if option != "num_classes"
+    },
+    **SEGMENTATION_DATA_FIELDS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """How images are seen for evaluation.
+
+    Attributes:
+      scales: images are resized to fit into each, as of `resized_size`.
+      mirror: whether each is seen mirrored, too.
+      windows: in which images are seen; None for whole ones.
+      most_canvases: groups of images of similar sizes.
+    """
+
+    scales: tuple[tuple[int, int], ...]
+    mirror: bool = False
+    windows: Windows | None = None
+    most_canvases: int = 6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SemanticSegmentation(ImageTask[TrainSegmentationTransform, Views]):
+    """Semantic segmentation as the trainer sees it: see `tasks.base.Task`.
+
+    Attributes, beside those of `ImageTask`:
+      model: with UPerNet's head.
+      auxiliary_weight, loss_over: as of `segmentation_loss`.
+      padding: what the model makes of training crops that reach beyond their image:
+        `"seen"` or `"masked"`.
+      published: is shown beside the results of evaluation.
+    """
+
+    model: Segmenter
+    auxiliary_weight: float = 0.4
+    loss_over: str = "all"
+    padding: str = "seen"
+    published: str | None = None
+
+    name = SEMANTIC_SEGMENTATION
+    metrics = METRICS
+    random_streams = ("drop_path", "dropout")
+    new = (*OF_HEADS, "norm", "decode_head/", "auxiliary_head/")
+
+    @property
+    def title(self) -> str:
+        return f"{self.model_name} with UPerNet"
+
+    @property
+    def batch(self) -> dict[str, BatchArray]:
+        sides = height_and_width(self.preprocessing.image_size)
+        return super().batch | {
+            "label": BatchArray(sides, np.uint8, ("height", "width")),
+            "valid": BatchArray((2,), np.int32),
+        }
+
+    # --- Data -----------------------------------------------------------------
+
+    def _labels(self, source: Source) -> MaskLabels:
+        return source.mask_labels(self.model.num_classes)
+
+    def train_example(self, source: Source) -> TrainSegmentation:
+        return TrainSegmentation(self.train_transform, self._labels(source))
+
+    def eval_example(self, source: Source) -> EvalSegmentation:
+        raise NotImplementedError("images of a split have canvases of several sizes")
+
+    def test_split(self, source: Source) -> Split:
+        scales = self.eval_transform.scales
+        sizes = source.image_sizes()
+        found = group_by_size(
+            sizes, scales=scales, most=self.eval_transform.most_canvases
+        )
+        groups = []
+        for indices, canvases, label_canvas in found:
+            example = EvalSegmentation(
+                self._labels(source),
+                scales[0],
+                canvases[0],
+                label_canvas,
+                more=(*zip(scales[1:], canvases[1:]),),
+            )
+            groups.append(Group(indices, example))
+        return Split(source, groups[0].example, tuple(groups))
+
+    def check_data(
+        self, train_source: Source | None, test_source: Source
+    ) -> tuple[str, ...]:
+        self.train_transform.load_operations()  # Evaluation needs them, too.
+        num_classes = self.model.num_classes
+        sources = [test_source] if train_source is None else [train_source, test_source]
+        for source in sources:
+            if (source.num_classes or 0) > num_classes:
+                raise SetupError(
+                    f"model.num_classes={num_classes} is too few for {source.name}, "
+                    f"which has {counted(source.num_classes, 'class', 'classes')}"
+                )
+        remarks = [self._canvases_remark(test_source)]
+        if train_source is not None:
+            check_trainable(train_source, test_source)
+            named = train_source.num_classes or num_classes
+            if named < num_classes:
+                remarks.append(
+                    f"the model has {num_classes} classes, of which {train_source.name} "
+                    f"names {named}"
+                )
+        return tuple(remarks)
+
+    def _canvases_remark(self, source: Source) -> str:
+        sizes = source.image_sizes()
+        scales = self.eval_transform.scales
+        groups = group_by_size(
+            sizes, scales=scales, most=self.eval_transform.most_canvases
+        )
+        padding = padding_of(groups, sizes, scales[0])
+        shown = ", ".join("x".join(map(str, group.canvases[0])) for group in groups)
+        canvases = counted(len(groups), "canvas", "canvases")
+        programs = counted(len(groups), "program")
+        return (
+            f"{counted(len(source), 'image')} are evaluated on {canvases} ({shown}), so "
+            f"by {programs}; {padding:.0%} of them is padding"
+        )
+
+    # --- On the devices -------------------------------------------------------
+
+    def prepare(self, batch: Batch, keys: Keys) -> Batch:
+        """Normalises: float `image`, which is 0 beyond its own size; and `label`."""
+        rows = {
+            "image": zero_outside(self.normalize(batch["image"]), batch["valid"]),
+            "label": batch["label"],
+        }
+        if self.padding == "masked":
+            rows["valid"] = batch["valid"]
+        return rows
+
+    def loss(self, variables: Variables, batch: Batch, keys: Keys) -> Loss:
+        valid = batch.get("valid")
+        logits, batch_stats = self.apply_in_training(
+            variables, keys, batch["image"], valid=valid
+        )
+        loss = segmentation_loss(
+            logits,
+            batch["label"],
+            valid=valid,
+            auxiliary_weight=self.auxiliary_weight,
+            loss_over=self.loss_over,
+        )
+        return loss._replace(batch_stats=batch_stats)
+
+    def predict(self, variables: Variables, batch: Batch) -> jax.Array:
+        """The class of each pixel, int32 `[b, height, width]`, at the labels' size."""
+        return self.classes(variables, batch, canvas=batch["label"].shape[1:])
+
+    def classes(
+        self, variables: Variables, batch: Batch, *, canvas: tuple[int, ...]
+    ) -> jax.Array:
+        """The class of each pixel, int32 `[b, *canvas]`.
+
+        Args:
+          variables: of the model.
+          batch: the arrays of `EvalSegmentation` but for the labels.
+          canvas: height and width of a canvas for the original images.
+        """
+
+        def net(images, valid):
+            result, _ = self.model.apply(variables, images, train=False, valid=valid)
+            return result.logits, result.valid
+
+        views: list[View] = []
+        for number in range(len(self.eval_transform.scales)):
+            suffix = f"_{number}" if number else ""
+            view = functools.partial(
+                make_view,
+                net,
+                self.normalize(batch[f"image{suffix}"]),
+                valid=batch[f"valid{suffix}"],
+                size=batch["size"],
+                canvas=(canvas[0], canvas[1]),
+                windows=self.eval_transform.windows,
+            )
+            views.append(view())
+            if self.eval_transform.mirror:
+                views.append(view(mirror=True))
+        return classes_of(views)
+
+    # --- Results --------------------------------------------------------------
+
+    def evaluator(
+        self,
+        predict: Callable[[Variables, Batch], jax.Array],
+        make_batches: Callable[[], Iterable[Batch]],
+        source: Source,
+    ) -> Overlap:
+        legend = self.legend(source)
+        return Overlap(
+            predict,
+            make_batches,
+            class_names=legend.names,
+            ignored=IGNORED,
+            shown=np.unique(np.linspace(0, len(source) - 1, _SHOWN).astype(int)),
+            draw=functools.partial(_draw, source=source, legend=legend),
+            remark=f"published: {self.published}" if self.published else "",
+        )
+
+    def legend(self, source: Source) -> Legend:
+        """Names and colours of the classes; those without a name are numbered."""
+        count, names = self.model.num_classes, source.class_names
+        others = [f"class {label}" for label in range(len(names), count)]
+        return Legend([*names, *others], source.mask_classes.colors_of(count))
+
+    def description(self, source: Source) -> dict[str, Any]:
+        return ModelDescription(
+            name=self.model_name,
+            overrides=self.model_overrides,
+            preprocessing=self.preprocessing,
+            classes=source.class_names,
+            scale=self.eval_transform.scales[0],
+            colors=self.legend(source).colors.tolist(),
+        ).to_json()
+
+    def differences(self, directory, source: Source | None) -> list[str]:
+        lines = super().differences(directory, source)
+        return lines if source is None else lines + class_differences(directory, source)
+
+
+def _draw(rows: list[dict[str, np.ndarray]], *, source: Source, legend: Legend) -> bytes:
+    """A picture of the rows of evaluated records."""
+    shown = []
+    for row in rows:
+        height, width = row["valid"]
+        label_height, label_width = row["size"]
+        shown.append(
+            Labelled(
+                row["image"][:height, :width],
+                row["predicted"][:label_height, :label_width],
+                row["label"][:label_height, :label_width],
+                title=source.describe(int(row["id"])),
+            )
+        )
+    return side_by_side(shown, legend, side=_SIDE)
+
+
+def make(config: ConfigDict) -> SemanticSegmentation:
+    """The task that a configuration describes, whose fields are checked one by one.
+
+    Raises:
+      SetupError: values that don't go together.
+    """
+    return SemanticSegmentation(
+        model=model_of(config, create_segmenter, size="crop_size"),
+        model_name=config.model.name,
+        model_overrides=model_overrides(config) | {SEGMENT: True},
+        preprocessing=Preprocessing(
+            image_size=config.data.crop_size,
+            mean=config.data.mean,
+            std=config.data.std,
+            interpolation="bilinear",
+            crop=1.0,
+        ),
+        train_transform=segmentation_transform_of(config),
+        eval_transform=_views_of(config),
+        data_sets=segmentation_data_sets_of(config),
+        auxiliary_weight=config.auxiliary_weight,
+        loss_over=config.loss_over,
+        padding=config.padding,
+        published=config.published,
+    )
+
+
+def _views_of(config: ConfigDict) -> Views:
+    scales = [
+        tuple(max(1, int(side * ratio)) for side in config.data.scale)
+        for ratio in config.eval_ratios
+    ]
+    return Views(
+        scales=tuple(scales),
+        mirror=config.eval_flip,
+        windows=_windows_of(config),
+        most_canvases=config.eval_canvases,
+    )
+
+
+def _windows_of(config: ConfigDict) -> Windows | None:
+    window = height_and_width(config.eval_window or config.data.crop_size)
+    stride = tuple(max(1, 2 * side // 3) for side in window)
+    if config.eval_stride is not None:
+        stride = height_and_width(config.eval_stride)
+    if config.eval_mode == "whole":
+        return None
+    if any(step > side for step, side in zip(stride, window)):
+        raise SetupError(
+            f"eval_stride={config.eval_stride} is larger than the windows of "
+            f"{window[0]} x {window[1]} pixels, so that pixels between them are not seen"
+        )
+    return Windows(window, stride)
