@@ -141,7 +141,8 @@ def _legend_of(
 ) -> PIL.Image.Image:
     """Colours with the names of the classes that occur, the most frequent ones first."""
     count = len(legend.names)
-    areas = sum(np.bincount(np.minimum(a, 256).ravel(), minlength=257) for a in labels)
+    pixels = np.concatenate([array.ravel() for array in labels])
+    areas = np.bincount(np.minimum(pixels, 256), minlength=257)
     order = [int(label) for label in np.argsort(-areas[:count], kind="stable")]
     found = [label for label in order if areas[label]]
     entries = [(legend.names[n], tuple(map(int, legend.colors[n]))) for n in found]

@@ -5,7 +5,7 @@ A task on images is a subclass of `ImageTask`. It has `name`, `metrics`, `random
 record:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Ranking(ImageTask[TrainTransform, EvalTransform]):
+    class Ranking(ImageTask[Source, TrainTransform, EvalTransform]):
         margin: float = 0.1
 
         name = "ranking"
@@ -21,7 +21,7 @@ the fields of `tasks.images`.
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -58,19 +58,21 @@ class TrainsOn(Protocol):
         """Raises SetupError if a library that it needs is not installed."""
 
 
-class DataSets(Protocol):
-    """The data sets of a run."""
-
-    def open(self, which: str) -> Source:
-        """Opens `"train_split"` or `"test_split"`; raises SetupError if it can't."""
-
-
+S = TypeVar("S", bound=Source)
+S_co = TypeVar("S_co", bound=Source, covariant=True)
 T = TypeVar("T", bound=TrainsOn)
 E = TypeVar("E")
 
 
+class DataSets(Protocol[S_co]):
+    """The data sets of a run."""
+
+    def open(self, which: str) -> S_co:
+        """Opens `"train_split"` or `"test_split"`; raises SetupError if it can't."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageTask(abc.ABC, Generic[T, E]):
+class ImageTask(abc.ABC, Generic[S, T, E]):
     """The part of a task that tasks on images share; see `tasks.base.Task` for the rest.
 
     Attributes:
@@ -88,28 +90,25 @@ class ImageTask(abc.ABC, Generic[T, E]):
     preprocessing: Preprocessing
     train_transform: T
     eval_transform: E
-    data_sets: DataSets | None = None
+    data_sets: DataSets[S] | None = None
 
     unit = "images"
-    new = OF_HEADS
+    new: ClassVar[tuple[str, ...]] = OF_HEADS
 
     # --- What a task says of its own ------------------------------------------
 
     @abc.abstractmethod
-    def train_example(self, source: Source) -> Callable[..., Example]:
+    def train_example(self, source: S) -> Callable[..., Example]:
         """Makes a training row of a record and a random generator: see `Split`."""
 
     @abc.abstractmethod
-    def eval_example(self, source: Source) -> Callable[..., Example]:
-        """Makes a row for evaluation of a record alone, and of None a blank one."""
+    def test_split(self, source: S) -> tuple[Split, tuple[str, ...]]:
+        """The split to evaluate on, and remarks on it for whoever starts the run.
 
-    def test_split(self, source: Source) -> Split:
-        """The split to evaluate on; a task may evaluate it in groups."""
-        return Split(source, self.eval_example(source))
+        Its `example` makes a row of a record alone, and of None a blank one.
+        """
 
-    def check_data(
-        self, train_source: Source | None, test_source: Source
-    ) -> tuple[str, ...]:
+    def check_data(self, train_source: S | None, test_source: S) -> tuple[str, ...]:
         """Checks data sets that have been opened, before anything is made of them.
 
         Args:
@@ -148,13 +147,13 @@ class ImageTask(abc.ABC, Generic[T, E]):
             train_source = self.data_sets.open("train_split")
         test_source = self.data_sets.open("test_split")
         more = self.check_data(train_source, test_source)
-        test = self.test_split(test_source)
+        test, own = self.test_split(test_source)
         if train_source is None:
-            return Splits(None, test, test_source.remarks + more)
+            return Splits(None, test, test_source.remarks + more + own)
         # A folder may be the one and the other.
         remarks = tuple(dict.fromkeys(train_source.remarks + test_source.remarks))
         example = self.train_example(train_source)
-        return Splits(Split(train_source, example), test, remarks + more)
+        return Splits(Split(train_source, example), test, remarks + more + own)
 
     def init(self, key: jax.Array) -> Variables:
         sides = height_and_width(self.preprocessing.image_size)
@@ -191,7 +190,7 @@ class ImageTask(abc.ABC, Generic[T, E]):
     def depth_of(self, name: str) -> int:
         return self.model.encoder.depth_of(name)
 
-    def description(self, source: Source) -> dict[str, Any]:
+    def description(self, source: S) -> dict[str, Any]:
         """The content of `model.json`; a task adds the classes, if there are any."""
         return ModelDescription(
             name=self.model_name,
@@ -199,7 +198,7 @@ class ImageTask(abc.ABC, Generic[T, E]):
             preprocessing=self.preprocessing,
         ).to_json()
 
-    def differences(self, directory: epath.Path, source: Source | None) -> list[str]:
+    def differences(self, directory: epath.Path, source: S | None) -> list[str]:
         differences = model_differences(directory, self.model)
         if source is None:
             for option in HEAD_OPTIONS:

@@ -45,7 +45,7 @@ class _Kind:
 
     @property
     def cost(self) -> float:
-        return len(self.indices) * _cost(self.canvas)
+        return len(self.indices) * _cost(self.canvas).item()
 
 
 def _cost(canvases: np.ndarray) -> np.ndarray:

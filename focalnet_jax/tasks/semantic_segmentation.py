@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from focalnet_jax.data import Source, TrainSegmentationTransform
+from focalnet_jax.data import SegmentationSource, TrainSegmentationTransform
 from focalnet_jax.data.mask_labels import MaskLabels
-from focalnet_jax.errors import SetupError, arguments_spelt, counted
+from focalnet_jax.errors import SetupError, counted
 from focalnet_jax.evaluators import Overlap
 from focalnet_jax.fields import Field, Fields
 from focalnet_jax.heads import Segmenter, create_segmenter
@@ -161,7 +161,9 @@ class Views:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SemanticSegmentation(ImageTask[TrainSegmentationTransform, Views]):
+class SemanticSegmentation(
+    ImageTask[SegmentationSource, TrainSegmentationTransform, Views]
+):
     """Semantic segmentation as the trainer sees it: see `tasks.base.Task`.
 
     Attributes, beside those of `ImageTask`:
@@ -197,16 +199,13 @@ class SemanticSegmentation(ImageTask[TrainSegmentationTransform, Views]):
 
     # --- Data -----------------------------------------------------------------
 
-    def _labels(self, source: Source) -> MaskLabels:
+    def _labels(self, source: SegmentationSource) -> MaskLabels:
         return source.mask_labels(self.model.num_classes)
 
-    def train_example(self, source: Source) -> TrainSegmentation:
+    def train_example(self, source: SegmentationSource) -> TrainSegmentation:
         return TrainSegmentation(self.train_transform, self._labels(source))
 
-    def eval_example(self, source: Source) -> EvalSegmentation:
-        raise NotImplementedError("images of a split have canvases of several sizes")
-
-    def test_split(self, source: Source) -> Split:
+    def test_split(self, source: SegmentationSource) -> tuple[Split, tuple[str, ...]]:
         scales = self.eval_transform.scales
         sizes = source.image_sizes()
         found = group_by_size(
@@ -222,44 +221,36 @@ class SemanticSegmentation(ImageTask[TrainSegmentationTransform, Views]):
                 more=(*zip(scales[1:], canvases[1:]),),
             )
             groups.append(Group(indices, example))
-        return Split(source, groups[0].example, tuple(groups))
+        shown = ", ".join("x".join(map(str, group.canvases[0])) for group in found)
+        canvases = counted(len(groups), "canvas", "canvases")
+        remark = (
+            f"{counted(len(source), 'image')} are evaluated on {canvases} ({shown}), so "
+            f"by {counted(len(groups), 'program')}; "
+            f"{padding_of(found, sizes, scales[0]):.0%} of them is padding"
+        )
+        return Split(source, groups[0].example, tuple(groups)), (remark,)
 
     def check_data(
-        self, train_source: Source | None, test_source: Source
+        self, train_source: SegmentationSource | None, test_source: SegmentationSource
     ) -> tuple[str, ...]:
         self.train_transform.load_operations()  # Evaluation needs them, too.
         num_classes = self.model.num_classes
         sources = [test_source] if train_source is None else [train_source, test_source]
         for source in sources:
-            if (source.num_classes or 0) > num_classes:
+            named = source.num_classes or 0
+            if named > num_classes:
                 raise SetupError(
                     f"model.num_classes={num_classes} is too few for {source.name}, "
-                    f"which has {counted(source.num_classes, 'class', 'classes')}"
+                    f"which has {counted(named, 'class', 'classes')}"
                 )
-        remarks = [self._canvases_remark(test_source)]
-        if train_source is not None:
-            check_trainable(train_source, test_source)
-            named = train_source.num_classes or num_classes
-            if named < num_classes:
-                remarks.append(
-                    f"the model has {num_classes} classes, of which {train_source.name} "
-                    f"names {named}"
-                )
-        return tuple(remarks)
-
-    def _canvases_remark(self, source: Source) -> str:
-        sizes = source.image_sizes()
-        scales = self.eval_transform.scales
-        groups = group_by_size(
-            sizes, scales=scales, most=self.eval_transform.most_canvases
-        )
-        padding = padding_of(groups, sizes, scales[0])
-        shown = ", ".join("x".join(map(str, group.canvases[0])) for group in groups)
-        canvases = counted(len(groups), "canvas", "canvases")
-        programs = counted(len(groups), "program")
+        if train_source is None:
+            return ()
+        check_trainable(train_source, test_source)
+        if num_classes <= (train_source.num_classes or num_classes):
+            return ()
         return (
-            f"{counted(len(source), 'image')} are evaluated on {canvases} ({shown}), so "
-            f"by {programs}; {padding:.0%} of them is padding"
+            f"the model has {num_classes} classes, of which {train_source.name} names "
+            f"{train_source.num_classes}",
         )
 
     # --- On the devices -------------------------------------------------------
@@ -330,7 +321,7 @@ class SemanticSegmentation(ImageTask[TrainSegmentationTransform, Views]):
         self,
         predict: Callable[[Variables, Batch], jax.Array],
         make_batches: Callable[[], Iterable[Batch]],
-        source: Source,
+        source: SegmentationSource,
     ) -> Overlap:
         legend = self.legend(source)
         return Overlap(
@@ -338,18 +329,18 @@ class SemanticSegmentation(ImageTask[TrainSegmentationTransform, Views]):
             make_batches,
             class_names=legend.names,
             ignored=IGNORED,
-            shown=np.unique(np.linspace(0, len(source) - 1, _SHOWN).astype(int)),
+            shown=sorted({*np.linspace(0, len(source) - 1, _SHOWN).astype(int).tolist()}),
             draw=functools.partial(_draw, source=source, legend=legend),
             remark=f"published: {self.published}" if self.published else "",
         )
 
-    def legend(self, source: Source) -> Legend:
+    def legend(self, source: SegmentationSource) -> Legend:
         """Names and colours of the classes; those without a name are numbered."""
         count, names = self.model.num_classes, source.class_names
         others = [f"class {label}" for label in range(len(names), count)]
         return Legend([*names, *others], source.mask_classes.colors_of(count))
 
-    def description(self, source: Source) -> dict[str, Any]:
+    def description(self, source: SegmentationSource) -> dict[str, Any]:
         return ModelDescription(
             name=self.model_name,
             overrides=self.model_overrides,
@@ -359,12 +350,16 @@ class SemanticSegmentation(ImageTask[TrainSegmentationTransform, Views]):
             colors=self.legend(source).colors.tolist(),
         ).to_json()
 
-    def differences(self, directory, source: Source | None) -> list[str]:
+    def differences(
+        self, directory: epath.Path, source: SegmentationSource | None
+    ) -> list[str]:
         lines = super().differences(directory, source)
         return lines if source is None else lines + class_differences(directory, source)
 
 
-def _draw(rows: list[dict[str, np.ndarray]], *, source: Source, legend: Legend) -> bytes:
+def _draw(
+    rows: list[dict[str, np.ndarray]], *, source: SegmentationSource, legend: Legend
+) -> bytes:
     """A picture of the rows of evaluated records."""
     shown = []
     for row in rows:
@@ -387,6 +382,13 @@ def make(config: ConfigDict) -> SemanticSegmentation:
     Raises:
       SetupError: values that don't go together.
     """
+    rows = config.batch_size // config.accumulate_steps
+    if rows < 2:
+        raise SetupError(
+            f"batch_size={config.batch_size} with accumulate_steps="
+            f"{config.accumulate_steps} takes {rows} image at a time, of which "
+            "BatchNorm has no statistics: 2 are the least"
+        )
     return SemanticSegmentation(
         model=model_of(config, create_segmenter, size="crop_size"),
         model_name=config.model.name,
@@ -409,12 +411,12 @@ def make(config: ConfigDict) -> SemanticSegmentation:
 
 
 def _views_of(config: ConfigDict) -> Views:
-    scales = [
-        tuple(max(1, int(side * ratio)) for side in config.data.scale)
-        for ratio in config.eval_ratios
-    ]
+    long, short = config.data.scale
     return Views(
-        scales=tuple(scales),
+        scales=tuple(
+            (max(1, int(long * ratio)), max(1, int(short * ratio)))
+            for ratio in config.eval_ratios
+        ),
         mirror=config.eval_flip,
         windows=_windows_of(config),
         most_canvases=config.eval_canvases,
@@ -423,7 +425,7 @@ def _views_of(config: ConfigDict) -> Views:
 
 def _windows_of(config: ConfigDict) -> Windows | None:
     window = height_and_width(config.eval_window or config.data.crop_size)
-    stride = tuple(max(1, 2 * side // 3) for side in window)
+    stride = max(1, 2 * window[0] // 3), max(1, 2 * window[1] // 3)
     if config.eval_stride is not None:
         stride = height_and_width(config.eval_stride)
     if config.eval_mode == "whole":
