@@ -1,6 +1,6 @@
 """Semantic segmentation on a sample: sea, land and lakes on a picture of the Earth.
 
-    python main.py --config=configs/segmentation_sample.py
+python main.py --config=configs/segmentation_sample.py
 """
 
 from focalnet_jax.errors import SetupError

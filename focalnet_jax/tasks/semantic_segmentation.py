@@ -21,7 +21,7 @@ from focalnet_jax.evaluators import Overlap
 from focalnet_jax.fields import Field, Fields
 from focalnet_jax.heads import Segmenter, create_segmenter
 from focalnet_jax.heads.segmenter import SEGMENTER_VALUES
-from focalnet_jax.heads.views import View, Windows, classes_of, make_view
+from focalnet_jax.heads.views import Windows
 from focalnet_jax.image_size import ImageSizes, height_and_width
 from focalnet_jax.label_pictures import Labelled, Legend, side_by_side
 from focalnet_jax.ops.canvas import zero_outside
@@ -53,6 +53,7 @@ from focalnet_jax.tasks.segmentation_data import (
 )
 from focalnet_jax.tasks.segmentation_examples import EvalSegmentation, TrainSegmentation
 from focalnet_jax.tasks.segmentation_groups import group_by_size, padding_of
+from focalnet_jax.tasks.segmentation_views import Views, classes_of_images
 from focalnet_jax.values import Flag, Number, Several, Text, Whole, distinct
 from focalnet_jax.weights.description import (
     SEGMENT,
@@ -141,23 +142,6 @@ FIELDS: Fields = {
     },
     **SEGMENTATION_DATA_FIELDS,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Views:
-    """How images are seen for evaluation.
-
-    Attributes:
-      scales: images are resized to fit into each, as of `resized_size`.
-      mirror: whether each is seen mirrored, too.
-      windows: in which images are seen; None for whole ones.
-      most_canvases: groups of images of similar sizes.
-    """
-
-    scales: tuple[tuple[int, int], ...]
-    mirror: bool = False
-    windows: Windows | None = None
-    most_canvases: int = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -281,39 +265,14 @@ class SemanticSegmentation(
 
     def predict(self, variables: Variables, batch: Batch) -> jax.Array:
         """The class of each pixel, int32 `[b, height, width]`, at the labels' size."""
-        return self.classes(variables, batch, canvas=batch["label"].shape[1:])
-
-    def classes(
-        self, variables: Variables, batch: Batch, *, canvas: tuple[int, ...]
-    ) -> jax.Array:
-        """The class of each pixel, int32 `[b, *canvas]`.
-
-        Args:
-          variables: of the model.
-          batch: the arrays of `EvalSegmentation` but for the labels.
-          canvas: height and width of a canvas for the original images.
-        """
-
-        def net(images, valid):
-            result, _ = self.model.apply(variables, images, train=False, valid=valid)
-            return result.logits, result.valid
-
-        views: list[View] = []
-        for number in range(len(self.eval_transform.scales)):
-            suffix = f"_{number}" if number else ""
-            view = functools.partial(
-                make_view,
-                net,
-                self.normalize(batch[f"image{suffix}"]),
-                valid=batch[f"valid{suffix}"],
-                size=batch["size"],
-                canvas=(canvas[0], canvas[1]),
-                windows=self.eval_transform.windows,
-            )
-            views.append(view())
-            if self.eval_transform.mirror:
-                views.append(view(mirror=True))
-        return classes_of(views)
+        return classes_of_images(
+            self.model,
+            variables,
+            batch,
+            views=self.eval_transform,
+            normalize=self.normalize,
+            canvas=batch["label"].shape[1:],
+        )
 
     # --- Results --------------------------------------------------------------
 
