@@ -259,18 +259,20 @@ def _remove(path: pathlib.Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_whole(path: epath.Path, text: str) -> None:
-    """Writes a small file such that a reader sees either the old text or the new one.
+def write_whole(path: epath.Path, content: str | bytes) -> None:
+    """Writes a small file such that a reader sees either the old content or the new one.
 
     A bucket replaces files in one step by itself, and it cannot rename. On a disk the
-    text is written to a temporary file, which is then renamed.
+    content is written to a temporary file, which is then renamed.
     """
+    if isinstance(content, str):
+        content = content.encode("utf-8")
     if is_remote(path):
         with errors_named(path):
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content)
         return
     with written_aside(pathlib.Path(path)) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(content)
 
 
 @contextlib.contextmanager

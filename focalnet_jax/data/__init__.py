@@ -17,7 +17,13 @@ from focalnet_jax.data.images.transforms import (
 )
 from focalnet_jax.data.labels import Labels
 from focalnet_jax.data.mask_labels import MaskLabels
-from focalnet_jax.data.pipeline import Batch, eval_batches, train_batches
+from focalnet_jax.data.pipeline import (
+    Batch,
+    EvalRows,
+    eval_batches,
+    eval_batches_of,
+    train_batches,
+)
 from focalnet_jax.data.records import Records
 from focalnet_jax.data.sources.mask_classes import MaskClasses
 from focalnet_jax.data.sources.opening import open_source
@@ -33,6 +39,7 @@ __all__ = [
     "BadRecordError",
     "BadRecords",
     "Batch",
+    "EvalRows",
     "EvalSegmentationTransform",
     "EvalTransform",
     "Labels",
@@ -46,6 +53,7 @@ __all__ = [
     "TrainTransform",
     "WrongRecordError",
     "eval_batches",
+    "eval_batches_of",
     "image_operations",
     "open_segmentation",
     "open_source",

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -37,6 +37,26 @@ _OWN_NAMES = {"id", "mask", "fault"}
 # The sequence of epochs has no end; Grain's own endless repetition overflows with
 # batches of one row.
 _EPOCHS = 1 << 31
+
+
+class EvalRows(NamedTuple):
+    """Records whose rows have arrays of one shape, so that they can share batches.
+
+    Attributes:
+      indices: of the records, in the order in which they come.
+      make_example: makes a row's arrays of a record, and of None those of a blank row.
+      batch_size: global number of rows.
+      rows: those of each global batch to yield; None for all.
+    """
+
+    indices: Sequence[int]
+    make_example: Callable[[Any], Example]
+    batch_size: int
+    rows: Sequence[int] | None = None
+
+    @property
+    def num_batches(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
 
 
 def train_batches(
@@ -101,19 +121,47 @@ def eval_batches(
     bad_records: BadRecords | None = None,
     threads: int = 2,
     workers: int = 0,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Every record once, in order, in batches of one size.
 
     Args, yields and raises: as `train_batches`, and also `mask`, bool `[b]`. It is False
     in the rows that fill up the last batch and in those of bad records, which
     `make_example` makes of None.
     """
+    group = EvalRows(range(len(source)), make_example, batch_size, rows)
+    return eval_batches_of(
+        source, [group], bad_records=bad_records, threads=threads, workers=workers
+    )
+
+
+def eval_batches_of(
+    source: Records,
+    groups: Sequence[EvalRows],
+    *,
+    bad_records: BadRecords | None = None,
+    threads: int = 2,
+    workers: int = 0,
+) -> Generator[Batch, None, None]:
+    """The records of one group after the other, each in batches of its own shape.
+
+    Args:
+      source: the records.
+      groups: which of them, and how they become rows.
+      bad_records, threads, workers: as for `train_batches`.
+
+    Yields and raises: as `eval_batches`. The last batch of each group is filled up.
+    """
     if bad_records is None:
         bad_records = BadRecords(source.describe)
-    padded = -(-len(source) // batch_size) * batch_size
-    examples = grain.MapDataset.range(padded).map(_ForEvaluation(source, make_example))
-    batches = _batch(examples, batch_size, rows)
-    return _iterate(batches, bad_records, threads=threads, workers=workers)
+    batches = []
+    for group in groups:
+        make = _ForEvaluation(source, group.make_example, group.indices)
+        padded = group.num_batches * group.batch_size
+        examples = grain.MapDataset.range(padded).map(make)
+        batches.append(_batch(examples, group.batch_size, group.rows))
+    # As one data set, so that workers start once and read ahead into the next group.
+    joined = grain.MapDataset.concatenate(batches) if len(batches) > 1 else batches[0]
+    return _iterate(joined, bad_records, threads=threads, workers=workers)
 
 
 def _batch(
@@ -253,11 +301,14 @@ class _ForTraining(grain.transforms.RandomMap):
 class _ForEvaluation(grain.transforms.Map):
     source: Records
     make_example: Callable[[Any], Example]
+    indices: Sequence[int]
 
-    def map(self, index: int) -> Example:
+    def map(self, position: int) -> Example:
         fault = np.zeros((), _FAULT)
         example = None
-        if index < len(self.source):
+        beyond = position - len(self.indices)
+        index = self.indices[position] if beyond < 0 else len(self.source) + beyond
+        if beyond < 0:
             try:
                 example = _make(self.source, index, self.make_example)
             except BadRecordError as error:

@@ -15,7 +15,14 @@ from flax import linen as nn
 
 from focalnet_jax.models import initializers
 from focalnet_jax.models.layers import Dense, DropPath, LayerNorm, Weights
-from focalnet_jax.models.modulation import Modulation, Outputs, accepted, takes_norm
+from focalnet_jax.models.modulation import (
+    Modulation,
+    Outputs,
+    accepted,
+    takes_norm,
+    valid_for,
+)
+from focalnet_jax.ops.canvas import size_after, valid_after
 from focalnet_jax.ops.positionwise import Layers, positionwise
 from focalnet_jax.placement import place_map, sizes_divide
 
@@ -59,8 +66,16 @@ class FocalNetBlock(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
+    def __call__(
+        self, x: jax.Array, *, train: bool, valid: jax.Array | None = None
+    ) -> tuple[jax.Array, Outputs]:
         """Maps `[b, *spatial, c]` to the same shape.
+
+        Args:
+          x: the map.
+          train: whether there is dropout.
+          valid: int `[b, rank]`, the size of each image on the canvas `x`; None for the
+            size of the canvas.
 
         Returns:
           The result, and the outputs of the operator.
@@ -78,12 +93,14 @@ class FocalNetBlock(nn.Module):
         modulation = self.modulation(
             name="modulation", **accepted(self.modulation, types)
         )
+        options = valid_for(modulation, valid, "call")
         if takes_norm(modulation):
             norm = None if self.use_postln else norm1
-            (x, y), outputs = modulation(x, norm=norm, as_branch=True, train=train)
+            options |= dict(norm=norm, as_branch=True)
+            (x, y), outputs = modulation(x, train=train, **options)
         else:
             normalized = x if self.use_postln else norm1(x)
-            y, outputs = modulation(normalized, train=train)
+            y, outputs = modulation(normalized, train=train, **options)
 
         mlp = Mlp(
             int(channels * self.mlp_ratio),
@@ -213,10 +230,21 @@ class PatchEmbed(nn.Module):
     def output_shape(self, spatial: Sequence[int]) -> tuple[int, ...]:
         """The spatial shape of the result for that of the input."""
         return tuple(
-            (size + -size % multiple + 2 * padding - kernel) // stride + 1
-            for size, multiple, padding, kernel, stride in zip(
-                spatial, self.pad_to, self.padding, self.kernel_size, self.stride
+            size_after(size, kernel_size=k, stride=s, padding=p, pad_to=multiple)
+            for size, k, s, p, multiple in zip(
+                spatial, self.kernel_size, self.stride, self.padding, self.pad_to
             )
+        )
+
+    @nn.nowrap
+    def valid_after(self, valid: jax.Array) -> jax.Array:
+        """The size of each image on the result for that on the input, `[b, rank]`."""
+        return valid_after(
+            valid,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            pad_to=self.pad_to,
         )
 
     @nn.compact
@@ -309,13 +337,19 @@ class FocalNetStage(nn.Module):
         self.blocks = [self.block(drop_path_rate=rate) for rate in self.drop_path_rates]
         self.downsample = self.make_downsample() if self.make_downsample else None
 
-    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
-        """Maps `[b, *spatial, c]` to the same shape, before the downsampling."""
+    def __call__(
+        self, x: jax.Array, *, train: bool, valid: jax.Array | None = None
+    ) -> tuple[jax.Array, Outputs]:
+        """Maps `[b, *spatial, c]` to the same shape, before the downsampling.
+
+        Args:
+          x, train, valid: as for `FocalNetBlock`.
+        """
         if self.scan and len(self.blocks) > 1 and not self.is_initializing():
-            return self._scan_blocks(x, train=train)
+            return self._scan_blocks(x, train=train, valid=valid)
 
         def run(block, x):
-            x, inner = block(x, train=train)
+            x, inner = block(x, train=train, valid=valid)
             return place_map(x), inner
 
         if self.remat != "none":
@@ -326,7 +360,9 @@ class FocalNetStage(nn.Module):
             outputs |= _block_outputs(index, x, inner)
         return x, outputs
 
-    def _scan_blocks(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
+    def _scan_blocks(
+        self, x: jax.Array, *, train: bool, valid: jax.Array | None
+    ) -> tuple[jax.Array, Outputs]:
         """Computes the same as `__call__`, in a loop that is compiled once.
 
         The parameters of the blocks are stacked here and nowhere else, so their tree is
@@ -346,7 +382,9 @@ class FocalNetStage(nn.Module):
         def run(x, block):
             params, rate, keys = block
             module = self.block(drop_path_rate=rate if drops else 0.0, parent=None)
-            x, inner = module.apply({"params": params}, x, train=train, rngs=keys)
+            x, inner = module.apply(
+                {"params": params}, x, train=train, valid=valid, rngs=keys
+            )
             x = place_map(x)
             return x, (x, inner)
 

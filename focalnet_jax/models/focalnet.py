@@ -42,6 +42,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from focalnet_jax.models.blocks import FocalNetBlock, FocalNetStage, PatchEmbed
@@ -54,6 +55,7 @@ from focalnet_jax.models.modulation import (
     find_modulation,
     per_axis,
 )
+from focalnet_jax.ops.canvas import mean_inside, zero_outside
 from focalnet_jax.placement import place_map
 
 
@@ -269,6 +271,26 @@ class FocalNetEncoder(nn.Module):
             for axis in range(self.spatial_rank)
         )
 
+    @nn.nowrap
+    def valid_after_stages(
+        self, valid: jax.Array | None
+    ) -> tuple[jax.Array, ...] | tuple[None, ...]:
+        """The size of each image on the map of each stage, before its downsampling.
+
+        Args:
+          valid: int `[b, rank]`, the size of each image; None gives None for each stage.
+
+        Returns:
+          int32 `[b, rank]` for each stage; 0 where an image is too small for a position.
+        """
+        if valid is None:
+            return (None,) * len(self.depths)
+        sizes = []
+        for make in self._embeddings():
+            valid = make(parent=None).valid_after(valid)
+            sizes.append(valid)
+        return tuple(sizes)
+
     @property
     def max_depth(self) -> int:
         """The depth of parameters after the last block: the number of blocks plus 1."""
@@ -297,45 +319,68 @@ class FocalNetEncoder(nn.Module):
         return next(found, self.max_depth)
 
     def __call__(
-        self, images: jax.Array, *, train: bool = False
+        self, images: jax.Array, *, train: bool = False, valid: jax.Array | None = None
     ) -> tuple[jax.Array, Outputs]:
         """Encodes `[b, *spatial, in_channels]` float images, or other inputs.
+
+        Args:
+          images: the images, or canvases on which they lie.
+          train: whether there are dropout and drop path.
+          valid: int `[b, rank]`, the size of each image on its canvas, which is then
+            encoded as it would be alone. None for the size of the canvas.
 
         Returns:
           The map of the last stage, and maps by name, all `[b, *smaller, c]`: `stem`,
           `stage{s}` (before the downsampling), `stage{s}/downsample`,
           `stage{s}/block{b}`, and what the operator of each block returns, such as
-          `stage{s}/block{b}/gates` and `stage{s}/block{b}/modulator`.
+          `stage{s}/block{b}/gates` and `stage{s}/block{b}/modulator`. Outside of
+          `valid_after_stages` the map of each stage is 0, and other maps mean nothing.
 
         Raises:
-          TypeError: images that are not floating point.
-          ValueError: images of the wrong rank or number of channels, or too small.
+          TypeError: images that are not floating point, or sizes that are not integers.
+          ValueError: images of the wrong rank or number of channels, or too small; sizes
+            of the wrong shape, or beyond the canvas.
+          OptionError: an operator or an implementation that doesn't know `valid`.
         """
-        stem = self.embed(images)
-        x, outputs = self.stages(stem, train=train)
+        stem = self.embed(images, valid=valid)
+        x, outputs = self.stages(stem, train=train, valid=valid)
         return x, {"stem": stem} | outputs
 
-    def embed(self, images: jax.Array) -> jax.Array:
+    def embed(self, images: jax.Array, *, valid: jax.Array | None = None) -> jax.Array:
         """The stem: maps `[b, *spatial, in_channels]` to `[b, *smaller, embed_dim]`.
+
+        Args:
+          images, valid: as for `__call__`.
 
         Raises:
           TypeError, ValueError: as `__call__`.
         """
         self._check(images)
+        if valid is not None:
+            _check_valid(valid, images.shape)
+        images = zero_outside(images, valid)
         return self.patch_embed(place_map(images.astype(self.dtype)))
 
-    def stages(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, Outputs]:
+    def stages(
+        self, x: jax.Array, *, train: bool, valid: jax.Array | None = None
+    ) -> tuple[jax.Array, Outputs]:
         """The stages, and the dropout before them, on a map from `embed`.
 
         What stands between the two may change the map, and keeps its shape.
+
+        Args:
+          x: the map.
+          train, valid: as for `__call__`; `valid` is that of the images.
 
         Returns:
           As `__call__`, without `stem`.
         """
         outputs: Outputs = {}
+        sizes = self.valid_after_stages(valid)
         x = self.stem_dropout(x, deterministic=not train)
         for index, stage in enumerate(self.layers):
-            x, inner = stage(x, train=train)
+            x, inner = stage(x, train=train, valid=sizes[index])
+            x = zero_outside(x, sizes[index])
             outputs |= {f"stage{index}/{name}": value for name, value in inner.items()}
             outputs[f"stage{index}"] = x
             if stage.downsample:
@@ -364,6 +409,30 @@ class FocalNetEncoder(nn.Module):
             raise ValueError(
                 f"images of {shape} pixels are too small for this net: it needs {needed} "
                 "at least" + ("" if self.pad_to_patch else " (or pad_to_patch=True)")
+            )
+
+
+def _check_valid(valid: jax.Array, shape: tuple[int, ...]) -> None:
+    """Raises TypeError or ValueError for what are no sizes of images on these canvases.
+
+    Their numbers are checked where they are known: not inside of `jax.jit`.
+    """
+    if not jnp.issubdtype(valid.dtype, jnp.integer):
+        raise TypeError(f"valid is {valid.dtype}, expected integers: sizes in pixels")
+    batch, *canvas, _ = shape
+    expected = batch, len(canvas)
+    if valid.shape != expected:
+        raise ValueError(
+            f"valid has shape {valid.shape}, expected {expected}: the size of each image "
+            "along each spatial axis"
+        )
+    if isinstance(valid, jax.core.Tracer):
+        return
+    for image, size in enumerate(np.asarray(valid).tolist()):
+        if any(not 0 <= side <= whole for side, whole in zip(size, canvas)):
+            given, allowed = (" x ".join(map(str, sides)) for sides in (size, canvas))
+            raise ValueError(
+                f"image {image} is {given} pixels by valid, and its canvas is {allowed}"
             )
 
 
@@ -408,12 +477,16 @@ class FocalNet(AroundEncoder):
             self.head = Dense(self.num_classes, **types)
 
     def __call__(
-        self, images: jax.Array, *, train: bool = False
+        self, images: jax.Array, *, train: bool = False, valid: jax.Array | None = None
     ) -> tuple[jax.Array, Outputs]:
         """Classifies `[b, *spatial, in_channels]` float images, or other inputs.
 
         Training draws from the random streams `drop_path` and `dropout`, if their rates
         are above 0.
+
+        Args:
+          images, train, valid: as for `FocalNetEncoder`. With `valid`, the mean over
+            space is that of each image.
 
         Returns:
           Logits `[b, num_classes]`, and the maps that the encoder names, together with
@@ -421,10 +494,12 @@ class FocalNet(AroundEncoder):
           not computed.
 
         Raises:
-          TypeError, ValueError: as `FocalNetEncoder`.
+          TypeError, ValueError, OptionError: as `FocalNetEncoder`.
         """
-        x, outputs = self.encoder(images, train=train)
-        pooled = self.norm(x).mean(axis=tuple(range(1, x.ndim - 1)))
+        x, outputs = self.encoder(images, train=train, valid=valid)
+        sizes = self.encoder.valid_after_stages(valid)
+        spatial = range(1, x.ndim - 1)
+        pooled = mean_inside(self.norm(x), sizes[-1], spatial, keepdims=False)
         outputs["pre_logits"] = pooled
         logits = self.head(pooled) if self.num_classes else pooled
         return logits, outputs
@@ -452,15 +527,23 @@ class FocalNetBackbone(AroundEncoder):
                 setattr(self, f"norm{stage}", LayerNorm(**types))
 
     def __call__(
-        self, images: jax.Array, *, train: bool = False
+        self, images: jax.Array, *, train: bool = False, valid: jax.Array | None = None
     ) -> tuple[jax.Array, ...]:
         """Maps `[b, *spatial, in_channels]` to `[b, *smaller, c_s]` for each stage.
 
+        Args:
+          images, train, valid: as for `FocalNetEncoder`. With `valid`, each map is 0
+            outside of what `encoder.valid_after_stages(valid)` says.
+
         Raises:
-          TypeError, ValueError: as `FocalNetEncoder`.
+          TypeError, ValueError, OptionError: as `FocalNetEncoder`.
         """
-        _, outputs = self.encoder(images, train=train)
+        _, outputs = self.encoder(images, train=train, valid=valid)
+        sizes = self.encoder.valid_after_stages(valid)
         maps = {stage: outputs[f"stage{stage}"] for stage in self.out_stages}
         if self.out_norm:
-            maps = {stage: getattr(self, f"norm{stage}")(x) for stage, x in maps.items()}
+            maps = {
+                stage: zero_outside(getattr(self, f"norm{stage}")(x), sizes[stage])
+                for stage, x in maps.items()
+            }
         return tuple(maps.values())

@@ -10,6 +10,11 @@ paper, is given `x` before the LayerNorm in front of it, and that LayerNorm, or 
 then returns `(x, y), outputs`, and the block adds the two. So one kernel can compute norm
 and projection, and its gradient the sum of all that comes back to `x`.
 
+Where images of several sizes lie on canvases, an operator is also given the keyword
+`valid`, int `[b, rank]`, the size of each image on `x` (`ops/canvas.py`). What is outside
+of an image may then change nothing inside of it. An operator whose call lacks the
+parameter can't compute with canvases, and an error says so.
+
 There are two ways to write an operator. One is to change a step of the paper's:
 
     class MaxModulation(FocalModulation):
@@ -111,6 +116,7 @@ class FocalModulation(nn.Module):
         train: bool,
         norm: LayerNorm | None = None,
         as_branch: bool = False,
+        valid: jax.Array | None = None,
     ) -> tuple[jax.Array | tuple[jax.Array, jax.Array], Outputs]:
         """Maps `[b, *spatial, c]` to the same shape.
 
@@ -119,6 +125,8 @@ class FocalModulation(nn.Module):
           train: whether there is dropout.
           norm: what `x` goes through first; None for nothing.
           as_branch: returns `x`, too, for the sum with the result.
+          valid: int `[b, rank]`, the size of each image on the canvas `x`; None for the
+            size of the canvas.
 
         Returns:
           The result, or with `as_branch` a pair of `x` and the result; and `gates`,
@@ -150,10 +158,10 @@ class FocalModulation(nn.Module):
             layers = jax.tree.map(lambda leaf: leaf.astype(self.dtype), layers)
         kernels = [layer.kernel for layer in layers]
         # An `aggregate` of a subclass need not take what it isn't given.
-        biases: dict[str, Any] = {}
+        options = valid_for(self.aggregate, valid, "method `aggregate`")
         if self.use_depthwise_bias:
-            biases = {"biases": [layer.bias for layer in layers]}
-        aggregated = self.aggregate(context, gates, kernels, **biases)
+            options["biases"] = [layer.bias for layer in layers]
+        aggregated = self.aggregate(context, gates, kernels, **options)
         # A 1x1 convolution in the official code, so initialised as one.
         h = Dense(
             channels,
@@ -195,6 +203,7 @@ class FocalModulation(nn.Module):
         gates: jax.Array,
         kernels: list[jax.Array],
         biases: list[jax.Array] | None = None,
+        valid: jax.Array | None = None,
     ) -> jax.Array:
         """Gathers the context of each position; a subclass may do it in another way.
 
@@ -204,6 +213,7 @@ class FocalModulation(nn.Module):
           kernels: `[*kernel_size, 1, c]` for each level, and for the global one, too, if
             it is `causal`.
           biases: `[c]` for each kernel; given only with `use_depthwise_bias`.
+          valid: int `[b, rank]`, the size of each image; given only with canvases.
 
         Returns:
           The aggregated context, `[b, *spatial, c]`.
@@ -216,6 +226,7 @@ class FocalModulation(nn.Module):
             normalize=self.normalize_modulator,
             causal=self.causal,
             global_axes=self.global_axes,
+            valid=valid,
             implementation=self.implementation,
         )
 
@@ -309,6 +320,27 @@ def find_modulation(modulation: str | Modulation) -> Modulation:
 def takes_norm(operator: nn.Module) -> bool:
     """Whether it takes the LayerNorm before it, and returns its input, too."""
     return {"norm", "as_branch"} <= inspect.signature(operator).parameters.keys()
+
+
+def valid_for(
+    function: Callable[..., Any], valid: jax.Array | None, name: str
+) -> dict[str, Any]:
+    """The keyword `valid` for an operator or its `aggregate`; none if it is None.
+
+    Raises:
+      OptionError: the function, which is called `name`, has no such parameter.
+    """
+    if valid is None:
+        return {}
+    options = {"valid": valid}
+    if not accepted(function, options):
+        raise OptionError(
+            "modulation",
+            f" has a {name} without the parameter `valid`, so it can't tell images from "
+            "the padding of their canvases. Add the parameter; or pass no `valid`, and "
+            "images see their padding",
+        )
+    return options
 
 
 def accepted(make: Modulation, options: dict[str, Any]) -> dict[str, Any]:

@@ -55,23 +55,23 @@ def zero_outside(x: jax.Array, valid: jax.Array | None) -> jax.Array:
 def mean_inside(
     x: jax.Array,
     valid: jax.Array | None,
-    axes: Sequence[int] | None = None,
+    axes: Sequence[int],
     *,
-    keepdims: bool = False,
+    keepdims: bool = True,
 ) -> jax.Array:
     """The mean over spatial axes of what belongs to the images.
 
     Args:
       x: `[b, *spatial, c]`.
       valid: int `[b, rank]`, the size of each image; None for the whole canvas.
-      axes: the axes of `x` to take the mean over; None for all that are spatial.
+      axes: the axes of `x` to take the mean over, such as (1, 2).
       keepdims: keeps them, with length 1.
 
     Returns:
       The mean in the dtype of `x`, which is summed in float32 at least. That of an image
       that has no position is 0.
     """
-    axes = tuple(range(1, x.ndim - 1) if axes is None else axes)
+    axes = tuple(axes)
     if valid is None:
         return x.mean(axes, keepdims=keepdims)
     wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -98,25 +98,23 @@ def size_after(
 
 
 def valid_after(
-    valid: jax.Array | None,
+    valid: jax.Array,
     *,
     kernel_size: Sequence[int],
     stride: Sequence[int] | int = 1,
     padding: Sequence[int] | int = 0,
     pad_to: Sequence[int] | int = 1,
-) -> jax.Array | None:
+) -> jax.Array:
     """The sizes of images after a convolution of the canvas.
 
     Args:
-      valid: int `[b, rank]`, the size of each image; None returns None.
+      valid: int `[b, rank]`, the size of each image.
       kernel_size, stride, padding, pad_to: as for `size_after`, a number for all spatial
         axes, or one for each.
 
     Returns:
       int32 `[b, rank]`; 0 where an image is too small for one position.
     """
-    if valid is None:
-        return None
     options = dict(kernel_size=kernel_size, stride=stride, padding=padding, pad_to=pad_to)
     arrays = {name: np.asarray(value, np.int32) for name, value in options.items()}
     return jnp.maximum(size_after(valid.astype(jnp.int32), **arrays), 0)

@@ -57,6 +57,7 @@ def fused_aggregation(
     biases: Sequence[jax.Array] | None = None,
     causal: bool = False,
     global_axes: Sequence[int] = (),
+    valid: jax.Array | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Computes `aggregate_context` by one kernel.
@@ -64,7 +65,7 @@ def fused_aggregation(
     On a mesh each device computes its part of the batch.
 
     Args:
-      context, gates, kernels, normalize, biases, causal, global_axes: as for
+      context, gates, kernels, normalize, biases, causal, global_axes, valid: as for
         `aggregate_context`.
       interpret: interprets the kernel. That is slow, and possible on every platform.
 
@@ -75,6 +76,8 @@ def fused_aggregation(
         target = target_of_program(interpret=interpret)
         if biases or causal or global_axes:
             raise OutOfReach("it has no biases, no causal form and no axes of the mean")
+        if valid is not None:
+            raise OutOfReach("it tells no image from the padding of its canvas")
         _check_reach(context, kernels, target.vmem)
         levels = functools.partial(_aggregate_map, target=target)
         aggregated = run_on_shards(levels, (context, gates), tuple(kernels))
@@ -89,6 +92,7 @@ def fused_aggregation(
             biases=biases,
             causal=causal,
             global_axes=global_axes,
+            valid=valid,
         )
     return aggregated / gates.shape[-1] if normalize else aggregated
 

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -33,8 +34,8 @@ class Implementation:
       function: takes `context`, `gates` and `kernels`, and `normalize` as a keyword, and
         returns the aggregated context, all as `aggregate_context` describes them. It must
         support reverse-mode differentiation with respect to all three. If it has them as
-        keywords, it is also given those of `biases`, `causal` and `global_axes` that a
-        net uses; a net that uses one that it lacks is an error.
+        keywords, it is also given those of `biases`, `causal`, `global_axes` and `valid`
+        that a net uses; a net that uses one that it lacks is an error.
       description: how the function computes, in a sentence.
     """
 
@@ -78,6 +79,7 @@ def aggregate_context(
     normalize: bool = False,
     causal: bool = False,
     global_axes: Sequence[int] = (),
+    valid: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """Gathers context in levels, each wider than the last, and adds them up gated.
@@ -102,10 +104,14 @@ def aggregate_context(
       causal: lets each position see the past alone.
       global_axes: the spatial axes, counted from 0, that the mean is taken over; () for
         all of them. `(1, 2)` of a video takes one for each frame.
+      valid: int `[batch, rank]`, the size of each image on its canvas, see
+        `ops/canvas.py`. What the context holds outside of it is seen by no level, so
+        that an image gets what it gets alone. None for the size of the canvas.
       implementation: a name in `IMPLEMENTATIONS`.
 
     Returns:
       The aggregated context, `[batch, *spatial, channels]`, in the dtype of `context`.
+      Outside of `valid` it means nothing.
 
     Raises:
       OptionError: an implementation that does not exist, or that can't compute this.
@@ -116,7 +122,10 @@ def aggregate_context(
     chex.assert_type(gates, context.dtype)
     compute = IMPLEMENTATIONS[implementation].function
     options = dict(biases=biases, causal=causal, global_axes=global_axes)
-    used = {name: value for name, value in options.items() if value}
+    used: dict[str, Any] = {name: value for name, value in options.items() if value}
+    if valid is not None:
+        chex.assert_shape(valid, (context.shape[0], context.ndim - 2))
+        used["valid"] = valid
     if lacking := sorted(name for name in used if not _takes(compute, name)):
         raise OptionError(
             "implementation",

@@ -93,6 +93,27 @@ def adaptive_average_pool(
     return _along_each_axis(x, size, _average, valid, None)
 
 
+def bilinear_matrices(
+    size: int, new_size: int, *, valid: jax.Array, new_valid: jax.Array, dtype: Any
+) -> jax.Array:
+    """What bilinear resizing multiplies one axis with, a matrix for each image.
+
+    Products of these matrices resize several times at once.
+
+    Args:
+      size, new_size: of the axis on the old canvas and on the new one.
+      valid, new_valid: int `[b]`, the length of each image on them.
+      dtype: of the matrices.
+
+    Returns:
+      `[b, new_size, size]`, whose rows are 0 outside of `new_valid`.
+    """
+    chex.assert_rank([valid, new_valid], 1)
+    weights = functools.partial(_linear, align_corners=False)
+    source, target = (n.astype(jnp.int32)[:, None, None] for n in (valid, new_valid))
+    return _matrix(jnp, weights, (size, new_size), source, target, dtype)
+
+
 # --- Weights -----------------------------------------------------------------
 #
 # Each function takes the module to compute with (NumPy for sizes that all images share,

@@ -12,7 +12,7 @@ The trainer calls a task in this order:
 A task holds numbers, functions and modules, but no configuration.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -77,6 +77,18 @@ class Loss(NamedTuple):
     batch_stats: Any = None
 
 
+class Group(NamedTuple):
+    """Some records of a split whose rows for evaluation have arrays of one shape.
+
+    Attributes:
+      indices: of the records.
+      example: makes such a row, as `Split.example` does.
+    """
+
+    indices: Sequence[int]
+    example: Callable[..., Example]
+
+
 class Split(NamedTuple):
     """A data set, and how its records become rows of batches.
 
@@ -89,10 +101,14 @@ class Split(NamedTuple):
         the run. The pipeline adds `id`, the index of the record, and for evaluation
         `mask`, which is False where a row doesn't count. These names are taken, and
         so is `fault`.
+      groups: for evaluation, where rows differ in their shapes: every record stands in
+        one group. They are evaluated one after the other, each in batches of its own
+        and by a program of its own. Without groups, `example` makes all rows.
     """
 
     source: Records
     example: Callable[..., Example]
+    groups: tuple[Group, ...] = ()
 
 
 class Splits(NamedTuple):
@@ -118,6 +134,9 @@ class Evaluator(Protocol):
         """Yields `NAME/METRIC` and values, and `NAME/examples`, the number counted.
 
         Calls `before_batch` before each batch; it may raise to end the evaluation.
+
+        An evaluator may also have a method `details`, which returns the `Details` of its
+        last run, or None; it is called on the first process alone.
         """
 
 

@@ -1,6 +1,8 @@
 """A run's data, from records on the host to batches on the devices."""
 
+import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,13 +15,14 @@ from ml_collections import ConfigDict
 from focalnet_jax.data import (
     BadRecordError,
     BadRecords,
+    EvalRows,
     Records,
     WrongRecordError,
-    eval_batches,
+    eval_batches_of,
     train_batches,
 )
 from focalnet_jax.errors import SetupError, argument
-from focalnet_jax.tasks.base import Batch, Predicts, Split, Task
+from focalnet_jax.tasks.base import Batch, Group, Predicts, Split, Task
 from focalnet_jax.train import sharding
 from focalnet_jax.train.feed import DeviceFeed
 
@@ -87,7 +90,8 @@ def train_feed(
         seed=config.seed,
         first_step=first_step,
         bad_records=bad_records,
-        **_loading(config, mesh, config.batch_size),
+        rows=sharding.process_rows(mesh, config.batch_size),
+        **_loading(config),
     )
     return DeviceFeed(batches, _to_device(task, mesh, config.batch_size))
 
@@ -100,30 +104,30 @@ def evaluation_batches(
     *,
     bad_records: BadRecords,
 ) -> Iterator[Batch]:
-    """Every record once, in order."""
-    batch_size = eval_batch_size(config, split, mesh)
-    batches = eval_batches(
-        split.source,
-        split.example,
-        batch_size=batch_size,
-        bad_records=bad_records,
-        **_loading(config, mesh, batch_size),
+    """Every record once, in order, or group by group."""
+    whole = Group(range(len(split.source)), split.example)
+    groups = []
+    for indices, example in split.groups or (whole,):
+        batch_size = eval_batch_size(config, len(indices), mesh)
+        rows = sharding.process_rows(mesh, batch_size)
+        groups.append(EvalRows(indices, example, batch_size, rows))
+    batches = eval_batches_of(
+        split.source, groups, bad_records=bad_records, **_loading(config)
     )
-    return map(_to_device(task, mesh, batch_size), batches)
+    with contextlib.closing(batches):
+        for group in groups:
+            to_device = _to_device(task, mesh, group.batch_size)
+            yield from map(to_device, itertools.islice(batches, group.num_batches))
 
 
-def eval_batch_size(config: ConfigDict, split: Split, mesh: Mesh) -> int:
-    """That of training, but no more than the split fills on these devices."""
+def eval_batch_size(config: ConfigDict, num_examples: int, mesh: Mesh) -> int:
+    """That of training, but no more than so many examples fill on these devices."""
     devices = mesh.size // mesh.shape["spatial"]
-    return min(config.batch_size, -(-len(split.source) // devices) * devices)
+    return min(config.batch_size, -(-num_examples // devices) * devices)
 
 
-def _loading(config: ConfigDict, mesh: Mesh, batch_size: int) -> dict[str, Any]:
-    return dict(
-        rows=sharding.process_rows(mesh, batch_size),
-        threads=config.data.threads,
-        workers=config.data.workers,
-    )
+def _loading(config: ConfigDict) -> dict[str, Any]:
+    return dict(threads=config.data.threads, workers=config.data.workers)
 
 
 def _to_device(

@@ -37,7 +37,8 @@ from focalnet_jax.values import (
     distinct,
 )
 
-WEIGHT_DECAY_MASKS = ("nominal", "none")
+WEIGHT_DECAY_MASKS = ("nominal", "all", "none")
+SCHEDULES = ("cosine", "poly")
 SPLITS = ("test", "test_ema")  # what metrics of evaluations begin with
 
 _EVERY_STEPS = Whole(1, MOST_STEPS)
@@ -74,9 +75,9 @@ RUN_FIELDS: Fields = {
     ),
     "learning_rate": Field(
         1e-3,
-        "The rate at the end of a linear warmup; a cosine follows, and both change at "
-        "every step. The three rates are for a batch of `learning_rate_batch_size` and "
-        "scale with `batch_size`.",
+        "The rate at the end of a linear warmup; `schedule` says what follows, and both "
+        "change at every step. The three rates are for a batch of "
+        "`learning_rate_batch_size` and scale with `batch_size`.",
         _RATE,
     ),
     "warmup_learning_rate": Field(1e-6, "The rate of the first step.", _RATE),
@@ -86,10 +87,24 @@ RUN_FIELDS: Fields = {
         "The batch that the rates are for; 0 takes them as they are.",
         Whole(0, 2**24),
     ),
+    "schedule": Field(
+        "cosine",
+        'How the rate falls to the final one: "cosine" as in timm; "poly" by a power of '
+        "the share of the run that is left, as in mmcv, where the warmup multiplies the "
+        "rate that is falling already.",
+        Text(SCHEDULES),
+    ),
+    "schedule_power": Field(
+        1.0, 'The power of "poly"; 1 is a straight line.', Number(0, 100)
+    ),
     "warmup_epochs": Field(20.0, "The length of the warmup.", Number(0, 1e9)),
+    "warmup_steps": Field(
+        None, "If it is set, the length of the warmup in steps.", Whole(0, MOST_STEPS)
+    ),
     "warmup_prefix": Field(
         False,
-        "True has the cosine begin where the warmup ends, False at step 0, as in timm.",
+        "True has the schedule begin where the warmup ends, False at step 0, as in timm "
+        "and mmcv.",
     ),
     "adam_b1": Field(0.9, "The decay of AdamW's first moment.", _DECAY),
     "adam_b2": Field(0.999, "The decay of AdamW's second moment.", _DECAY),
@@ -99,9 +114,15 @@ RUN_FIELDS: Fields = {
     ),
     "weight_decay_mask": Field(
         "nominal",
-        '"nominal" decays matrices and kernels; "none" decays no parameter, as the '
-        "official code does by mistake.",
+        '"nominal" decays matrices and kernels; "all" decays every parameter; "none" '
+        "decays no parameter, as the official code of classification does by mistake.",
         Text(WEIGHT_DECAY_MASKS),
+    ),
+    "no_weight_decay": Field(
+        (),
+        "Patterns of parameters that don't decay, whatever `weight_decay_mask` says: "
+        "regular expressions that names begin with.",
+        Several(PATTERN, check=distinct, note="such as ('.*norm',)"),
     ),
     "clip_norm": Field(
         5.0, "The greatest global norm of a gradient; 0 for no limit.", Number(0, 1e30)
@@ -320,6 +341,8 @@ def total_steps(config: ConfigDict, num_examples: int) -> int:
 
 def warmup_steps(config: ConfigDict, num_examples: int) -> int:
     """The number of steps of the warmup; raises as `total_steps`."""
+    if config.warmup_steps is not None:
+        return config.warmup_steps
     return steps_of_epochs(config, "warmup_epochs", num_examples)
 
 

@@ -67,9 +67,8 @@ def evaluate(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, f
         )
         abstract_state = sharding.abstract_with_shardings(jax.eval_shape(init), mesh)
         layout = sharding.Layout(mesh, sharding.shardings_of(abstract_state.params))
-        batch = sharding.abstract_batch(
-            task.batch, batch_size=eval_batch_size(config, split, mesh), mesh=mesh
-        )
+        batch_size = eval_batch_size(config, len(split.source), mesh)
+        batch = sharding.abstract_batch(task.batch, batch_size=batch_size, mesh=mesh)
         check_memory(mesh, state=abstract_state, batch=batch)
         evaluator = StateEvaluator(config, task, split, layout)
         state = _load(path, abstract_state)
@@ -158,11 +157,15 @@ class StateEvaluator:
       config, task: from `check_config`.
       split: to evaluate on.
       layout: where variables and batches are.
+
+    Attributes:
+      files: what evaluators leave for the workdir, by name; on the first process alone.
     """
 
     def __init__(
         self, config: ConfigDict, task: Task, split: Split, layout: sharding.Layout
     ):
+        self.files: dict[str, bytes] = {}
         self._task = task
         self._note = split.source.note
         # It serves all evaluations, so that each record is told of once.
@@ -214,6 +217,10 @@ class StateEvaluator:
         metrics |= count_bad_records(name, self._bad_records)
         shown = {key.removeprefix(f"{name}/"): v for key, v in metrics.items()}
         progress.say(f"{label}: {self._spelt_out(shown)}{self._note}")
+        details_of = getattr(self._evaluator, "details", lambda: None)
+        if jax.process_index() == 0 and (details := details_of()):
+            progress.say(details.text)
+            self.files |= details.files
         return metrics
 
     def _spelt_out(self, metrics: dict[str, float]) -> str:

@@ -38,7 +38,7 @@ from focalnet_jax.train.run.preemption import Preempted, Preemption
 from focalnet_jax.train.run.profile import Profile
 from focalnet_jax.train.run.progress import Progress
 from focalnet_jax.train.run.summary import pictures_of
-from focalnet_jax.train.run.workdir import check_shared, describe_run
+from focalnet_jax.train.run.workdir import check_shared, describe_run, write_files
 from focalnet_jax.train.start import find_start, start
 from focalnet_jax.train.state import TrainState
 from focalnet_jax.train.step import Metrics
@@ -245,6 +245,8 @@ def _train_steps(run: _Run, state: TrainState) -> dict[str, float]:
         run.lock.check()
         if metrics:
             run.writer.write(step, metrics)
+        if due.evaluates:
+            write_files(run.setup.workdir, run.setup.evaluator.files)
         is_best = due.evaluates and run.checkpoints.is_best(metrics)
         if due.saves or ends_early or is_best:
             run.nonfinite.look_at_all()

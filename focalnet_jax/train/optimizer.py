@@ -4,6 +4,7 @@ Fine-tuning adds learning rates that decay from the head down, parameters that s
 they are, and factors for groups of parameters.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from focalnet_jax.errors import SetupError, nearest
 from focalnet_jax.train.config import total_steps, warmup_steps
-from focalnet_jax.train.schedule import warmup_cosine
+from focalnet_jax.train.schedule import warmup_cosine, warmup_poly
 from focalnet_jax.trees import map_named, named_leaves
 
 PyTree = Any
@@ -24,7 +25,11 @@ def make_schedule(config: ConfigDict, num_examples: int) -> optax.Schedule:
     """The config's learning rate by step, for an epoch of `num_examples`."""
     reference = config.learning_rate_batch_size
     scale = config.batch_size / reference if reference else 1
-    return warmup_cosine(
+    schedules: dict[str, Callable[..., optax.Schedule]] = {
+        "cosine": warmup_cosine,
+        "poly": functools.partial(warmup_poly, power=config.schedule_power),
+    }
+    return schedules[config.schedule](
         peak=config.learning_rate * scale,
         start=config.warmup_learning_rate * scale,
         final=config.final_learning_rate * scale,
@@ -50,7 +55,6 @@ def make_optimizer(
     Raises:
       SetupError: when it is initialised, a pattern or a decay without any effect.
     """
-    masks = {"nominal": decay_matrices, "none": decay_nothing}
     clip = optax.clip_by_global_norm(config.clip_norm)
     optimizer = optax.chain(
         clip if config.clip_norm else optax.identity(),
@@ -60,7 +64,7 @@ def make_optimizer(
             b2=config.adam_b2,
             eps=config.adam_eps,
             weight_decay=config.weight_decay,
-            mask=masks[config.weight_decay_mask],
+            mask=_decays(config),
         ),
     )
 
@@ -95,12 +99,37 @@ def make_optimizer(
 
     if config.layer_decay != 1 or config.learning_rate_factors:
         optimizer = optax.chain(optimizer, optax.GradientTransformation(init, update))
-    return optimizer
+
+    def checked_init(params):
+        # Of all parameters, for those that are frozen don't reach the mask.
+        matches(params, config.no_weight_decay, field="no_weight_decay")
+        return optimizer.init(params)
+
+    return optax.GradientTransformationExtraArgs(checked_init, optimizer.update)
+
+
+def _decays(config: ConfigDict) -> Callable[[PyTree], PyTree]:
+    """Which parameters decay, as a function of the parameters."""
+    masks = {"nominal": decay_matrices, "all": decay_all, "none": decay_nothing}
+    of_mask = masks[config.weight_decay_mask]
+
+    def decays(params):
+        return map_named(
+            lambda name, does: does and not _begins(name, config.no_weight_decay),
+            of_mask(params),
+        )
+
+    return decays
 
 
 def decay_matrices(params: PyTree) -> PyTree:
     """Which parameters decay as the recipe states: not biases, norms and layer scales."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def decay_all(params: PyTree) -> PyTree:
+    """Which parameters decay in mmsegmentation, but for what a recipe excepts there."""
+    return jax.tree.map(lambda leaf: True, params)
 
 
 def decay_nothing(params: PyTree) -> PyTree:
@@ -159,13 +188,15 @@ def matches(params: PyTree, patterns: tuple[str, ...], *, field: str) -> PyTree:
     """
     names = [*named_leaves(params)]
     for pattern in patterns:
-        if not any(re.match(pattern, name) for name in names):
+        if not any(_begins(name, (pattern,)) for name in names):
             parts = {"/".join(n.split("/")[:i]) for n in names for i in range(1, 4)}
             near = nearest(pattern, parts)
             hint = f"; did you mean {near!r}?" if near else f", such as {names[0]!r}"
             raise SetupError(
                 f"{field}: no parameter's name begins with {pattern!r}{hint}"
             )
-    return map_named(
-        lambda name, _: any(re.match(pattern, name) for pattern in patterns), params
-    )
+    return map_named(lambda name, _: _begins(name, patterns), params)
+
+
+def _begins(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(re.match(pattern, name) for pattern in patterns)

@@ -175,9 +175,15 @@ def moving_average(
 
     In the first steps it forgets faster, by (1 + step) / (10 + step), so that it isn't
     long about where training has begun: as TensorFlow's, and timm's with `use_warmup`.
+    Of whole numbers, such as the count of BatchNorm's batches, the new ones are taken.
     """
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return optax.incremental_update(new, average, 1 - decay)
+
+    def average_of(new, old):
+        is_count = jnp.issubdtype(new.dtype, jnp.integer)
+        return new if is_count else optax.incremental_update(new, old, 1 - decay)
+
+    return jax.tree.map(average_of, new, average)
 
 
 def _replace_if(condition: jax.Array, old: PyTree, new: PyTree) -> PyTree:

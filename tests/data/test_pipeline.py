@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from focalnet_jax.data import (
+    BadRecordError,
+    BadRecords,
+    EvalRows,
     EvalTransform,
     TrainTransform,
     eval_batches,
+    eval_batches_of,
     open_source,
     train_batches,
 )
@@ -113,6 +117,52 @@ def test_evaluation_sees_every_example_once(source, processes):
     np.testing.assert_array_equal(np.sort(ids), np.arange(400))
     padding = sum((~batch["mask"]).sum() for batch in batches)
     assert padding == 80
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.extended)])
+def test_groups_have_batches_of_their_own_shapes(source, workers):
+    """One after the other, each record once, whatever the number of processes."""
+    indices = [[7, 3, 399, 0, 12], [*range(20, 28)], [5]]
+    sizes, batch_sizes = [8, 16, 12], [4, 8, 2]
+
+    def batches_of(index, processes):
+        groups = [
+            EvalRows(
+                group,
+                EvalExample(EvalTransform(size), source.labels()),
+                batch_size,
+                range(batch_size)[index::processes],
+            )
+            for group, size, batch_size in zip(indices, sizes, batch_sizes)
+        ]
+        return [*eval_batches_of(source, groups, workers=workers)]
+
+    whole = batches_of(0, 1)
+    assert [b["image"].shape[:2] for b in whole] == [(4, 8), (4, 8), (8, 16), (2, 12)]
+    ids = np.concatenate([batch["id"][batch["mask"]] for batch in whole])
+    assert ids.tolist() == [index for group in indices for index in group]
+    padded = np.concatenate([batch["id"][~batch["mask"]] for batch in whole])
+    assert (padded >= len(source)).all()
+    for batch in whole:
+        for index, label in zip(batch["id"][batch["mask"]], batch["label"]):
+            assert label == source.read(index)["label"]
+    for part in range(2):
+        rows = [{name: a[part::2] for name, a in batch.items()} for batch in whole]
+        assert_same(batches_of(part, 2), rows)
+
+
+def test_a_bad_record_of_a_group_leaves_a_blank_row(source):
+    def make(record):
+        if record is not None and record["label"] == label:
+            raise BadRecordError("it is odd")
+        return {"image": np.zeros(3)}
+
+    label = source.read(7)["label"]
+    group = EvalRows([7, 6], make, 4)
+    bad_records = BadRecords(source.describe, allowed=1)
+    (batch,) = eval_batches_of(source, [group], bad_records=bad_records)
+    assert batch["mask"].tolist() == [False, True, False, False]
+    assert [*bad_records] == [7]
 
 
 def test_labels_that_do_not_fit_name_their_record(source):

@@ -8,6 +8,9 @@ import torch
 from focalnet_jax.trees import named_leaves
 
 CLASSES = 5
+NAMES = ("decode_head", "auxiliary_head")
+# What mmsegmentation adds to the number of pixels before it divides by it.
+ADDED = float(np.finfo(np.float32).eps)
 
 
 def build(mmseg, channels, *, head_channels=8, auxiliary_channels=6, **loss):
@@ -60,3 +63,14 @@ def state_dict(variables):
                 array = array.transpose(3, 2, 0, 1)
             result[f"{name}.{LEAVES[leaf_name]}"] = torch.tensor(array)
     return result
+
+
+def samples(labels):
+    """Labels `[b, h, w]` as the losses of mmsegmentation take them."""
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    return [
+        SegDataSample(gt_sem_seg=PixelData(data=torch.tensor(own[None]).long()))
+        for own in labels
+    ]

@@ -26,8 +26,6 @@ HEADS = {
 }
 # Some hundred operations round by 2e-16 each, relative to the greatest value.
 EXACT = 1e-12
-# What mmsegmentation adds to the number of pixels before it divides by it.
-ADDED = float(np.finfo(np.float32).eps)
 
 
 def make_maps(height=49, width=37, batch=2):
@@ -120,7 +118,7 @@ def test_loss_gradients_and_averages_in_training(mmseg):
         given = {n: variables[n] | {"params": own} for n, own in params.items()}
         logits, averages = apply(given, maps, train=True)
         loss = segmentation_loss(logits, labels)
-        weight = loss.weight + ADDED
+        weight = loss.weight + reference.ADDED
         parts = {name: part / weight for name, part in loss.parts.items()}
         return loss.total / weight, (parts, averages)
 
@@ -131,7 +129,10 @@ def test_loss_gradients_and_averages_in_training(mmseg):
 
     heads = heads_of(mmseg, variables)
     given_maps = [in_torch(x, requires_grad=True) for x in maps]
-    expected = [head.loss(given_maps, samples(labels), None)["loss_ce"] for head in heads]
+    expected = [
+        head.loss(given_maps, reference.samples(labels), None)["loss_ce"]
+        for head in heads
+    ]
     sum(expected).backward()
 
     assert_close(total, sum(expected).item(), tolerance)
@@ -162,13 +163,13 @@ def test_both_means_of_the_loss(mmseg, loss_over):
 
     def mean(logits):
         loss = segmentation_loss(SegmenterLogits(*logits), labels, loss_over=loss_over)
-        return loss.total / (loss.weight + ADDED)
+        return loss.total / (loss.weight + reference.ADDED)
 
     given, gradients = jax.jit(jax.value_and_grad(mean))(logits)
     heads = reference.build(mmseg, CHANNELS, avg_non_ignore=loss_over == "labelled")
     inputs = [in_torch(own, requires_grad=True) for own in logits]
     expected = sum(
-        head.loss_by_feat(own, samples(labels))["loss_ce"]
+        head.loss_by_feat(own, reference.samples(labels))["loss_ce"]
         for head, own in zip(heads, inputs)
     )
     expected.backward()
@@ -186,7 +187,7 @@ def test_both_means_of_the_loss(mmseg, loss_over):
             for own in large
         ]
         # Without what mmsegmentation adds.
-        given = given * (1 + ADDED / np.sum(labels != 255))
+        given = given * (1 + reference.ADDED / np.sum(labels != 255))
         assert_close(given, (losses[0] + 0.4 * losses[1]).item())
 
 
@@ -203,14 +204,3 @@ def test_a_batch_without_labels_has_a_loss_of_zero():
     (loss, weight), gradients = run(logits)
     assert loss == weight == 0
     assert not any(np.any(own) for own in gradients)
-
-
-def samples(labels):
-    """Labels as mmsegmentation's losses take them."""
-    from mmengine.structures import PixelData
-    from mmseg.structures import SegDataSample
-
-    return [
-        SegDataSample(gt_sem_seg=PixelData(data=torch.tensor(own[None]).long()))
-        for own in labels
-    ]

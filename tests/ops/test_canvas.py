@@ -32,19 +32,20 @@ def test_inside_is_before_the_end_of_each_axis(spatial):
 def test_without_sizes_all_is_inside():
     x = jnp.array(np.random.default_rng(0).normal(size=(2, 3, 4, 5)))
     assert zero_outside(x, None) is x
-    assert valid_after(None, kernel_size=(3, 3)) is None
-    np.testing.assert_array_equal(mean_inside(x, None), x.mean((1, 2)))
+    np.testing.assert_array_equal(
+        mean_inside(x, None, (1, 2)), x.mean((1, 2), keepdims=True)
+    )
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("axes", [None, (1,), (2, 3)])
+@pytest.mark.parametrize("axes", [(1, 2, 3), (1,), (2, 3)])
 def test_the_mean_is_that_of_each_image(axes):
     valid = np.array([[2, 3, 4], [1, 5, 2], [0, 0, 0]])
     x = jnp.array(np.random.default_rng(0).normal(size=(3, 2, 5, 4, 2)))
-    given = mean_inside(x, jnp.array(valid), axes, keepdims=True)
+    given = mean_inside(x, jnp.array(valid), axes)
     for image, sizes in enumerate(valid[:2]):
         alone = x[image, *map(slice, sizes)]
-        expected = alone.mean([axis - 1 for axis in axes or (1, 2, 3)], keepdims=True)
+        expected = alone.mean([axis - 1 for axis in axes], keepdims=True)
         # Means of at most 24 numbers of order 1.
         within = given[image, *map(slice, expected.shape[:-1])]
         np.testing.assert_allclose(within, expected, rtol=0, atol=1e-15)

@@ -1,5 +1,7 @@
 """Every implementation of the aggregation agrees with its equations in PyTorch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +69,21 @@ def test_equals_the_official_code(implementation, normalize):
     np.testing.assert_allclose(result, expected.detach(), rtol=0, atol=1e-12)
     for given, variable in zip(jax.tree.leaves(gradients), jax.tree.leaves(variables)):
         np.testing.assert_allclose(given, variable.grad, rtol=0, atol=1e-11)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_images_on_canvases_get_what_they_get_alone(implementation):
+    """Even if what is beside them is large."""
+    context, gates, kernels = jax.tree.map(jnp.array, make_inputs((6, 5)))
+    sizes = [(6, 3), (2, 5)]
+    compute = functools.partial(aggregate_context, implementation=implementation)
+    given = compute(context.at[1, 3:].mul(1e6), gates, kernels, valid=jnp.array(sizes))
+    for image, (height, width) in enumerate(sizes):
+        cut = slice(image, image + 1), slice(height), slice(width)
+        expected = compute(context[cut], gates[cut], kernels)
+        # As above.
+        np.testing.assert_allclose(given[cut], expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.usefixtures("float64")

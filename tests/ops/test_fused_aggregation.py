@@ -180,6 +180,7 @@ def test_maps_that_do_not_fit_are_aggregated_level_by_level(
         (dict(batch=0), {}, "its maps are empty"),
         (dict(dtype=jnp.float16), {}, "not in float16"),
         ({}, dict(global_axes=(1,)), "no axes of the mean"),
+        ({}, dict(valid=np.array([[6, 5], [2, 3]])), "the padding of its canvas"),
     ],
 )
 def test_what_it_does_not_reach_is_said(inputs, options, reason, caplog):

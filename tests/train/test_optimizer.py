@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from etils import epath
 
@@ -15,7 +16,8 @@ from focalnet_jax.models import abstract_params
 from focalnet_jax.tasks.losses import cross_entropy
 from focalnet_jax.train import check_config, train
 from focalnet_jax.train.optimizer import make_optimizer, make_schedule, rate_factors
-from focalnet_jax.train.schedule import warmup_cosine
+from focalnet_jax.train.schedule import warmup_cosine, warmup_poly
+from focalnet_jax.trees import named_leaves, nested
 
 RATES = dict(peak=1e-3, start=1e-6, final=1e-5, warmup_steps=20, total_steps=100)
 
@@ -38,6 +40,55 @@ def test_cosine_is_part_of_the_way_down_when_the_warmup_ends():
     assert float(warmup_cosine(**RATES)(20)) < 0.91e-3
     prefixed = warmup_cosine(**RATES, warmup_prefix=True)
     assert float(prefixed(20)) == pytest.approx(1e-3)
+
+
+def mmcv_rate(step, *, power, least=0.0, warmup=1500):
+    """What `PolyLrUpdaterHook` of mmcv 1.x sets, per iteration, with a linear warmup."""
+    rate = (6e-5 - least) * (1 - step / 160_000) ** power + least
+    if step >= warmup:
+        return rate
+    k = (1 - step / warmup) * (1 - 1e-6)
+    return rate * (1 - k)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("power", "least"), [(1.0, 0.0), (0.9, 1e-6)])
+def test_poly_is_mmcvs(power, least):
+    schedule = warmup_poly(
+        peak=6e-5,
+        start=6e-11,
+        final=least,
+        power=power,
+        warmup_steps=1500,
+        total_steps=160_000,
+    )
+    for step in (0, 1, 2, 749, 1499, 1500, 1501, 80_000, 159_999, 160_000):
+        expected = mmcv_rate(step, power=power, least=least)
+        assert float(schedule(step)) == pytest.approx(expected, rel=1e-12, abs=1e-18)
+    assert float(schedule(170_000)) == pytest.approx(least, abs=1e-18)
+
+
+@pytest.mark.usefixtures("float64")
+def test_poly_without_warmup_and_after_it():
+    numbers = dict(peak=1.0, start=0.1, final=0.0, power=1.0, total_steps=10)
+    schedule = warmup_poly(**numbers, warmup_steps=0)
+    assert [float(schedule(i)) for i in (0, 5, 10)] == [1, 0.5, 0]
+    schedule = warmup_poly(**numbers, warmup_steps=5, warmup_prefix=True)
+    assert [float(schedule(i)) for i in (0, 5, 10)] == pytest.approx([0.1, 1, 0])
+
+
+def test_the_configuration_chooses_the_schedule(tiny_config):
+    config = tiny_config
+    config.schedule, config.schedule_power = "poly", 1.0
+    config.learning_rate_batch_size = 0
+    config.learning_rate, config.warmup_learning_rate = 6e-5, 6e-11
+    config.final_learning_rate = 0.0
+    config.num_steps, config.warmup_steps = 160_000, 1500
+    rate = make_schedule(config, 10**9)
+    # In float32: the step over the run's length is rounded once, to 6e-8.
+    for step in (0, 1000, 1500, 100_000):
+        expected = mmcv_rate(step, power=1.0)
+        assert float(rate(step)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_rates_scale_with_the_batch(tiny_config):
@@ -68,6 +119,62 @@ def test_weight_decay_masks(tiny_config, mask, decayed):
     for name in ("gamma_1", "norm"):
         assert not np.any(jax.tree.leaves(updates[name])), name
     assert not np.any(updates["dense"]["bias"])
+
+
+@pytest.mark.usefixtures("float64")
+def test_steps_with_exceptions_from_decay_are_torchs(tiny_config):
+    """Norms are exempt by a pattern, and all else decays: mmsegmentation's recipe."""
+    torch = pytest.importorskip("torch", reason="the reference is torch's AdamW")
+    config = tiny_config
+    config.schedule, config.warmup_learning_rate = "poly", 6e-8
+    config.learning_rate, config.final_learning_rate = 6e-2, 0.0
+    config.learning_rate_batch_size = 0
+    config.num_steps, config.warmup_steps = 20, 5
+    config.weight_decay, config.clip_norm = 0.1, 0.0
+    config.weight_decay_mask, config.no_weight_decay = "all", (".*norm",)
+    config, _ = check_config(config)
+    rng = np.random.default_rng(0)
+    shapes = {"layers_0/norm1/scale": (3,), "norm0/bias": (3,), "head/kernel": (3, 2)}
+    shapes |= {"decode_head/bn/scale": (2,), "decode_head/bn/bias": (2,)}
+    values = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    theirs = {
+        name: torch.nn.Parameter(torch.tensor(value)) for name, value in values.items()
+    }
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [value], "weight_decay": 0.0 if "norm" in name else 0.1}
+            for name, value in theirs.items()
+        ]
+    )
+
+    def rate(step):
+        return 6e-2 * (1 - step / 20) * (1 - max(1 - step / 5, 0) * (1 - 1e-6))
+
+    ours = nested({name: jnp.array(value) for name, value in values.items()})
+    schedule = make_schedule(config, 1000)
+    transformation = make_optimizer(config, schedule, depth_of=len)
+    state = transformation.init(ours)
+    for step in range(8):
+        gradients = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        for name, gradient in gradients.items():
+            theirs[name].grad = torch.tensor(gradient)
+        optimizer.step()
+        gradients = nested({name: jnp.array(g) for name, g in gradients.items()})
+        updates, state = transformation.update(gradients, state, ours)
+        ours = optax.apply_updates(ours, updates)
+    for name, value in named_leaves(ours).items():
+        # A step is an int32, so rates are float32: 6e-8 of a change of 0.06 in each step.
+        np.testing.assert_allclose(value, theirs[name].detach(), atol=3e-8)
+
+
+def test_exceptions_from_decay_may_name_what_is_frozen(tiny_config, params):
+    tiny_config.frozen = ("norm", "layers_", "patch_embed")
+    tiny_config.no_weight_decay = (".*norm",)
+    given, _ = updates_of(tiny_config, params)
+    tiny_config.no_weight_decay = ()
+    chex.assert_trees_all_equal(given, updates_of(tiny_config, params)[0])
 
 
 def test_gradients_are_clipped_by_their_global_norm(tiny_config):
@@ -192,6 +299,11 @@ def test_what_is_frozen_stays_and_has_no_part_in_the_norm(tiny_config, params):
     [
         ("frozen", ("patch_embde",), "begins with 'patch_embde'; did you mean 'patch_e"),
         ("frozen", ("qqqqq",), "'qqqqq', such as 'head/bias'"),
+        (
+            "no_weight_decay",
+            ("nrm",),
+            "no_weight_decay: no parameter's name begins with 'nrm'; did you mean 'norm'",
+        ),
         ("frozen", ("(",), "holds '\\(', which is no regular expression"),
         (
             "learning_rate_factors",

@@ -14,7 +14,7 @@ from tiny import classification, tiny_model
 
 from focalnet_jax.tasks.images import normalize
 from focalnet_jax.train.state import initial_state
-from focalnet_jax.train.step import make_predict, make_train_step
+from focalnet_jax.train.step import make_predict, make_train_step, moving_average
 
 STATISTICS = dict(mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
 
@@ -148,6 +148,16 @@ def test_average_forgets_faster_in_the_beginning(batch):
         )
         chex.assert_trees_all_close(state.ema_params, average, rtol=1e-6, atol=1e-7)
     assert make_step()[1].ema_params is None
+
+
+def test_counts_have_no_average():
+    """Such as that of the batches which BatchNorm has taken in."""
+    old, new = (
+        {"mean": jnp.float32(value), "count": jnp.int32(value)} for value in (0, 10)
+    )
+    average = moving_average(old, new, jnp.int32(1000), decay=0.75)
+    assert average == {"mean": 2.5, "count": 10}
+    assert average["count"].dtype == jnp.int32
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -1,5 +1,6 @@
 """`summary.html`: a run's curves and last values, to be opened anywhere."""
 
+import base64
 import html
 import json
 import sys
@@ -118,16 +119,23 @@ def write_summary(
         f"<tr><td>{html.escape(name)}</td><td>{_spelt(value)}</td></tr>"
         for name, value in last.items()
     )
+    shown = "\n".join(
+        f'<h2>{_title(path)}</h2>\n<img alt="{_title(path)}" style="max-width: 100%" '
+        f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+        for path in sorted(workdir.glob("test*_*.png"))
+    )
+    tables = [path.name for path in sorted(workdir.glob("test*_*.txt"))]
     details = "\n".join(
         f"<details><summary>{name}</summary>"
         f"<pre>{html.escape(path.read_bytes().decode('utf-8', 'replace'))}</pre>"
         "</details>"
-        for name in ("config.json", "versions.json", "model.json")
+        for name in (*tables, "config.json", "versions.json", "model.json")
         if (path := workdir / name).exists()
     )
     body = f"""{svg(curves(metrics, pictures))}
 <h2>Last values</h2>
 <table>{rows}</table>
+{shown}
 {details}"""
     write_whole(workdir / "summary.html", page(title, body))
 
@@ -172,6 +180,11 @@ def _draw(axes, picture: Picture, metrics: Sequence[Mapping[str, float]]) -> Non
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=8)
     axes.legend(fontsize=8, frameon=False)
+
+
+def _title(path: epath.Path) -> str:
+    """The name of a file as words."""
+    return html.escape(path.stem.replace("_", " "))
 
 
 def _spelt(value: float) -> str:

@@ -8,6 +8,7 @@ run.lock        which run may write here, while one does: see lock.py
 metrics.jsonl   `step` and metrics, one object in each line
 events.out...   the same for TensorBoard
 summary.html    curves and last values
+test_...        what else an evaluation says, as tables and pictures
 checkpoints/    Orbax
 """
 
@@ -28,7 +29,7 @@ from ml_collections import ConfigDict
 from focalnet_jax import __version__
 from focalnet_jax.errors import SetupError, shown
 from focalnet_jax.fields import Field, Fields, converted, flatten, unflatten
-from focalnet_jax.paths import read_json, write_json
+from focalnet_jax.paths import read_json, write_json, write_whole
 from focalnet_jax.train.config import all_fields
 from focalnet_jax.train.processes import failing_together
 
@@ -110,6 +111,12 @@ def describe_run(
         write_json(workdir / "config.json", unflatten(values))
         write_json(workdir / "versions.json", versions())
         write_json(workdir / "model.json", description)
+
+
+def write_files(workdir: epath.Path, files: Mapping[str, bytes]) -> None:
+    """Writes files by name, each whole or not at all."""
+    for name, content in files.items():
+        write_whole(workdir / name, content)
 
 
 def versions() -> dict[str, Any]:
