@@ -104,8 +104,9 @@ def open_segmentation(
       name: `folder:DIR`; `"satellite"`; or a data set of TFDS, as TFDS spells it.
       split: of a folder, a directory; of TFDS, as TFDS spells it.
       data_dir: where data sets of TFDS lie; None for TFDS's own place.
-      images, masks: of a folder, patterns of paths: see `mask_layout`. Of a data set of
-        TFDS, the names of the features. None for the usual ones.
+      images: of a folder, the pattern of the images' paths: see `mask_layout`. Of a data
+        set of TFDS, the name of the feature. None for the usual ones.
+      masks: the same of masks.
       classes: what the indices in masks mean: see `read_mask_classes`.
       reduce_zero_label: whether 0 in masks is ignored, and 1 is the first class. None for
         what `classes` or the data set says.
