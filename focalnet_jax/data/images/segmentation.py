@@ -3,7 +3,8 @@
 The pixels are those of mmsegmentation 1.2.2, to the last bit if the draws are equal: its
 `RandomResize`, `RandomCrop`, `RandomFlip` and `PhotoMetricDistortion` for training, and
 `Resize` for evaluation. Images are resized bilinearly and labels to the nearest, both
-without antialiasing, by OpenCV, as there.
+without antialiasing, by OpenCV, as there. One thing differs: an EXIF orientation is not
+applied to an image, since there it turns the image alone, and not its mask.
 """
 
 import dataclasses
