@@ -32,7 +32,15 @@ ALLOWED = {
     "heads": {"models", "ops", "placement", "values"},
     "data": {"command_line", "csv_lines", "image_size", "paths"},
     "evaluators": set(),
-    "weights": {"image_size", "models", "paths", "preprocessing", "trees"},
+    "weights": {
+        "heads",
+        "image_size",
+        "models",
+        "paths",
+        "preprocessing",
+        "trees",
+        "values",
+    },
     "convert": {
         "command_line",
         "image_size",

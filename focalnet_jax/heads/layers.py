@@ -96,7 +96,7 @@ def _statistics(
         mean = x.mean(axes)
         return mean, jnp.square(x - mean).mean(axes), x.size // x.shape[-1]
     is_inside = inside(valid, x.shape[1:-1])
-    number = is_inside.sum(dtype=x.dtype)
+    number = jnp.maximum(is_inside.sum(dtype=x.dtype), 1)
     mean = jnp.where(is_inside, x, 0).sum(axes) / number
     variance = jnp.where(is_inside, jnp.square(x - mean), 0).sum(axes) / number
     return mean, variance, number

@@ -109,16 +109,11 @@ class Segmenter(AroundEncoder):
           ValueError: as `FocalNetEncoder`; in training, one image with a last map of one
             position, of which BatchNorm has no variance.
         """
-        stages = len(self.encoder.depths)
-        if valid is None:
-            _, outputs = self.encoder(images, train=train)
-            sizes = [None] * stages
-        else:
-            _, outputs = self.encoder(images, train=train, valid=valid)
-            sizes = self.encoder.valid_of_stages(valid)
+        _, outputs = self.encoder(images, train=train, valid=valid)
+        sizes = self.encoder.valid_after_stages(valid)
         maps = [
             getattr(self, f"norm{stage}")(outputs[f"stage{stage}"])
-            for stage in range(stages)
+            for stage in range(len(self.encoder.depths))
         ]
         logits = self.decode_head(maps, train=train, valid=sizes)
         auxiliary = None

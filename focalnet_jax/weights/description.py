@@ -9,19 +9,34 @@ import jax.numpy as jnp
 from etils import epath
 
 from focalnet_jax.errors import OptionError, SetupError, shown
+from focalnet_jax.heads import create_segmenter
+from focalnet_jax.heads.segmenter import SEGMENTER_VALUES
+from focalnet_jax.image_size import LARGEST_SIDE
 from focalnet_jax.models import create_backbone, create_masked_model, create_model
 from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
 from focalnet_jax.paths import write_json
 from focalnet_jax.preprocessing import NEWER, VALUES, Preprocessing
+from focalnet_jax.values import Several, Whole
 
 _FILE = "model.json"
 BACKBONE_OPTIONS = frozenset({"out_stages", "out_norm"})
 # The option of a model for masked image modelling; its value is True.
 RECONSTRUCT = "reconstruct"
-HEAD_OPTIONS = BACKBONE_OPTIONS | {"num_classes", RECONSTRUCT}
+# The option of a segmenter; its value is True.
+SEGMENT = "segment"
+HEAD_OPTIONS = (
+    BACKBONE_OPTIONS | {"num_classes", RECONSTRUCT, SEGMENT} | SEGMENTER_VALUES.keys()
+)
 
 CLASSIFICATION, MASKED_IMAGE_MODELING = "classification", "masked_image_modeling"
+SEMANTIC_SEGMENTATION = "semantic_segmentation"
+_TASKS = (CLASSIFICATION, MASKED_IMAGE_MODELING, SEMANTIC_SEGMENTATION)
+# Options that say of which task a model is, with the value True.
+_TASK_OF_OPTION = {
+    RECONSTRUCT: MASKED_IMAGE_MODELING,
+    SEGMENT: SEMANTIC_SEGMENTATION,
+}
 
 # These may change between runs, because the parameters mean the same with any value.
 FREE_OPTIONS = (
@@ -29,10 +44,17 @@ FREE_OPTIONS = (
     "param_dtype",
     "drop_rate",
     "drop_path_rate",
+    "head_dropout",
     "remat",
     "scan",
     "implementation",
 )
+
+# Entries that only some descriptions have.
+_OPTIONAL = ("source", "scale", "colors")
+_SCALE = Several(Whole(1, LARGEST_SIDE), least=2, most=2, noun="list")
+_COLOR = Several(Whole(0, 255), least=3, most=3, noun="list")
+_COLORS = Several(_COLOR, most=2**16, noun="list")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +64,16 @@ class ModelDescription:
     Attributes:
       name: the name of the variant.
       overrides: further arguments of `create_model`. If `out_stages` or `out_norm` is
-        among them, they are arguments of `create_backbone`, and with `reconstruct=True`
-        of `create_masked_model`.
-      preprocessing: how images are prepared for the model.
+        among them, they are arguments of `create_backbone`, with `reconstruct=True` of
+        `create_masked_model`, and with `segment=True` of `create_segmenter`.
+      preprocessing: how images are prepared for the model. A segmenter has `scale` in
+        place of the size and the crop.
       classes: the names of the classes, if they are known.
       source: where converted parameters come from: `file`, `sha256`, `dialect` and
         `dtype`. If the parameters have several dtypes, `dtype` has one for each.
+      scale: of a segmenter: an image is resized to fit into these two sides, the longer
+        and the shorter one, in any order.
+      colors: of a segmenter: red, green and blue of each class in pictures.
     """
 
     name: str
@@ -55,12 +81,16 @@ class ModelDescription:
     preprocessing: Preprocessing
     classes: Sequence[str] | None = None
     source: dict[str, Any] | None = None
+    scale: Sequence[int] | None = None
+    colors: Sequence[Sequence[int]] | None = None
 
     @property
     def task(self) -> str:
         """The task that a model of this kind is for."""
-        masked = self.overrides.get(RECONSTRUCT)
-        return MASKED_IMAGE_MODELING if masked else CLASSIFICATION
+        of_options = (
+            task for option, task in _TASK_OF_OPTION.items() if self.overrides.get(option)
+        )
+        return next(of_options, CLASSIFICATION)
 
     def create(self, **overrides) -> Model:
         """Makes the model, with some options changed."""
@@ -79,30 +109,36 @@ class ModelDescription:
             **self.preprocessing.to_json(),
             "classes": self.classes,
         }
-        if self.source is not None:
-            content["source"] = self.source
+        for name in _OPTIONAL:
+            if (value := getattr(self, name)) is not None:
+                content[name] = value
         return content
 
 
 def create_of_any_kind(name: str, overrides: dict[str, Any]) -> Model:
-    """Makes a backbone or a masked model if `overrides` has an option of one.
+    """Makes a backbone, a masked model or a segmenter if `overrides` has its option.
 
     Else it makes a classifier.
 
     Raises:
       OptionError, ValueError, TypeError: as the function that makes the model, and for
-        another value of `reconstruct` than True.
+        another value of `reconstruct` or `segment` than True.
     """
-    if RECONSTRUCT in overrides:
+    kinds: dict[str, tuple[Callable[..., Model], str]] = {
+        RECONSTRUCT: (create_masked_model, "masked image modelling"),
+        SEGMENT: (create_segmenter, "semantic segmentation"),
+    }
+    for kind, (create, purpose) in kinds.items():
+        if kind not in overrides:
+            continue
         options = dict(overrides)
-        if (value := options.pop(RECONSTRUCT)) is not True:
+        if (value := options.pop(kind)) is not True:
             raise OptionError(
-                RECONSTRUCT,
-                f"={shown(value)} says of no kind of model: True is for masked image "
-                "modelling; for a classifier give num_classes in its place, for a "
-                "backbone out_stages",
+                kind,
+                f"={shown(value)} says of no kind of model: True is for {purpose}; for a "
+                "classifier give num_classes in its place, for a backbone out_stages",
             )
-        return create_masked_model(name, **options)
+        return create(name, **options)
     is_backbone = BACKBONE_OPTIONS & overrides.keys()
     return (create_backbone if is_backbone else create_model)(name, **overrides)
 
@@ -147,10 +183,10 @@ def parse_description(text: str | bytes, *, origin: str) -> ModelDescription:
     """
     content = _parse_json(text, origin=origin)
     task = content.get("task", CLASSIFICATION)
-    if task not in (CLASSIFICATION, MASKED_IMAGE_MODELING):
+    if task not in _TASKS:
         raise SetupError(
-            f"{origin} is of the task {task!r}, not of {CLASSIFICATION} or "
-            f"{MASKED_IMAGE_MODELING}"
+            f"{origin} is of the task {task!r}, not of {', '.join(_TASKS[:-1])} or "
+            f"{_TASKS[-1]}"
         )
     names = {field.name for field in dataclasses.fields(Preprocessing)}
     needed = names - NEWER | {"name", "overrides"}
@@ -158,7 +194,9 @@ def parse_description(text: str | bytes, *, origin: str) -> ModelDescription:
         raise SetupError(
             f"{origin} is no description of a model: it lacks {', '.join(missing)}"
         )
-    if unknown := sorted(content.keys() - needed - NEWER - {"task", "classes", "source"}):
+    if unknown := sorted(
+        content.keys() - needed - NEWER - {"task", "classes", *_OPTIONAL}
+    ):
         raise SetupError(
             f"{origin} has the entry {unknown[0]!r}, which is unknown here: a newer "
             "version may have written it"
@@ -225,6 +263,8 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda source: source is None or _is_source(source),
         "what convert writes of a file",
     ),
+    "scale": (_SCALE.allows, str(_SCALE)),
+    "colors": (_COLORS.allows, str(_COLORS)),
 }
 
 

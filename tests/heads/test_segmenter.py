@@ -1,14 +1,16 @@
-"""Segmenters: their sizes, names, initial values and options."""
+"""Segmenters: their sizes, names, initial values and options, and images on canvases."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import random_like
 
 from focalnet_jax import count_params, create_model, create_segmenter
 from focalnet_jax.errors import OptionError
 from focalnet_jax.heads import FCNHead, UPerNetHead
 from focalnet_jax.models import abstract_params
+from focalnet_jax.tasks.losses import segmentation_loss
 from focalnet_jax.trees import named_leaves
 
 TINY = dict(depths=(1, 1), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 3))
@@ -96,6 +98,84 @@ def test_dropout_takes_whole_channels():
     kept = np.abs(dropped).max((1, 2), keepdims=True) > 0
     np.testing.assert_allclose(dropped, np.where(kept, whole / 0.75, 0), rtol=1e-6)
     assert 0.65 < kept.mean() < 0.85  # of 256 channels
+
+
+def segmenter_and_variables(**options):
+    types = dict(dtype="float64", param_dtype="float64")
+    model = create_segmenter("focalnet_tiny_srf", **SMALL | types | options)
+    shape = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float64)
+    return model, random_like(jax.eval_shape(model.init, jax.random.key(0), shape))
+
+
+def on_canvas(images, height, width):
+    """The images in the corners of canvases whose padding is not zero."""
+    canvas = np.full((len(images), height, width, 3), 7.0)
+    for place, image in zip(canvas, images):
+        place[: image.shape[0], : image.shape[1]] = image
+    valid = jnp.array([image.shape[:2] for image in images], jnp.int32)
+    return jnp.array(canvas), valid
+
+
+def assert_as_alone(given, expected, valid):
+    # float64, sums in another order.
+    for own, (height, width) in zip(given, np.asarray(valid)):
+        np.testing.assert_allclose(own[:height, :width], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_images_of_several_sizes_on_one_canvas():
+    """Each gets the logits that it gets alone, where averages normalise."""
+    model, variables = segmenter_and_variables()
+    rng = np.random.default_rng(0)
+    images = [rng.normal(size=(*size, 3)) for size in [(48, 27), (30, 41), (17, 64)]]
+    apply = jax.jit(lambda images, valid: model.apply(variables, images, valid=valid)[0])
+    given = apply(*on_canvas(images, 48, 64))
+    for index, image in enumerate(images):
+        alone = apply(jnp.array(image[None]), None)
+        assert alone.valid is None
+        for name in ("logits", "auxiliary"):
+            sizes = given.valid if name == "logits" else given.auxiliary_valid
+            own, expected = getattr(given, name)[index], getattr(alone, name)[0]
+            assert tuple(sizes[index]) == expected.shape[:2]
+            assert_as_alone(own[None], expected, sizes[index][None])
+
+
+@pytest.mark.usefixtures("float64")
+def test_training_on_canvases_counts_images_alone():
+    """Logits, loss, gradients and averages are those of canvases that images fill."""
+    model, variables = segmenter_and_variables(head_dropout=0.0, drop_path_rate=0.0)
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(2, 30, 41, 3)), rng.integers(5, size=(2, 30, 41))
+    canvas, valid = on_canvas(images, 48, 64)
+    large = np.full((2, 48, 64), 255)
+    large[:, :30, :41] = labels
+
+    @jax.jit
+    def train(images, labels, valid):
+        def loss(params):
+            (logits, _), new = model.apply(
+                variables | {"params": params},
+                images,
+                train=True,
+                valid=valid,
+                mutable=["batch_stats"],
+            )
+            loss = segmentation_loss(logits, labels, valid=valid, loss_over="labelled")
+            return loss.total / loss.weight, (logits, new)
+
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+    (loss, (logits, averages)), gradients = train(canvas, large, valid)
+    (expected, (alone, new)), of_params = train(jnp.array(images), labels, None)
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+    for own, whole in zip(logits.logits, alone.logits):
+        assert_as_alone(own[None], whole, logits.valid[:1])
+    # float64, sums in another order, through two blocks and back.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-10),
+        (averages, gradients),
+        (new, of_params),
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,20 @@ def test_a_description_is_read_as_it_was_written(tmp_path):
         assert find_description(tmp_path / "checkpoints" / "7") == description
 
 
+def test_a_segmenter_has_a_scale_and_colours(tmp_path):
+    description = dataclasses.replace(
+        DESCRIPTION,
+        overrides={"num_classes": 2, "head_channels": 8, "segment": True},
+        classes=["sea", "land"],
+        scale=[2048, 512],
+        colors=[[0, 0, 200], [0, 200, 0]],
+    )
+    description.write(tmp_path)
+    assert find_description(tmp_path) == description
+    assert description.task == "semantic_segmentation"
+    assert description.create().head_channels == 8
+
+
 def test_the_task_comes_first_and_older_files_lack_it():
     content = DESCRIPTION.to_json()
     assert next(iter(content)) == "task"
@@ -58,6 +72,9 @@ def test_older_files_lack_the_newer_numbers():
     [
         (dict(name="focalnet_tny"), "did you mean 'focalnet_t"),
         (dict(name=3), "name is '3', not the name of a variant"),
+        (dict(scale=[2048]), "scale is '[2048]', not a list of 2 whole numbers"),
+        (dict(colors=[[0, 0, 256]]), "colors is '[[0, 0, 256]]', not a list of "),
+        (dict(overrides={"segment": 1}), "segment=1 says of no kind of model"),
         (dict(overrides=[]), "overrides is '[]', not options"),
         (dict(overrides={"depth": 3}), "no option 'depth'"),
         (dict(overrides={"depths": 3}), "depths=3 is not a tuple"),
