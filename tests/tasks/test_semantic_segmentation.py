@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from etils import epath
-from mask_files import ade
+from mask_files import encode, mask_of, rng_of, write
 
 from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Overlap
@@ -21,9 +21,16 @@ from focalnet_jax.weights.description import find_description
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder in ADE20K's layout with three classes, whose images differ in size."""
-    counts = [("training", 8), ("validation", 5)]
-    return ade(tmp_path_factory.mktemp("ade"), counts)
+    """A folder in ADE20K's layout, whose images differ in size and in shades by class."""
+    files = {}
+    for split, count in (("training", 8), ("validation", 5)):
+        for number in range(count):
+            name = f"{split}/{number}.png"
+            mask = mask_of(name, (20 + number, 30), indices=(0, 1, 2, 3))
+            noise = rng_of(name).integers(0, 40, (*mask.shape, 3))
+            files[f"annotations/{name}"] = encode(mask)
+            files[f"images/{name}"] = encode((70 * mask[..., None] + noise).astype("u1"))
+    return write(tmp_path_factory.mktemp("ade"), files)
 
 
 @pytest.fixture
@@ -182,7 +189,8 @@ def test_the_loss_is_the_one_that_is_asked_for(config):
     expected = segmentation_loss(
         logits, labels, auxiliary_weight=0.7, loss_over="labelled"
     )
-    assert given.total == pytest.approx(expected.total, rel=1e-6)  # in float32
+    # In float32, compiled with other operations beside it.
+    assert float(given.total) == pytest.approx(float(expected.total), rel=1e-5)
     assert given.weight == 2 * 32 * 32
     assert jax.tree.structure(given.batch_stats) == jax.tree.structure(new["batch_stats"])
 
@@ -221,7 +229,7 @@ def test_predictions_do_not_depend_on_canvases(config, options):
             given[index] = classes
     assert len(given) == 5
     seen = set()
-    for index in range(5):
+    for index in (0, 4):  # a program for each
         record = exact.source.read(index)
         example = _tight(split.groups[0].example, record)
         row = {name: array[None] for name, array in example(record).items()}
@@ -283,7 +291,14 @@ def test_the_evaluator_shows_records_of_the_whole_split(config):
             {"eval_mode": "slide", "eval_window": 16, "eval_stride": 17},
             "eval_stride=17 is larger than the windows of 16 x 16 pixels",
         ),
-        ({"model.depths": (1,)}, "model.depths"),
+        (
+            {
+                "model.depths": (1,),
+                "model.focal_levels": (1,),
+                "model.focal_windows": (3,),
+            },
+            r"model.depths=\(1,\) makes a single map",
+        ),
         ({"loss_over": "al"}, "did you mean 'all'"),
         ({"data.test_split": "testing"}, "testing"),
         ({"data.classes": "ade20k"}, "model.num_classes=3 is too few for .*150 classes"),
