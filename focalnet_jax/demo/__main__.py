@@ -19,6 +19,7 @@ import pathlib
 from focalnet_jax import command_line
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
+    add_source,
     model_options,
     reading,
     spell,
@@ -68,7 +69,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.parser("python -m focalnet_jax.demo", __doc__)
     add = parser.add_argument
     add("directory", metavar="DIR")
-    add("--weights", required=True, metavar="SOURCE", help="what load_model takes")
+    add_source(parser, required=True)
     add(
         "--dtype",
         choices=DTYPES,

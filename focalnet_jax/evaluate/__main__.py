@@ -32,6 +32,7 @@ from focalnet_jax import command_line
 from focalnet_jax.convert import model_arguments
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
+    add_source,
     model_options,
     reading,
 )
@@ -97,13 +98,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parses the command line."""
     parser = command_line.parser("python -m focalnet_jax.evaluate", __doc__)
     add = parser.add_argument
-    add(
-        "--weights",
-        required=True,
-        action="append",
-        metavar="SOURCE",
-        help="what load_model takes; repeatable",
-    )
+    add_source(parser, required=True, action="append", more="; repeatable")
     add(
         "--data",
         action="append",

@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 from focalnet_jax import command_line
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
+    add_source,
     model_options,
     reading,
     spell,
@@ -81,7 +82,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.parser("python -m focalnet_jax.finetune", __doc__)
     add = parser.add_argument
     add("images", metavar="DIR")
-    add("--weights", metavar="SOURCE", help="what load_model takes")
+    add_source(parser, more="; by default new weights are trained")
     add("--workdir", metavar="RUN", help="where the run lies; by default runs/DIR")
     add(
         "--test-share",
@@ -169,6 +170,7 @@ def _introduce(plan: Plan, config: ConfigDict, task: Task) -> None:
         return
     with arguments_spelt(field_of(config)):
         splits = task.open(train=True)
+    print("compiling the forward pass, to measure the speed", flush=True)
     speed = measure_speed(config, task, splits)
     seconds = seconds_of_run(config, speed, splits, steps=steps - done, all_steps=steps)
     length = length_spelt(steps, batch_size=config.batch_size, images=images)
@@ -207,6 +209,7 @@ def _outcome(plan: Plan, config: ConfigDict, task: Task, *, seconds: float) -> O
     best = find_best(workdir)
     path = best.path if best else newest_params_path(workdir)
     assert path is not None  # The run is finished.
+    print(f"testing the checkpoint of step {path.parent.name}", flush=True)
     # With the average of the parameters beside them, a directory would mean these.
     net = load_model(path if path.name == "ema" else path.parent)
     tested = [row for row in split.rows if row.split == split.tests]

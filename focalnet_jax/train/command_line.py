@@ -15,6 +15,7 @@ import errno
 import os
 import pathlib
 import re
+import shlex
 import sys
 import traceback
 from typing import Any
@@ -25,6 +26,7 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
 
 import jax
 from absl import app, flags, logging
+from etils import epath
 
 from focalnet_jax import train
 from focalnet_jax.command_line import (
@@ -35,7 +37,9 @@ from focalnet_jax.command_line import (
 )
 from focalnet_jax.errors import SetupError, first_line, place_in_own_code
 from focalnet_jax.output import is_lost, make_lasting
-from focalnet_jax.paths import absolute_path
+from focalnet_jax.paths import absolute_path, from_here
+from focalnet_jax.tasks.base import Task
+from focalnet_jax.tasks.classification import Classification
 from focalnet_jax.train import recipes
 from focalnet_jax.train.aot import compile_for
 from focalnet_jax.train.freed_memory import keep_freed_memory
@@ -117,7 +121,8 @@ def main(argv):
         keep_freed_memory()
     workdir = absolute_path(_WORKDIR.value or default_workdir())
     if _MODE.value == "train":
-        train.train(config, task, workdir)  # What it says lies in the workdir, too.
+        # What it says lies in the workdir, too.
+        train.train(config, task, workdir, what_next=_what_next(task, workdir))
     else:
         train.evaluate(config, task, workdir)
         sys.exit(1 if is_lost() else 0)
@@ -145,6 +150,28 @@ def default_workdir() -> str:
     """`runs/base_tiny_srf` for `--config=configs/base.py:tiny_srf`."""
     path, _, variant = recipes.find_recipe(_CONFIG.value).partition(":")
     return "_".join(["runs/" + pathlib.Path(path).stem, *variant.split(":")]).rstrip("_")
+
+
+def _what_next(task: Task, workdir: epath.Path) -> list[str]:
+    """The commands that use what a run has trained, a line for each."""
+    program = as_called("python -m focalnet_jax.train")
+    if pathlib.Path(sys.argv[0]).name != "__main__.py":
+        program = f"python {sys.argv[0]}"
+    lines = [
+        f"evaluate it again:\n  {program} {shlex.join([*sys.argv[1:], '--mode=eval'])}"
+    ]
+    # Another operator is known to the programs that define it alone.
+    if isinstance(task, Classification) and task.model.encoder.has_focal_modulation:
+        place = shlex.quote(from_here(workdir))
+        name = shlex.quote(f"{workdir.name}.onnx")
+        predict = f"python -m focalnet_jax.predict IMAGE --weights={place}"
+        export = f"python -m focalnet_jax.export --weights={place} {name}"
+        lines = [
+            f"predict with it:\n  {as_called(predict)}",
+            *lines,
+            f"take it elsewhere:\n  {as_called(export)}",
+        ]
+    return lines
 
 
 def start_processes() -> None:

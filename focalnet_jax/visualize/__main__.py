@@ -19,6 +19,7 @@ import re
 from focalnet_jax import command_line
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
+    add_source,
     model_options,
     reading,
     spell,
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     command_line.find_devices()
     net = load_model(args.weights, **vars(reading(args)), **model_options(args.set))
     pixels = _read(net, image)
+    print("compiling the net and its gradient", flush=True)
     inside, fields = look_inside(net, pixels), receptive_fields(net, pixels, at=args.at)
     blocks = _chosen(inside, args.blocks)
     figures = {
@@ -102,7 +104,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.parser("python -m focalnet_jax.visualize", __doc__)
     add = parser.add_argument
     add("image", metavar="IMAGE")
-    add("--weights", required=True, metavar="SOURCE", help="what load_model takes")
+    add_source(parser, required=True)
     add("--output", metavar="DIR", help="what is written; by default IMAGE's name-inside")
     add("--overwrite", action="store_true", help="replace what is at --output")
     add(

@@ -377,7 +377,11 @@ def test_what_follows_from_the_length_follows_what_is_given():
     config = config_for(320, "--config.num_steps=40", "--config.batch_size=16")
     assert config.evaluate_every_steps == 20  # an epoch
     assert config.warmup_epochs == 0.2
-    assert config.log_every_steps == 1
+    lines = [
+        steps / config_for(320, f"--config.num_steps={steps}").log_every_steps
+        for steps in (4, 11, 40, 200, 3_000)
+    ]
+    assert lines == [4, 5.5, 10, 20, 50]
     config = config_for(320, "--config.evaluate_every_steps=7", "--config.num_epochs=400")
     assert config.evaluate_every_steps == 7
     config = config_for(320, "--config.num_epochs=400")
