@@ -23,7 +23,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto;
        padding: 0 1em; color: var(--text); background: var(--page) }
 /* A table that is wider than the page is scrolled, and not the page. */
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block;
-        max-width: max-content; overflow-x: auto }
+        max-width: max-content; overflow-x: auto; margin: 0 0 1em }
 th, td { padding: .15em .8em; text-align: right; border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child { text-align: left }
 svg { width: 100%; height: auto }
@@ -41,7 +41,9 @@ summary { cursor: pointer; margin: 1em 0 }
                 background: var(--line) }
 @media (max-width: 40em) {
   body { margin: 1em auto }
+  table { font-size: .9em }
   th, td { padding: .15em .35em }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere }
   .bars { display: none }
 }
 @media (prefers-color-scheme: dark) {

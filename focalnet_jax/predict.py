@@ -8,9 +8,6 @@ IMAGE is a file, a directory whose images are taken at any depth, a pattern such
 'photos/*.jpg', or - for a list of files on standard input, one a line, or as `find
 -print0` writes it.
 
---weights takes all that `focalnet_jax.load_model` takes: the workdir of a run, a
-converted directory, a file of weights, hf:OWNER/NAME, or the name of an official release.
-
 An image that can't be read is named and skipped, and the exit status is 1.
 """
 

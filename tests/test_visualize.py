@@ -250,12 +250,14 @@ def drawn(figure):
 def test_gates_are_drawn(inside):
     images = drawn(draw_gates(inside))
     first, last = inside.last_blocks()
-    titles = [title for title, _ in images if not re.match("stage|$", title)]
+    titles = [title for title, _ in images if not re.match("image|$", title)]
     assert titles == ["level 1", "level 2", "global", "level 1", "global"]
     gates = [values for title, values in images if title in titles]
     for given, expected in zip(gates, [*np.moveaxis(first.gates, -1, 0)]):
         np.testing.assert_array_equal(given, expected)
     np.testing.assert_array_equal(gates[-1], last.gates[..., -1])
+    labels = [axes.get_ylabel() for axes in draw_gates(inside).axes]
+    assert [*filter(None, labels)] == ["stage0/block0, 9 x 9", "stage1/block1, 4 x 4"]
     [only] = [v for title, v in drawn(draw_gates(inside, [last])) if title == "global"]
     np.testing.assert_array_equal(only, last.gates[..., -1])
 

@@ -33,7 +33,7 @@ def add_source(
       **options: further ones of `add_argument`.
     """
     text = (
-        "the directory of a run; a directory or file of python -m focalnet_jax.convert; "
+        "the directory of a run; what python -m focalnet_jax.convert wrote; "
         "a file of PyTorch weights; hf:OWNER/NAME on the Hugging Face Hub; or an "
         f"official release: {', '.join(RELEASES)}"
     )

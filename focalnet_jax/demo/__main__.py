@@ -3,8 +3,6 @@
     python -m focalnet_jax.demo --weights=runs/digits page --example=seven.png
     python -m focalnet_jax.demo --weights=hf:microsoft/focalnet-tiny page
 
---weights takes all that `focalnet_jax.load_model` takes.
-
 DIR becomes a directory. Open DIR/index.html in a browser, or put DIR on a server. The
 page shows the most probable classes, and the gates and modulators inside. It makes no
 connections: no image leaves the machine.

@@ -5,8 +5,7 @@
     python -m focalnet_jax.export --weights=runs/digits exported
     python -m focalnet_jax.export --weights=runs/digits --format=hf digits_on_the_hub
 
---weights takes all that `focalnet_jax.load_model` takes. --format says what DST becomes;
-by default its ending does:
+--format says what DST becomes; by default its ending does:
 
     onnx          DST.onnx: a graph of ONNX, which holds the parameters, the preprocessing
                   and the names of the classes

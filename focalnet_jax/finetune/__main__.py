@@ -8,9 +8,8 @@ DIR is DIR/CLASS/xxx.jpg, and a part of each class is set aside for testing. Or 
 DIR/train/CLASS/xxx.jpg with val or test beside train, which are used as they are. Images
 are neither copied nor moved.
 
---weights takes all that focalnet_jax.load_model takes: the name of an official release,
-hf:OWNER/NAME, a converted directory, the workdir of a run, a file of weights. Without it,
-new weights are trained; where the images are few, those of a small net.
+Without --weights, new weights are trained; where the images are few, those of a small
+net.
 
 The same command goes on with a run that was cut short. --config.FIELD=VALUE changes a
 field, as for main.py: --config.num_epochs and --config.batch_size are such fields.
@@ -82,7 +81,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.parser("python -m focalnet_jax.finetune", __doc__)
     add = parser.add_argument
     add("images", metavar="DIR")
-    add_source(parser, more="; by default new weights are trained")
+    add_source(parser, more=". By default new weights are trained")
     add("--workdir", metavar="RUN", help="where the run lies; by default runs/DIR")
     add(
         "--test-share",

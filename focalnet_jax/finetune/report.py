@@ -158,12 +158,12 @@ def _classes(outcome: Outcome) -> str:
             precision = "no answers"
         rows.append(
             f"<tr><td>{_text(found.name)}</td><td>{found.trained:,}</td>"
-            f"<td>{found.tested:,}</td><td>{found.right:,}</td><td>{recall}</td>"
+            f"<td>{found.right:,} of {found.tested:,}</td><td>{recall}</td>"
             f'<td class="bars">{bar}</td><td>{precision}</td></tr>'
         )
     return (
-        "<table><tr><th>class<th>trained<th>tested<th>right<th>accuracy<th>"
-        f"<th>precision</tr>\n{''.join(rows)}</table>\n"
+        "<table><tr><th>class<th>trained<th>right<th>accuracy"
+        f'<th class="bars"><th>precision</tr>\n{"".join(rows)}</table>\n'
         "<p>The class with the lowest accuracy is the first. Accuracy is the share of "
         "the class's images that were taken for it. Precision is the share of the "
         "class's images among all that were taken for it.</p>"

@@ -269,6 +269,7 @@ def _train_steps(
             _summarize(run)
         if step == first:  # Compilation is not part of the speed.
             jax.block_until_ready(state)
+            run.setup.program.schedule(step)  # It has small programs of its own.
         if due.evaluates or ends_early or step == first:
             run.progress.restart_clock(step, run.feed.waited)
         if ends_early:

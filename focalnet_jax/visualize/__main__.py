@@ -4,8 +4,6 @@
     python -m focalnet_jax.visualize photo.jpg --weights=hf:microsoft/focalnet-tiny \\
         --output=inside --blocks=all --at=60,120
 
---weights takes all that `focalnet_jax.load_model` takes.
-
 The command writes a directory with gates.png, modulators.png, kernels.png,
 receptive_fields.png, and index.html. On that page one points at the image and sees the
 gates and the modulator of the place.

@@ -40,7 +40,7 @@ def draw_gates(inside: Inside, blocks: Sequence[BlockMaps] | None = None) -> Fig
     _show(axes[0, 0], inside.pixels, title="image")
     for row, block in zip(axes, blocks):
         most = max(np.abs(block.gates).max(), np.finfo(np.float32).tiny)
-        row[0].set_xlabel(_title(block), size=9)
+        row[1].set_ylabel(_title(block), size=9)
         for level, name in enumerate(block.level_names):
             _show(
                 row[level + 1],
@@ -229,4 +229,6 @@ def _with_grey_text(figure: Figure) -> Figure:
         text.set_color(INK)
     for axes in figure.axes:
         axes.tick_params(colors=INK, labelsize=8)
+        for line in axes.spines.values():
+            line.set_edgecolor(INK)
     return figure

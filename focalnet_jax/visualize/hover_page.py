@@ -38,8 +38,8 @@ another one lets it go. <span id="scale"></span></p>
 <div id="gates"></div>
 <p class="quiet">Each level is a summary of the surroundings of a place: level 1 of the
 nearest ones, each further level of wider ones, and the global level of the whole image.
-The gate of a level is the number by which the net multiplies it at this place. Below
-zero it subtracts it, and near zero it leaves it out.</p>
+The gate of a level is the number by which the net multiplies it at this place. A gate
+below zero subtracts the level, and one near zero leaves it out.</p>
 <h2>Modulator</h2>
 <canvas id="values" role="img" aria-label="The channels"></canvas>
 <p class="quiet">The modulator is made of the sum of the levels times their gates. There
