@@ -146,8 +146,9 @@ def curves(
       mark: a step that gets a dotted line.
     """
     figures = draw_curves(metrics, pictures)
-    for figure in figures if mark is not None else ():
-        figure.axes[0].axvline(mark, color="#888888", linestyle=":", linewidth=1.2)
+    if mark is not None:
+        for figure in figures:
+            figure.axes[0].axvline(mark, color="#888888", linestyle=":", linewidth=1.2)
     return f'<div class="curves">{"".join(map(svg, figures))}</div>'
 
 
