@@ -406,6 +406,21 @@ def test_the_command_writes_pictures_and_a_page(files, capsys):
             np.testing.assert_allclose(given, expected, rtol=0, atol=0.501 * step)
 
 
+@pytest.mark.parametrize(
+    ("sides", "expected"), [((56, 28, 14, 7), 3), ((16, 8, 4, 2), 1), ((6, 6, 3), 1)]
+)
+def test_the_page_begins_with_a_block_of_many_places(sides, expected):
+    blocks = [
+        BlockMaps(f"stage{stage}/block0", *[np.ones((side, side, 2), np.float32)] * 2)
+        for stage, side in enumerate(sides)
+    ]
+    strides = tuple((2**stage, 2**stage) for stage in range(len(sides)))
+    inside = Inside(np.zeros((56, 56, 3), np.uint8), tuple(blocks), strides)
+    text = hover_page(inside, title="", blocks=blocks, figures={})
+    [data] = re.findall(r'<script type="application/json" id="data">(.*)</script>', text)
+    assert json.loads(data)["first"] == expected
+
+
 def test_the_page_shows_a_place(files):
     """In a browser, if there is one: the middle of the image, at the beginning."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")

@@ -208,10 +208,10 @@ def _outcome(plan: Plan, config: ConfigDict, task: Task, *, seconds: float) -> O
     best = find_best(workdir)
     path = best.path if best else newest_params_path(workdir)
     assert path is not None  # The run is finished.
-    print(f"testing the checkpoint of step {path.parent.name}", flush=True)
     # With the average of the parameters beside them, a directory would mean these.
     net = load_model(path if path.name == "ema" else path.parent)
     tested = [row for row in split.rows if row.split == split.tests]
+    print(f"testing on {counted(len(tested), 'image')}", flush=True)
     results = answers_of(net, plan.request.root, tested, batch_size=config.batch_size)
     images = split.count("train")
     steps = total_steps(config, images)

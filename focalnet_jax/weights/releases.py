@@ -153,7 +153,7 @@ def _nearest_path(source: str) -> str | None:
 def _entries(directory: str) -> list[str]:
     """The names of what may hold weights in a directory: of directories and files."""
     try:
-        place = pathlib.Path(with_home(directory or "/"))
+        place = pathlib.Path(with_home(directory))
         return sorted(
             path.name
             for path in place.iterdir()
