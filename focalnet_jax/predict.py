@@ -8,9 +8,6 @@ IMAGE is a file, a directory whose images are taken at any depth, a pattern such
 'photos/*.jpg', or - for a list of files on standard input, one a line, or as `find
 -print0` writes it.
 
---weights takes all that `focalnet_jax.load_model` takes: the workdir of a run, a
-converted directory, a file of weights, hf:OWNER/NAME, or the name of an official release.
-
 An image that can't be read is named and skipped, and the exit status is 1.
 """
 
@@ -32,6 +29,7 @@ from tqdm import tqdm
 from focalnet_jax import command_line
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
+    add_source,
     model_options,
     reading,
     spell,
@@ -85,7 +83,6 @@ def main(argv: list[str] | None = None) -> bool:
         classify(net, images, topk=args.topk, batch_size=args.batch_size),
         _WRITERS[args.format](),
         count=len(images),
-        is_short=len(images) <= args.batch_size,
     )
 
 
@@ -94,7 +91,6 @@ def show(
     write: Callable[[Any], list[str]],
     *,
     count: int,
-    is_short: bool,
 ) -> bool:
     """Prints the results of images, and names those that could not be read.
 
@@ -102,13 +98,13 @@ def show(
       results: one for each image.
       write: makes lines of a result.
       count: of the images.
-      is_short: whether it takes so little time that nobody wants a bar.
 
     Returns:
       Whether all images could be read.
     """
     skipped = 0
-    with tqdm(total=count, unit="image", leave=False, disable=is_short or None) as bar:
+    shown = dict(desc="compiling", unit="image", leave=False, disable=None)
+    with tqdm(total=count, **shown) as bar:
         for result in results:
             if result.problem:
                 skipped += 1
@@ -116,6 +112,7 @@ def show(
             else:
                 for line in write(result):
                     bar.write(line, file=sys.stdout)
+            bar.set_description("predicting", refresh=False)
             bar.update()
             if nobody_reads():
                 break
@@ -129,7 +126,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.parser("python -m focalnet_jax.predict", __doc__)
     add = parser.add_argument
     add("images", metavar="IMAGE", nargs="+")
-    add("--weights", required=True, metavar="SOURCE", help="what load_model takes")
+    add_source(parser, required=True)
     add(
         "--topk",
         type=command_line.positive,
@@ -281,7 +278,7 @@ def prepared(
 def _text() -> Callable[[Result], list[str]]:
     return lambda result: [
         result.image if result.image.isprintable() else repr(result.image),
-        *[f"  {100 * p.probability:6.2f} %  {p.name}" for p in result.predictions],
+        *[f"  {p.probability:7.2%}  {p.name}" for p in result.predictions],
     ]
 
 

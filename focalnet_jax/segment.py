@@ -31,6 +31,7 @@ from focalnet_jax import command_line
 from focalnet_jax.convert.fit import fit_to_model
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
+    add_source,
     model_options,
     reading,
     spell,
@@ -113,7 +114,6 @@ def main(argv: list[str] | None = None) -> bool:
         segment(net, images, places, batch_size=args.batch_size),
         _WRITERS[args.format](net.legend.names),
         count=len(images),
-        is_short=len(images) <= args.batch_size,
     )
 
 
@@ -122,7 +122,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.parser("python -m focalnet_jax.segment", __doc__)
     add = parser.add_argument
     add("images", metavar="IMAGE", nargs="+")
-    add("--weights", required=True, metavar="SOURCE", help="what load_model takes")
+    add_source(parser, required=True)
     add(
         "--out",
         default="segmented",
@@ -349,7 +349,7 @@ def _text(names: Sequence[str]) -> Callable[[Segmented], list[str]]:
         f"{result.image if result.image.isprintable() else repr(result.image)}"
         f" -> {result.mask}, {result.picture}",
         *[
-            f"  {100 * found['share']:6.2f} %  {found['name']}"
+            f"  {found['share']:7.2%}  {found['name']}"
             for found in _classes_in(result, names)
         ],
     ]

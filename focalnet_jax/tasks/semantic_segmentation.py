@@ -171,7 +171,7 @@ class SemanticSegmentation(
 
     @property
     def title(self) -> str:
-        return f"{self.model_name} with UPerNet"
+        return f"{super().title}, with UPerNet"
 
     @property
     def batch(self) -> dict[str, BatchArray]:
