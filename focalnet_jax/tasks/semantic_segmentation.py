@@ -167,7 +167,7 @@ class SemanticSegmentation(
     name = SEMANTIC_SEGMENTATION
     metrics = METRICS
     random_streams = ("drop_path", "dropout")
-    new = (*OF_HEADS, "norm", "decode_head/", "auxiliary_head/")
+    new = (*OF_HEADS, "norm/", "decode_head/conv_seg/", "auxiliary_head/conv_seg/")
 
     @property
     def title(self) -> str:
@@ -180,6 +180,12 @@ class SemanticSegmentation(
             "label": BatchArray(sides, np.uint8, ("height", "width")),
             "valid": BatchArray((2,), np.int32),
         }
+
+    @property
+    def may_lack(self) -> tuple[str, ...]:
+        """What classifiers and masked models don't have, and segmenters do."""
+        norms = (f"norm{stage}/" for stage in range(len(self.model.encoder.depths)))
+        return (*norms, "decode_head/", "auxiliary_head/")
 
     # --- Data -----------------------------------------------------------------
 
