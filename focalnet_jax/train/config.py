@@ -171,6 +171,12 @@ RUN_FIELDS: Fields = {
     "reset_head": Field(
         False, "True starts the head anew, and takes the rest from `init_from`."
     ),
+    "resize_kernels": Field(
+        False,
+        "True makes the depthwise kernels of `init_from` fit other windows: it puts "
+        "zeros around them, or crops them, as the official code does for dense "
+        "prediction.",
+    ),
     "data.num_train_examples": Field(
         None,
         "If it is set, the training split must have exactly so many examples. "

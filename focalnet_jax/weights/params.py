@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -32,6 +32,7 @@ from focalnet_jax.paths import (
 )
 from focalnet_jax.trees import PyTree, named_leaves, nested
 from focalnet_jax.weights.exported import check_is_not_exported
+from focalnet_jax.weights.kernel_sizes import is_focal_kernel
 from focalnet_jax.weights.releases import (
     HUB_FILES,
     is_published,
@@ -177,6 +178,7 @@ def load_params(
     *,
     new: Sequence[str] = (),
     may_be_new: Sequence[str] = (),
+    resize: Callable[[np.ndarray, Sequence[int]], np.ndarray] | None = None,
 ) -> PyTree:
     """Reads parameters and checks that they fit a model.
 
@@ -187,6 +189,8 @@ def load_params(
         neither read nor checked, and the result lacks them.
       may_be_new: prefixes that the caller could add to `new`. If all problems lie there,
         the error says how to start these parameters anew.
+      resize: makes a depthwise kernel of another spatial size fit, as `resized_kernel`
+        does; None takes no other size.
 
     Raises:
       SetupError: parameters are missing, have another shape, are not in the model or are
@@ -196,10 +200,18 @@ def load_params(
 
     stored = _without(stored_shapes(path), new)
     expected = _without(named_leaves(abstract_params), new)
-    _check_fit(path, stored, _shapes(expected), may_be_new)
-    wanted = nested(expected)
+    resized = {
+        name: jax.ShapeDtypeStruct(stored[name], leaf.dtype, sharding=_whole(leaf))
+        for name, leaf in expected.items()
+        if resize
+        and is_focal_kernel(name)
+        and _differ_in_size(leaf.shape, stored.get(name))
+    }
+    read = expected | resized
+    _check_fit(path, stored, _shapes(read), may_be_new)
+    wanted = nested(read)
     with _damage_reported(path), ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore(
+        params = checkpointer.restore(
             path,
             ocp.args.PyTreeRestore(
                 wanted,
@@ -207,6 +219,31 @@ def load_params(
                 partial_restore=True,
             ),
         )
+    if resize is None or not resized:
+        return params
+    named = named_leaves(params)
+    for name in resized:
+        leaf = expected[name]
+        kernel = resize(np.asarray(named[name]), leaf.shape[:-2])
+        named[name] = jax.make_array_from_callback(
+            leaf.shape, leaf.sharding, kernel.__getitem__
+        )
+    return nested(named)
+
+
+def _differ_in_size(shape: Sequence[int], stored: Sequence[int] | None) -> bool:
+    """Whether a kernel `[*size, 1, channels]` is stored with another size alone."""
+    if stored is None or len(stored) != len(shape):
+        return False
+    return (*stored[:-2],) != (*shape[:-2],) and (*stored[-2:],) == (*shape[-2:],)
+
+
+def _whole(leaf: PyTree) -> jax.sharding.Sharding:
+    """A place where every device of a parameter's holds all of it."""
+    if isinstance(leaf.sharding, jax.sharding.NamedSharding):
+        empty = jax.sharding.PartitionSpec()
+        return jax.sharding.NamedSharding(leaf.sharding.mesh, empty)
+    return leaf.sharding
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
@@ -311,11 +348,26 @@ def _check_fit(
     if problems:
         lines = "\n  ".join(sorted(problems.values()))
         hint = ""
-        if all(name.startswith(tuple(may_be_new)) for name in problems):
-            hint = (
-                f"\nFor another head, {argument('reset_head')}=True starts it anew; "
-                "python -m focalnet_jax.convert --help shows what else can be changed"
-            )
+        of_head = {name for name in problems if name.startswith(tuple(may_be_new))}
+        of_size = {
+            name
+            for name in problems.keys() & expected.keys()
+            if is_focal_kernel(name) and _differ_in_size(expected[name], stored.get(name))
+        }
+        # Only where parameters start a run, some may be new.
+        if may_be_new and {*problems} == of_head | of_size:
+            remedies = []
+            if of_size:
+                remedies.append(
+                    f"For other windows, {argument('resize_kernels')}=True puts zeros "
+                    "around the kernels, or crops them"
+                )
+            if of_head:
+                remedies.append(
+                    f"For another head, {argument('reset_head')}=True starts it anew; "
+                    "python -m focalnet_jax.convert --help shows what else can be changed"
+                )
+            hint = "".join(f"\n{remedy}" for remedy in remedies)
         elif [*problems] == [_STEM] and stored.get(_STEM, ())[2:3] == (3,):
             hint = (
                 f"\nThe command python -m focalnet_jax.convert {path.parent} DIRECTORY "
