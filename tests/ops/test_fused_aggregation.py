@@ -203,7 +203,7 @@ def text_for_two_devices(compute):
 
 
 aggregate_for_tpus = functools.partial(
-    fused_aggregation._aggregate_map, target=kernel_operation.Target(vmem=128 << 20)
+    fused_aggregation._aggregate_map, target=kernel_operation.Target("tpu", vmem=128 << 20)
 )
 
 
