@@ -139,9 +139,7 @@ def backward(
     of_kernels = []
     for level, kernel in reversed(list(enumerate(kernels))):
         # `toward` is the cotangent of what is before the GELU of this level.
-        of_kernels.append(
-            _correlate(sources[level], toward, kernel, interpret=interpret)
-        )
+        of_kernels.append(_correlate(sources[level], toward, kernel, interpret=interpret))
         height, width = kernel.shape[:2]
         up, left = _reach(kernel)
         others: tuple = ()
@@ -211,7 +209,7 @@ class _Place(NamedTuple):
         return list(zip(self.indices, ref.shape))[:axes]
 
     def is_inside(self, ref) -> jax.Array:
-        inside = [(0 <= index) & (index < size) for index, size in self.checked(ref)]
+        inside = [(index >= 0) & (index < size) for index, size in self.checked(ref)]
         return functools.reduce(jnp.logical_and, inside)
 
 
@@ -251,7 +249,7 @@ def _channel_block(channels: int) -> int:
 
 
 def _loop(count: int, body: Callable, start: Any) -> Any:
-    return jax.lax.fori_loop(0, count, lambda i, x: body(i.astype(jnp.int32), x), start)
+    return jax.lax.fori_loop(0, count, lambda i, x: body(jnp.int32(i), x), start)
 
 
 def _divided(number: jax.Array, divisor: int) -> tuple[jax.Array, jax.Array]:
@@ -328,7 +326,7 @@ def _convolve_kernel(x, kernel, *refs, count, rows, block, reach, finish):
                     sums[row - tap] += taps[tap] * values
         return sums
 
-    zeros = [jnp.zeros((COLUMNS, block), kernel.dtype)] * rows
+    zeros = [jnp.zeros((COLUMNS, block), kernel.dtype) for _ in range(rows)]
     sums = _loop(width, add_column, zeros)
     for row in range(rows):
         own = place.shifted(row, 0)

@@ -25,10 +25,10 @@ _LOG_OF_TAIL = (
     -0.6947665810585022,
 )
 
-# The share below -a is the density at a times a polynomial of 1 / (1 + _SCALE * a): 26.2.17
-# of Abramowitz and Stegun, "Handbook of Mathematical Functions". Here are its
-# coefficients, the highest power first; that of the power 0 is 0. The error of the share
-# is below 7.5e-8, and so of the size of float32's rounding.
+# The share below -a is the density at a times a polynomial of 1 / (1 + _SCALE * a), by
+# 26.2.17 of Abramowitz and Stegun, "Handbook of Mathematical Functions". These are its
+# coefficients, the highest power first. The error of the share is below 7.5e-8, which is
+# about that of rounding to float32.
 _SCALE = 0.2316419
 _OF_TAIL = (1.330274429, -1.821255978, 1.781477937, -0.356563782, 0.319381530, 0.0)
 

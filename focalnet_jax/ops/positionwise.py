@@ -426,8 +426,6 @@ define(
     {"tpu": functools.partial(_apply_by_kernel, save=True)},
 )
 define(_tangent, _describe_results, _tangent_in_jax)
-define(
-    _cotangent, _describe_cotangent, _cotangent_in_jax, {"tpu": _cotangent_by_kernel}
-)
+define(_cotangent, _describe_cotangent, _cotangent_in_jax, {"tpu": _cotangent_by_kernel})
 ad.primitive_jvps[_apply] = _differentiate
 ad.primitive_transposes[_tangent] = _transpose
