@@ -200,18 +200,6 @@ class _Place(NamedTuple):
         channel = jax.lax.broadcasted_iota(jnp.int32, (1, self.channels), 1)
         return self.image, self.y, self.x + column, self.channel + channel
 
-    def checked(self, ref) -> list:
-        """Pairs of indices and sizes, of the axes whose end a place may be beyond.
-
-        Without a check of the channels, a thread reads several of them at once.
-        """
-        axes = 3 if ref.shape[-1] % self.channels == 0 else 4
-        return list(zip(self.indices, ref.shape))[:axes]
-
-    def is_inside(self, ref) -> jax.Array:
-        inside = [(index >= 0) & (index < size) for index, size in self.checked(ref)]
-        return functools.reduce(jnp.logical_and, inside)
-
 
 def _load(ref, place: _Place) -> jax.Array:
     """Values in float32 or wider, which are 0 beyond the array.
@@ -220,21 +208,24 @@ def _load(ref, place: _Place) -> jax.Array:
     """
     if ref.shape[-1] == 1:
         place = place._replace(channel=0, channels=1)
-    # No address is outside, not even one that is not read.
-    within = [jnp.clip(index, 0, size - 1) for index, size in place.checked(ref)]
-    view = ref.at[(*within, *place.indices[len(within) :])]
-    return _widen(pltriton.load(view, mask=place.is_inside(ref), other=0))
+    indices = place.indices
+    mask = _is_inside(indices, ref.shape)
+    return _widen(pltriton.load(ref.at[indices], mask=mask, other=0))
 
 
 def _store(ref, place: _Place, values: jax.Array) -> None:
     """Writes those values that are inside of the array."""
-    *_, columns, channels = place
     image, y, x, channel = map(jnp.int32, place[:4])
-    pltriton.store(
-        ref.at[image, y, pl.ds(x, columns), pl.ds(channel, channels)],
-        values.astype(ref.dtype),
-        mask=place.is_inside(ref),
-    )
+    *_, columns, channels = place
+    view = ref.at[image, y, pl.ds(x, columns), pl.ds(channel, channels)]
+    mask = _is_inside(place.indices, ref.shape)
+    pltriton.store(view, values.astype(ref.dtype), mask=mask)
+
+
+def _is_inside(indices: tuple, shape: tuple[int, ...]) -> jax.Array:
+    pairs = zip(indices, shape, strict=True)
+    inside = [(index >= 0) & (index < size) for index, size in pairs]
+    return functools.reduce(jnp.logical_and, inside)
 
 
 def _channel_block(channels: int) -> int:

@@ -57,7 +57,6 @@ def _store(view, values, *, mask=True) -> None:
 
 # What kernels call, but for the functions that know which program it is.
 _NUMPY = types.SimpleNamespace(
-    clip=np.clip,
     float32=np.float32,
     int32=np.int32,
     logical_and=np.logical_and,

@@ -176,16 +176,16 @@ MISTAKES = {
         "right = group * columns + column - left + 1",
     ),
     "results that are written beyond the map": (
-        "        mask=place.is_inside(ref),\n    )\n",
-        "    )\n",
+        "pltriton.store(view, values.astype(ref.dtype), mask=mask)",
+        "pltriton.store(view, values.astype(ref.dtype))",
     ),
     "channels beyond the last one": (
-        "axes = 3 if ref.shape[-1] % self.channels == 0 else 4",
-        "axes = 3",
+        "pairs = zip(indices, shape, strict=True)",
+        "pairs = zip(indices[:3], shape[:3], strict=True)",
     ),
     "a border that is not zeroed": (
-        "mask=place.is_inside(ref), other=0))",
-        "other=0))",
+        "pltriton.load(ref.at[indices], mask=mask, other=0)",
+        "pltriton.load(ref.at[indices], other=0)",
     ),
     "a gate of the next level": (
         "total += _widen(context) * _gate(gates, level)",
