@@ -223,10 +223,13 @@ def test_triton_knows_what_the_kernels_are_made_of(stage, windows, dtype, channe
     assert text.count(TRITON) == 9
 
 
-def test_cards_that_triton_is_not_for_are_told(caplog):
+def test_where_there_is_no_triton_is_said(monkeypatch, caplog):
     kernel_operation.warn_once.cache_clear()
     assert "custom_call" not in text_for("cpu", "triton")
     assert "the program is not for an NVIDIA GPU" in caplog.text
+    monkeypatch.setattr(triton_aggregation, "IS_THERE", False)
+    assert TRITON not in text_for("cuda", "triton", H100)
+    assert "this version of jax has no Pallas for Triton" in caplog.text
 
 
 @pytest.mark.parametrize(
