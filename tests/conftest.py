@@ -33,6 +33,7 @@ from focalnet_jax.data import open_source
 from focalnet_jax.train import default_config, loop, train
 from focalnet_jax.train.run import metrics
 from focalnet_jax.train.run.metrics import MetricsWriter
+from focalnet_jax.train.run.preemption import Preemption
 
 
 @pytest.hookimpl(trylast=True)  # Pytest's own plugin writes it where it may be lost.
@@ -53,6 +54,14 @@ def pytest_unconfigure(config):
         pathlib.Path(config.crash_file.name).unlink(missing_ok=True)
     if is_first:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_are_for_pytest():
+    """A signal that ends the tests does so, and isn't a notice to the run in a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Preemption, "__enter__", lambda self: self)
+        yield
 
 
 @pytest.fixture(scope="session")

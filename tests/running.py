@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-TIMEOUT = 600  # seconds; a process that hangs is an error too
+TIMEOUT = 1800  # seconds, for machines that are busy; one that hangs is an error too
 
 TINY = [
     "--config.batch_size=16",

@@ -55,6 +55,9 @@ def test_workdir_describes_the_run(tiny_config, tmp_path, capsys):
 def test_training_learns(tiny_config, tmp_path):
     tiny_config.num_steps = 60
     tiny_config.batch_size = 64
+    tiny_config.model.depths = (1, 1)
+    tiny_config.model.focal_levels = (2, 1)
+    tiny_config.model.focal_windows = (3, 3)
     tiny_config.model.drop_rate = 0.0
     tiny_config.checkpoint.every_steps = 60
     tiny_config.data.crop_area = (0.8, 1.0)

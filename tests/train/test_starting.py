@@ -37,7 +37,7 @@ def test_starting_with_a_new_head(tiny_config, tmp_path, capsys):
     average = first / "checkpoints" / "1" / "ema"
     tiny_config.init_from = str(average)
     tiny_config.model.num_classes = 12
-    with pytest.raises(SetupError, match=r"has \(16, 12\)\n.*reset_head=True"):
+    with pytest.raises(SetupError, match=r"has \(8, 12\)\n.*reset_head=True"):
         train(*check_config(tiny_config), second)
     tiny_config.reset_head = True
     tiny_config.learning_rate = tiny_config.warmup_learning_rate = 0.0
