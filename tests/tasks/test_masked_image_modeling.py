@@ -132,6 +132,9 @@ def test_means_count_each_example_once():
 def test_a_run_learns_resumes_and_is_evaluated(masked_config, tmp_path, train_until):
     masked_config.num_steps = 40
     masked_config.learning_rate = 3e-2
+    masked_config.model.depths = (1, 1)
+    masked_config.model.focal_levels = (2, 1)
+    masked_config.model.focal_windows = (3, 3)
     masked_config.model.drop_rate = 0.0
     metrics = run(masked_config, tmp_path / "whole")
     lines = [
