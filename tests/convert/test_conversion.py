@@ -12,10 +12,11 @@ from tiny import random_params, tiny_backbone, tiny_model
 
 from focalnet_jax import create_backbone, create_model, load_model
 from focalnet_jax.convert import from_torch, infer_model, to_torch
-from focalnet_jax.convert.dialects import DIALECTS
-from focalnet_jax.convert.fit import Changes, fit_to_model
+from focalnet_jax.convert.dialects import CLASSIFIER_DIALECTS, DIALECTS
+from focalnet_jax.convert.fit import fit_to_model
 from focalnet_jax.convert.infer import visible_settings
 from focalnet_jax.convert.names import MatchedWeights, Parameter
+from focalnet_jax.convert.reading import Changes
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
 from focalnet_jax.models import abstract_params
@@ -38,12 +39,12 @@ def assert_same_trees(ours, theirs):
 
 
 @pytest.mark.parametrize("name", ["focalnet_tiny_srf", "focalnet_huge_fl4"])
-@pytest.mark.parametrize("first", DIALECTS)
+@pytest.mark.parametrize("first", CLASSIFIER_DIALECTS)
 def test_round_trips_across_dialects_are_exact(first, name):
     model = small(name)
     params = random_params(model, "float32")
     there = to_torch(params, model, dialect=first)
-    for second in DIALECTS:
+    for second in CLASSIFIER_DIALECTS:
         elsewhere = to_torch(from_torch(there, model), model, dialect=second)
         back = to_torch(from_torch(elsewhere, model), model, dialect=first)
         assert back.keys() == there.keys()
@@ -149,7 +150,7 @@ def test_of_several_wrappers_the_choice_is_said(params, caplog):
         from_torch(checkpoint, small(), wrapper="ema")
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", CLASSIFIER_DIALECTS)
 @pytest.mark.parametrize(
     "prefix", ["module.", "visual.", "vision.", "encoder.", "backbone.", "module.visual."]
 )
@@ -286,7 +287,7 @@ def test_another_architecture_is_one_line():
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", CLASSIFIER_DIALECTS)
 def test_another_layout_is_never_taken_for_the_right_one(dialect, params):
     """A square matrix would fit both with and without a transposition."""
     source = to_torch(params, small(), dialect=dialect)
@@ -585,7 +586,7 @@ def test_variants_are_inferred_from_their_shapes(variant):
     """The variants have their full size, and every dialect is tested."""
     name, shapes = variant
     model = create_model(name)
-    for dialect in DIALECTS:
+    for dialect in CLASSIFIER_DIALECTS:
         assert infer_model(zeros(model, dialect, shapes)) == (name, {})
 
 
