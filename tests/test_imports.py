@@ -137,6 +137,7 @@ ALLOWED = {
     "parity": {
         "command_line",
         "convert",
+        "heads",
         "image_size",
         "models",
         "pages",
