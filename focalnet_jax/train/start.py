@@ -18,6 +18,7 @@ from focalnet_jax.train.run.workdir import changed_fields
 from focalnet_jax.train.state import TrainState
 from focalnet_jax.trees import named_leaves, nested
 from focalnet_jax.weights.params import (
+    batch_stats_path,
     find_params,
     load_params,
     newest_params_path,
@@ -105,8 +106,7 @@ def _start_from(
     try:
         params = load_params(init_from, abstract.params, new=new, may_be_new=task.new)
         batch_stats = state.batch_stats
-        average = "ema_" if init_from.name == "ema" else ""
-        stored = init_from.parent / f"{average}batch_stats"
+        stored = batch_stats_path(init_from)
         if batch_stats and stored.exists():
             batch_stats = load_params(
                 stored, abstract.batch_stats, new=new, may_be_new=task.new

@@ -6,8 +6,9 @@ from converting import assert_same_trees, small, zeros
 from tiny import random_params, tiny_backbone
 
 from focalnet_jax.convert import from_torch, to_torch
-from focalnet_jax.convert.fit import Changes, fit_to_model
+from focalnet_jax.convert.fit import fit_to_model
 from focalnet_jax.convert.names import MatchedWeights, Parameter
+from focalnet_jax.convert.reading import Changes
 from focalnet_jax.errors import SetupError
 from focalnet_jax.trees import named_leaves
 

@@ -9,7 +9,7 @@ from converting import shapes_of, small, zeros
 
 from focalnet_jax import create_backbone, create_model
 from focalnet_jax.convert import from_torch, infer_model, to_torch
-from focalnet_jax.convert.dialects import DIALECTS
+from focalnet_jax.convert.dialects import CLASSIFIER_DIALECTS
 from focalnet_jax.convert.infer import visible_settings
 from focalnet_jax.errors import SetupError
 
@@ -37,7 +37,7 @@ def test_variants_are_inferred_from_their_shapes(variant):
     """The variants have their full size, and every dialect is tested."""
     name, shapes = variant
     model = create_model(name)
-    for dialect in DIALECTS:
+    for dialect in CLASSIFIER_DIALECTS:
         assert infer_model(zeros(model, dialect, shapes)) == (name, {})
 
 

@@ -7,12 +7,12 @@ from tiny import random_params, tiny_backbone
 
 from focalnet_jax import load_model
 from focalnet_jax.convert import from_torch, infer_model, to_torch
-from focalnet_jax.convert.dialects import DIALECTS
+from focalnet_jax.convert.dialects import CLASSIFIER_DIALECTS
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", CLASSIFIER_DIALECTS)
 @pytest.mark.parametrize(
     "prefix", ["module.", "visual.", "vision.", "encoder.", "backbone.", "module.visual."]
 )
@@ -132,7 +132,7 @@ def test_another_architecture_is_one_line():
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", CLASSIFIER_DIALECTS)
 def test_another_layout_is_never_taken_for_the_right_one(dialect, params):
     """A square matrix would fit both with and without a transposition."""
     source = to_torch(params, small(), dialect=dialect)

@@ -57,7 +57,7 @@ def write_start(path, **options):
     )
     params = random_params(model, "float32")
     description = ModelDescription("focalnet_tiny_srf", overrides, preprocessing)
-    write_directory(pathlib.Path(path), description, params)
+    write_directory(pathlib.Path(path), description, {"params": params})
     return params
 
 
