@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from aggregation_cases import differences, draw_inputs, in_float64
+from mutated import mutated_module
+from one_by_one import one_by_one
 
 from focalnet_jax.kernels import triton_aggregation
 from focalnet_jax.ops.gelu import gelu_and_derivative, gelu_and_derivative_without_erf
 from tests.kernels import aggregation_cases
-from tests.kernels.aggregation_cases import differences, draw_inputs, in_float64
-from tests.kernels.mutated import mutated_module
-from tests.kernels.one_by_one import one_by_one
 
 ACTIVATIONS = {
     "float64": functools.partial(gelu_and_derivative, exact=True),
