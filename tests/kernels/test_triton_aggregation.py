@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 
+import aggregation_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,6 @@ from one_by_one import one_by_one
 
 from focalnet_jax.kernels import triton_aggregation
 from focalnet_jax.ops.gelu import gelu_and_derivative, gelu_and_derivative_without_erf
-from tests.kernels import aggregation_cases
 
 ACTIVATIONS = {
     "float64": functools.partial(gelu_and_derivative, exact=True),
