@@ -4,15 +4,18 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import types
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from focalnet_jax.convert.fit import FittedParams, Reading, fit_to_model
+from focalnet_jax.convert.fit import FittedParams, fit_to_model
+from focalnet_jax.convert.reading import Reading
 from focalnet_jax.errors import SetupError, did_you_mean, spelt
+from focalnet_jax.heads import Segmenter
 from focalnet_jax.image_size import ImageSize
 from focalnet_jax.models import FocalNet
 from focalnet_jax.models.size import Model
@@ -51,7 +54,7 @@ class Pretrained(_Pretrained):
     """A model with its parameters and its preprocessing, which it can be unpacked to.
 
     Attributes:
-      model: a `FocalNet`, a `FocalNetBackbone` or a `MaskedFocalNet`.
+      model: a `FocalNet`, a `FocalNetBackbone`, a `MaskedFocalNet` or a `Segmenter`.
       params: the parameters for `model.apply({"params": params}, images)`. They are on
         the default device.
       preprocessing: a function that makes `float32 [size, size, 3]` of an image file or
@@ -59,13 +62,21 @@ class Pretrained(_Pretrained):
       classes: the names of the classes in the order of the logits; None if they are not
         known. Where nothing is recorded and a head that is not new has a row for each
         class of ImageNet-1K or ImageNet-22K, they are theirs.
+      batch_stats: the running averages of a segmenter; empty for other models.
     """
 
     classes: tuple[str, ...] | None = None
+    batch_stats: Mapping[str, Any] = types.MappingProxyType({})
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the model is applied with: `params` and, if it has any, `batch_stats`."""
+        averages = {"batch_stats": self.batch_stats} if self.batch_stats else {}
+        return {"params": self.params} | averages
 
     def _replace(self, **changes) -> "Pretrained":
         replaced = super()._replace(**changes)
-        replaced.classes = self.classes
+        replaced.classes, replaced.batch_stats = self.classes, self.batch_stats
         return replaced
 
     def predict(
@@ -126,11 +137,16 @@ class Pretrained(_Pretrained):
         self.check_predicts()
         missing = max((rows or 0) - len(images), 0)
         padded = np.pad(images, [(0, missing), *[(0, 0)] * (images.ndim - 1)])
-        given = np.asarray(_probabilities(self.model, self.params, padded))
+        given = np.asarray(_probabilities(self.model, self.variables, padded))
         return [self._best(row, topk) for row in given[: len(images)]]
 
     def check_predicts(self) -> None:
-        """Raises SetupError for a model without a head."""
+        """Raises SetupError for a model that doesn't classify images."""
+        if isinstance(self.model, Segmenter):
+            raise SetupError(
+                "the model says of each pixel what it shows, and not of the image: load "
+                "the weights of a classifier"
+            )
         if not getattr(self.model, "num_classes", 0):
             raise SetupError(
                 "the model has no head, so it predicts no classes: load the weights of a "
@@ -151,8 +167,8 @@ class Pretrained(_Pretrained):
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _probabilities(model: FocalNet, params: dict[str, Any], images: jax.Array):
-    logits, _ = model.apply({"params": params}, images)
+def _probabilities(model: FocalNet, variables: dict[str, Any], images: jax.Array):
+    logits, _ = model.apply(variables, images)
     return jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
 
 
@@ -192,16 +208,17 @@ def load_model(
       wrapper: the entry of the file that holds the weights, such as `"state_dict_ema"`.
       prefix: take only the names that begin so, such as `"backbone.0"`.
       ignore: shell-style patterns of names to leave out.
-      head: `"reset"` makes a new head, new norms for a backbone, or a new decoder and a
-        new mask token for a masked model. `"in22k_to_in1k"` keeps the ImageNet-1K part of
-        a released ImageNet-22K head.
+      head: `"reset"` makes a new head, new norms for a backbone, a new decoder and a new
+        mask token for a masked model, or new norms and heads for a segmenter.
+        `"in22k_to_in1k"` keeps the ImageNet-1K part of a released ImageNet-22K head.
       resize_kernels: zero-pad or crop the depthwise kernels around their centre.
       add_levels: add focal levels. Their gates are zero and their kernels are new.
       allow_nan: take NaN and infinity as they are.
       seed: the seed of new parameters.
       **options: options of the model to change, such as `dtype="bfloat16"`, or
         `normalize_modulator=True`, which weights cannot show. With another `in_channels`
-        the stem of RGB weights is adapted. `reconstruct=True` makes a masked model.
+        the stem of RGB weights is adapted. `reconstruct=True` makes a masked model, and
+        `segment=True` a segmenter, whose running averages are in `batch_stats`.
 
     Raises:
       SetupError: there is nothing at `source`, it cannot be read, or it does not fit the
@@ -242,9 +259,10 @@ def with_parameters(
     """
     params = jax.tree.map(jnp.array, fitted.params)
     pretrained = Pretrained(found.model, params, found.description.preprocessing)
+    pretrained.batch_stats = jax.tree.map(jnp.array, fitted.batch_stats)
     if found.description.classes:
         pretrained.classes = tuple(found.description.classes)
-    elif head != "reset":
+    elif head != "reset" and not isinstance(found.model, Segmenter):
         pretrained.classes = imagenet_classes(getattr(found.model, "num_classes", 0))
     return pretrained
 

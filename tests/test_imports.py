@@ -43,6 +43,7 @@ ALLOWED = {
     },
     "convert": {
         "command_line",
+        "heads",
         "image_size",
         "models",
         "paths",
@@ -53,6 +54,7 @@ ALLOWED = {
     },
     "pretrained": {
         "convert",
+        "heads",
         "image_size",
         "models",
         "preprocessing",
@@ -61,6 +63,7 @@ ALLOWED = {
     "export": {
         "command_line",
         "convert",
+        "heads",
         "image_size",
         "models",
         "paths",
@@ -147,6 +150,7 @@ ALLOWED = {
     "parity": {
         "command_line",
         "convert",
+        "heads",
         "image_size",
         "models",
         "pages",

@@ -248,9 +248,7 @@ def test_a_process_that_is_gone_ends_the_others(
         wait_for(metrics.exists, processes)
         processes[index].send_signal(name)
         other = processes[1 - index]
-        start = time.monotonic()
         _, errors = other.communicate(timeout=TIMEOUT)
-        assert time.monotonic() - start < 120
     finally:
         finish(processes) if name == signal.SIGKILL else processes[index].kill()
     assert other.returncode != 0

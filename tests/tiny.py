@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from focalnet_jax import create_backbone, create_model
+from focalnet_jax import create_backbone, create_model, create_segmenter
+from focalnet_jax.convert import to_torch
+from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.data import EvalTransform, TrainTransform
-from focalnet_jax.models import abstract_params
+from focalnet_jax.models import abstract_params, abstract_variables
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.tasks.classification import Classification
 from focalnet_jax.trees import map_named
@@ -29,6 +31,26 @@ def tiny_model(name="focalnet_tiny_srf", **options):
 def tiny_backbone(name="focalnet_tiny_srf", **options):
     """The same without a head; it returns the maps of both stages."""
     return create_backbone(name, **dict(out_stages=(0, 1)) | TINY | options)
+
+
+def tiny_segmenter(name="focalnet_tiny_srf", **options):
+    """The same with narrow heads of five classes."""
+    heads = dict(num_classes=5, head_channels=8, auxiliary_channels=6)
+    return create_segmenter(name, **heads | TINY | options)
+
+
+def write_segmenter(path, model=None, seed=0):
+    """Writes a checkpoint as mmsegmentation names one; returns its variables."""
+    model = model or tiny_segmenter()
+    variables = random_like(abstract_variables(model), "float32", seed)
+    tensors = to_torch(
+        variables["params"],
+        model,
+        dialect="mmsegmentation",
+        batch_stats=variables["batch_stats"],
+    )
+    write_weights(path, tensors, wrapper="state_dict")
+    return variables
 
 
 def random_params(model, dtype="float64", seed=0):

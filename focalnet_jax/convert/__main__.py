@@ -12,7 +12,8 @@ official release.
 
 DST is a directory for `main.py --config.init_from=DST` and for
 `focalnet_jax.load_model(DST)`, or a file that the dialect's implementation loads
-strictly. A .pth file for microsoft has its weights under "model". A .safetensors file
+strictly. A .pth file for microsoft has its weights under "model", and one for
+mmsegmentation under "state_dict". A .safetensors file
 also holds the model's description and its preprocessing, which `load_model` reads.
 """
 
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         if to_file:
             write_dialect(destination, found, fitted, args.dialect)
         else:
-            write_directory(destination, found.description, fitted.params)
+            write_directory(destination, found.description, fitted.variables)
             count = count_params(found.model)
             print(f"wrote {destination}: {count:,} parameters, and model.json")
 

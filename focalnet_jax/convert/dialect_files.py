@@ -10,18 +10,19 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from focalnet_jax.convert.checkpoint_meta import meta_of
 from focalnet_jax.convert.conversion import to_torch
-from focalnet_jax.convert.dialects import DIALECTS
-from focalnet_jax.convert.fit import FittedParams
+from focalnet_jax.convert.dialects import DIALECTS, MMSEGMENTATION
+from focalnet_jax.convert.fit import FittedParams, named_variables
 from focalnet_jax.convert.model_arguments import print_notes
-from focalnet_jax.convert.precision import is_exact
+from focalnet_jax.convert.precision import is_count, is_exact
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.convert.weights_and_model import DESCRIPTION, WeightsAndModel
 from focalnet_jax.models.size import Model
-from focalnet_jax.trees import named_leaves
 from focalnet_jax.weights.description import (
     BACKBONE_OPTIONS,
     MASKED_IMAGE_MODELING,
+    SEMANTIC_SEGMENTATION,
     ModelDescription,
 )
 
@@ -46,16 +47,26 @@ def write_dialect(
       OSError: the file can't be written.
     """
     dialect = dialect or _usual_dialect(found)
-    dtypes = _original_dtypes(fitted.params, found)
-    tensors = to_torch(fitted.params, found.model, dialect=dialect, dtype=dtypes)
+    dtypes = _original_dtypes(fitted.variables, found)
+    tensors = to_torch(
+        fitted.params,
+        found.model,
+        dialect=dialect,
+        dtype=dtypes,
+        batch_stats=fitted.batch_stats,
+    )
     print_notes(_options_a_file_lacks(found.model))
     if path.suffix != ".safetensors":
-        print_notes((_description_a_pickle_lacks(path, found.description),))
+        holds_classes = dialect == MMSEGMENTATION.name
+        print_notes(
+            (_description_a_pickle_lacks(path, found.description, holds_classes),)
+        )
     write_weights(
         path,
         tensors,
         wrapper=DIALECTS[dialect].wrapper,
         metadata={DESCRIPTION: json.dumps(found.description.to_json())},
+        meta=meta_of(found.description) if dialect == MMSEGMENTATION.name else None,
     )
     print(f"wrote {path}: {len(tensors):,} tensors, named as {dialect}")
 
@@ -66,21 +77,25 @@ def _usual_dialect(found: WeightsAndModel) -> str:
         return "microsoft"  # No other dialect has names for the norms of a backbone.
     if found.description.task == MASKED_IMAGE_MODELING:
         return "transformers"  # Nor for a decoder and a mask token.
+    if found.description.task == SEMANTIC_SEGMENTATION:
+        return MMSEGMENTATION.name  # Nor for its heads.
     if found.weights.dialect:
         return found.weights.dialect.name
     return (found.description.source or {}).get("dialect", "microsoft")
 
 
 def _original_dtypes(
-    params: dict[str, Any], found: WeightsAndModel
+    variables: dict[str, Any], found: WeightsAndModel
 ) -> dict[str, np.dtype]:
-    """The dtypes that converted parameters had before they were widened, by Flax path.
+    """The dtypes that converted variables had before they were widened, by Flax path.
 
     Parameters that would lose digits are left out, such as those trained since.
     """
     recorded = (found.description.source or {}).get("dtype", {})
     dtypes = {}
-    for path, array in named_leaves(params).items():
+    for path, array in named_variables(variables).items():
+        if is_count(array.dtype):
+            continue
         name = recorded if isinstance(recorded, str) else recorded.get(path)
         narrow = jnp.dtype(name) if name else array.dtype
         if is_exact(narrow, array.dtype):
@@ -106,10 +121,12 @@ def _options_a_file_lacks(model: Model) -> tuple[str, ...]:
     return (f"weights do not show {listed}: set that where the file is loaded",)
 
 
-def _description_a_pickle_lacks(path: pathlib.Path, description: ModelDescription) -> str:
+def _description_a_pickle_lacks(
+    path: pathlib.Path, description: ModelDescription, holds_classes: bool
+) -> str:
     numbers = description.preprocessing.to_json().items()
     lacks = "the preprocessing, " + ", ".join(f"{k}={v}" for k, v in numbers)
-    if description.classes:
+    if description.classes and not holds_classes:
         lacks += f", and for the names of {len(description.classes):,} classes"
     return (
         f"a file in {path.suffix} has no place for {lacks}; a directory or a "

@@ -8,6 +8,9 @@ implementations write a dense layer as a 1x1 convolution.
     dense          Flax [in, out]            PyTorch [out, in], or [out, in, 1, 1]
     convolution    Flax [h, w, in, out]      PyTorch [out, in, h, w]
     depthwise      Flax [h, w, 1, c]         PyTorch [c, 1, h, w]
+
+The running averages of BatchNorm, which Flax keeps in a tree of their own, have paths of
+their own beside those of the parameters: `decode_head/bottleneck/bn/mean`.
 """
 
 import dataclasses
@@ -26,7 +29,14 @@ _BLOCK = "layers_{s}/blocks_{b}"
 _INTEGER_FIELDS = ("s", "next", "b", "l")
 _CONVOLUTIONS = re.compile(
     r"(.*/)?((patch_embed|downsample)/proj|focal_layers_\d+)/kernel"
+    r"|(decode|auxiliary)_head/.*/kernel"
 )
+# The leaves of Flax that PyTorch calls otherwise than `weight`.
+_AVERAGES = {"mean": "running_mean", "var": "running_var", "count": "num_batches_tracked"}
+_LEAVES = {"bias": "bias"} | _AVERAGES
+
+# What a segmenter has beside its backbone.
+SEGMENTER_HEADS = ("decode_head", "auxiliary_head")
 
 # Ends messages about a dialect that can't express a model.
 MICROSOFT_CAN = "The dialect microsoft can express every net for images"
@@ -74,7 +84,7 @@ class Dialect:
                 if "s" in fields:
                     fields["next"] = str(int(fields["s"]) + 1)
                 key = template.format(**fields, post="_post" if use_postln else "")
-                return key + {None: "", "bias": ".bias"}.get(leaf, ".weight")
+                return f"{key}.{_LEAVES.get(leaf, 'weight')}" if leaf else key
         return None
 
     def path_of(self, key: str) -> str | None:
@@ -88,10 +98,10 @@ class Dialect:
                 path = flax.format(**fields)
                 if leaf is None:
                     return path
-                if leaf == "weight":
-                    is_norm = re.search(r"(^|/)(norm\d*|ln)$", path)
-                    leaf = "scale" if is_norm else "kernel"
-                return f"{path}/{leaf}"
+                is_norm = re.search(r"(^|/)(norm\d*|ln|bn)$", path)
+                own = {torch: flax for flax, torch in _LEAVES.items()}
+                own["weight"] = "scale" if is_norm else "kernel"
+                return f"{path}/{own[leaf]}"
         return None
 
     def check_can_be(self, encoder: FocalNetEncoder) -> None:
@@ -113,9 +123,11 @@ class Dialect:
                 )
 
     def to_torch(self, path: str, array: np.ndarray) -> np.ndarray:
-        """Makes a view of a Flax array in the layout of PyTorch."""
+        """Makes an array of PyTorch of a Flax array: a view, or of a count a copy."""
         if path == "mask_token":
             return array[None, None]
+        if path.endswith("/count"):
+            return array.astype(np.int64)
         if not path.endswith("/kernel"):
             return array
         array = np.moveaxis(array, (-1, -2), (0, 1))
@@ -127,7 +139,7 @@ class Dialect:
             is_one = array.ndim == 3 and array.shape[:2] == (1, 1)
             return array[0, 0] if is_one else None
         if not path.endswith("/kernel"):
-            return array if array.ndim == 1 else None
+            return array if array.ndim == (not path.endswith("/count")) else None
         if self._is_pointwise(path):
             return array[..., 0, 0].T if array.shape[2:] == (1, 1) else None
         if array.ndim != (4 if _CONVOLUTIONS.fullmatch(path) else 2):
@@ -150,8 +162,8 @@ class Dialect:
         }
         return [
             (
-                _compile(flax, separator="/", leaves="kernel|bias|scale"),
-                _compile(torch, separator=r"\.", leaves="weight|bias"),
+                _compile(flax, "/", ["kernel", "scale", "bias"], [*_AVERAGES]),
+                _compile(torch, r"\.", ["weight", "bias"], [*_AVERAGES.values()]),
                 flax,
                 torch,
             )
@@ -191,13 +203,24 @@ def _check_is_a_net_for_images(name: str, encoder: FocalNetEncoder) -> None:
         )
 
 
-def _compile(template: str, *, separator: str, leaves: str) -> re.Pattern:
+def _compile(
+    template: str, separator: str, leaves: list[str], averages: list[str]
+) -> re.Pattern:
+    """The pattern of the names of a module's parameters.
+
+    Args:
+      template: of the module's name.
+      separator: of the parts of a name.
+      leaves: the names that parameters have in a module.
+      averages: those of the running averages that a BatchNorm has beside them.
+    """
     pattern = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
     for field in _INTEGER_FIELDS:
         pattern = pattern.replace(f"{{{field}}}", rf"(?P<{field}>\d+)")
     pattern = pattern.replace("{post}", "(?:_post)?")
     if not re.search("gamma|mask_token", template):  # All others are modules.
-        pattern += rf"{separator}(?P<leaf>{leaves})"
+        leaves = leaves + averages if template.endswith("bn") else leaves
+        pattern += rf"{separator}(?P<leaf>{'|'.join(leaves)})"
     return re.compile(pattern)
 
 
@@ -299,7 +322,40 @@ TRANSFORMERS = Dialect(
     stem_padding=2,
 )
 
-DIALECTS = {dialect.name: dialect for dialect in (MICROSOFT, TIMM, TRANSFORMERS)}
+# open-mmlab/mmsegmentation, 0.x and 1.x: microsoft/FocalNet's backbone, `UPerHead` and an
+# `FCNHead` with one convolution. They have the names that Flax has here, but for numbers.
+_HEAD_MODULES = {
+    f"{name}/{layer}": f"{torch}.{layer}"
+    for name, torch in {
+        "decode_head/psp_modules_{l}": "decode_head.psp_modules.{l}.1",
+        "decode_head/bottleneck": "decode_head.bottleneck",
+        "decode_head/lateral_convs_{l}": "decode_head.lateral_convs.{l}",
+        "decode_head/fpn_convs_{l}": "decode_head.fpn_convs.{l}",
+        "decode_head/fpn_bottleneck": "decode_head.fpn_bottleneck",
+        "auxiliary_head/convs_{l}": "auxiliary_head.convs.{l}",
+    }.items()
+    for layer in ("conv", "bn")
+}
+MMSEGMENTATION = Dialect(
+    name="mmsegmentation",
+    block=f"backbone.{MICROSOFT.block}",
+    in_block=MICROSOFT.in_block,
+    outside={
+        flax: f"backbone.{torch}"
+        for flax, torch in MICROSOFT.outside.items()
+        if flax not in ("norm", "head")
+    }
+    | {f"{head}/conv_seg": f"{head}.conv_seg" for head in SEGMENTER_HEADS}
+    | _HEAD_MODULES,
+    pointwise=MICROSOFT.pointwise,
+    wrapper="state_dict",
+)
+
+# Those that have names for classifiers.
+CLASSIFIER_DIALECTS = {
+    dialect.name: dialect for dialect in (MICROSOFT, TIMM, TRANSFORMERS)
+}
+DIALECTS = CLASSIFIER_DIALECTS | {MMSEGMENTATION.name: MMSEGMENTATION}
 
 
 def dialect_named(name: str) -> Dialect:

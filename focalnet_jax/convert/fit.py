@@ -2,141 +2,41 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from focalnet_jax.convert.dialects import SEGMENTER_HEADS
 from focalnet_jax.convert.infer import gated_levels
 from focalnet_jax.convert.misfits import check_names_and_shapes
 from focalnet_jax.convert.names import MatchedWeights, Parameter
 from focalnet_jax.convert.precision import cast, dtype_notes
-from focalnet_jax.errors import SetupError, argument, counted, shown
-from focalnet_jax.image_size import ImageSize, parse_image_size
+from focalnet_jax.convert.reading import Changes
+from focalnet_jax.errors import SetupError, argument, counted
+from focalnet_jax.heads import Segmenter
 from focalnet_jax.models import (
     FocalNet,
     FocalNetBackbone,
     FocalNetEncoder,
-    MaskedFocalNet,
-    abstract_params,
+    abstract_variables,
 )
 from focalnet_jax.models.size import Model
 from focalnet_jax.trees import named_leaves, nested
-from focalnet_jax.values import SEED, Flag, NotAllowed, Several, Text
+from focalnet_jax.weights.kernel_sizes import is_focal_kernel, resized_kernel
 
-HEADS = ("reset", "in22k_to_in1k")
 _STEM = "patch_embed/proj/kernel"
-# The names of what a classifier or a masked model has beside encoder and norm, and of all
-# parameters that are not the encoder's.
-_HEAD = re.compile(r"(head|decoder)/.*|mask_token")
+# The most paths that a note lists one by one.
+_LISTED = 16
+# The paths of a segmenter's heads, and of their layers that depend on the classes; of
+# what a model has beside encoder and norms; and of all that is not the encoder's.
+_SEGMENTER_HEAD = re.compile(rf"({'|'.join(SEGMENTER_HEADS)})/.*")
+_CONV_SEG = re.compile(rf"({'|'.join(SEGMENTER_HEADS)})/conv_seg/.*")
+_HEAD = re.compile(rf"(head|decoder)/.*|mask_token|{_SEGMENTER_HEAD.pattern}")
+_NORM_OR_HEAD = re.compile(rf"norm/.*|{_HEAD.pattern}")
 _AFTER_ENCODER = re.compile(rf"norm\d*/.*|{_HEAD.pattern}")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Name(Text):
-    """A name in a file, or a pattern of names; they may have any letters, or none."""
-
-    def _convert(self, value: Any) -> str:
-        if not isinstance(value, str):
-            raise self._refuse()
-        return str(value)
-
-
-def _is_given(value: str) -> str | None:
-    return None if value else "is empty: leave it out to take all names"
-
-
-# What the attributes of `Changes` and `Reading` take. The variants know their own names,
-# and `image_size` is read by `parse_image_size`.
-_VALUES = {
-    "head": Text(HEADS),
-    "resize_kernels": Flag(),
-    "add_levels": Flag(),
-    "allow_nan": Flag(),
-    "seed": SEED,
-    "name": Text(),
-    "wrapper": _Name(noun="name"),
-    "prefix": _Name(noun="name", check=_is_given),
-    "ignore": Several(_Name(noun="pattern"), most=10**6),
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Changes:
-    """What may differ between the weights and the model. The default allows nothing.
-
-    Another number of channels needs no permission: a model with other `in_channels` than
-    3 gets the stem of RGB weights adapted, and a note says how.
-
-    Attributes:
-      head: `"reset"` makes what stands after the encoder anew: the head of a classifier,
-        for any number of classes, the norms of a backbone, or the decoder and the mask
-        token of a masked model. `"in22k_to_in1k"` keeps the first 1,000 of the 21,842
-        rows of the released ImageNet-22K heads, which are the classes of ImageNet-1K.
-      resize_kernels: zero-pad or crop depthwise kernels around their centre, as the
-        official recipes for dense prediction do; those of causal nets at their start.
-      add_levels: keep the focal levels of the weights and add those that the model has
-        beyond them. The gates of added levels are zero, and their kernels are those of
-        a new model. The result of the model changes nevertheless, because the global
-        level averages the last level, and because a normalised modulator is divided by
-        the number of levels.
-      allow_nan: allow NaN and infinity.
-      seed: the seed of all new parameters.
-    """
-
-    head: str | None = None
-    resize_kernels: bool = False
-    add_levels: bool = False
-    allow_nan: bool = False
-    seed: int = 0
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name not in _VALUES or (value is None and field.default is None):
-                continue
-            try:
-                value = _VALUES[field.name].convert(value)
-            except NotAllowed as problem:
-                raise SetupError(
-                    f"{argument(field.name)}={shown(value)} {problem}"
-                ) from problem
-            object.__setattr__(self, field.name, value)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Reading(Changes):
-    """All that may be said of how weights are read, into a model that is found for them.
-
-    `load_model` and the command lines take these, so that each of them takes what an
-    error names. Attributes, beside those of `Changes`:
-      name: the name of the variant. None takes the recorded one or the nearest one.
-      image_size: size in pixels of the images that the model is for: a number for
-        squares, or height and width. None takes the recorded or the usual one.
-      wrapper: the entry of a file that holds the weights.
-      prefix: take only the names that begin so.
-      ignore: shell-style patterns of names to leave out.
-    """
-
-    name: str | None = None
-    image_size: ImageSize | None = None
-    wrapper: str | None = None
-    prefix: str | None = None
-    ignore: Sequence[str] = ()
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.image_size is None:
-            return
-        try:
-            size = parse_image_size(self.image_size)
-        except ValueError as error:
-            raise SetupError(
-                f"{argument('image_size')}={shown(self.image_size)} {error}"
-            ) from error
-        object.__setattr__(self, "image_size", size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,13 +45,21 @@ class FittedParams:
 
     Attributes:
       params: nested dict of numpy arrays.
+      batch_stats: the same of running averages; empty for a model that has none.
       notes: sentences for the user about what was changed or left out.
       dtype_notes: sentences for the user about changes of precision.
     """
 
     params: dict[str, Any]
+    batch_stats: dict[str, Any]
     notes: tuple[str, ...]
     dtype_notes: tuple[str, ...]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the model is applied with."""
+        averages = {"batch_stats": self.batch_stats} if self.batch_stats else {}
+        return {"params": self.params} | averages
 
 
 def fit_to_model(
@@ -176,7 +84,8 @@ def fit_to_model(
         cause.
     """
     changes = changes or Changes()
-    expected = named_leaves(abstract_params(model))
+    variables = abstract_variables(model)
+    expected = named_variables(variables)
     given, new, notes = _changed(weights, model, expected, changes)
     check_names_and_shapes(
         weights,
@@ -196,7 +105,20 @@ def fit_to_model(
     }
     if new:
         named |= _new_params(model, new, changes.seed)
-    return FittedParams(nested(named), notes, dtype_notes(before, after))
+    params, batch_stats = (
+        nested({path: named[path] for path in named_leaves(variables.get(name, {}))})
+        for name in ("params", "batch_stats")
+    )
+    return FittedParams(params, batch_stats, notes, dtype_notes(before, after))
+
+
+def named_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of all collections of variables by path.
+
+    No path is in two collections: BatchNorm has `scale` in one, `mean` in the other.
+    """
+    trees = (variables[name] for name in ("params", "batch_stats") if name in variables)
+    return {path: leaf for tree in trees for path, leaf in named_leaves(tree).items()}
 
 
 def _changed(
@@ -213,12 +135,10 @@ def _changed(
         given[path] = dataclasses.replace(given[path], array=array)
 
     if changes.head == "reset":
-        has_norm = any(path.startswith("norm/") for path in given)
-        keeps_norm = not isinstance(model, FocalNetBackbone) and has_norm
-        reset = _HEAD if keeps_norm else _AFTER_ENCODER
+        reset = _of_new_head(given, expected, model)
         given = {path: p for path, p in given.items() if not reset.fullmatch(path)}
         new += [path for path in expected if reset.fullmatch(path)]
-        notes += (f"new: {', '.join(new)}",) if new else ()
+        notes += (f"new: {_listed(new)}",) if new else ()
     elif changes.head == "in22k_to_in1k":
         num_classes = len(given["head/bias"].array) if "head/bias" in given else 0
         if num_classes != 21_842:
@@ -245,12 +165,20 @@ def _changed(
                 notes += ("the modulator is now divided by more levels",)
     for path in expected.keys() & given.keys():
         array, shape = given[path].array, expected[path].shape
-        is_focal = re.search(r"/focal_layers_\d+/kernel$", path)
-        if changes.resize_kernels and is_focal and array.ndim == len(shape):
-            replace(path, _resize(array, shape[:-2], causal=model.encoder.causal))
+        if changes.resize_kernels and is_focal_kernel(path) and array.ndim == len(shape):
+            causal = model.encoder.causal
+            replace(path, resized_kernel(array, shape[:-2], causal=causal))
         elif changes.add_levels and "/modulation/f/" in path:
             replace(path, _add_gates(array, shape[-1]))
     return given, new, notes
+
+
+def _listed(paths: Sequence[str]) -> str:
+    """Paths of parameters, or of many paths the modules in which they lie."""
+    if len(paths) <= _LISTED:
+        return ", ".join(paths)
+    modules = dict.fromkeys(path.partition("/")[0] for path in paths)
+    return f"{', '.join(modules)} ({len(paths)} arrays)"
 
 
 def _adapted_stem(
@@ -283,17 +211,30 @@ def _without_head(
 ) -> tuple[dict[str, Parameter], tuple[str, ...]]:
     """Leaves a head out where the model has nothing in its place."""
     given, notes = dict(weights.parameters), weights.notes
-    if isinstance(model, MaskedFocalNet):
-        return given, notes
-    is_classifier = isinstance(model, FocalNet)
-    if model.num_classes if is_classifier else model.out_norm:
-        return given, notes
-    head = _HEAD if is_classifier else re.compile(f"norm/.*|{_HEAD.pattern}")
-    left_out = [path for path in given if head.fullmatch(path)]
+    head = None
+    if isinstance(model, FocalNet) and not model.num_classes:
+        head = _HEAD
+    elif isinstance(model, FocalNetBackbone):
+        head = _SEGMENTER_HEAD if model.out_norm else _NORM_OR_HEAD
+    left_out = [path for path in given if head and head.fullmatch(path)]
     if left_out:
-        keys = ", ".join(given.pop(path).key for path in left_out)
-        notes += (f"the model has no head: {keys} are left out",)
+        keys = [given.pop(path).key for path in left_out]
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        notes += (f"the model has no head: {', '.join(keys[:3])}{more} are left out",)
     return given, notes
+
+
+def _of_new_head(
+    given: Collection[str], expected: Collection[str], model: Model
+) -> re.Pattern:
+    """The paths of what a new head replaces, or makes."""
+    is_segmenter = any(_SEGMENTER_HEAD.fullmatch(path) for path in given)
+    if isinstance(model, Segmenter) and is_segmenter:
+        return _CONV_SEG
+    norms = [path for path in expected if re.match(r"norm\d*/", path)]
+    keeps_norms = all(path in given for path in norms)
+    is_backbone = isinstance(model, FocalNetBackbone)
+    return _HEAD if keeps_norms and not is_backbone else _AFTER_ENCODER
 
 
 def _level_at(path: str, given: dict[str, Parameter]) -> tuple[int, int, int] | None:
@@ -335,24 +276,6 @@ def _is_added(path: str, given: dict[str, Parameter], encoder: FocalNetEncoder) 
     return count <= level < encoder.focal_levels[stage]
 
 
-def _resize(kernel: np.ndarray, size: tuple[int, ...], *, causal: bool) -> np.ndarray:
-    """Zero-pads or crops the spatial axes, which come first, around the centre.
-
-    The centre is where the operator has it: of an even size, the first of both in the
-    middle, and on the first axis of a causal net the last.
-    """
-    for axis, wanted in enumerate(size):
-        have = kernel.shape[axis]
-        before = (wanted - 1) // 2 - (have - 1) // 2
-        if causal and axis == 0:
-            before = wanted - have
-        margins = [(0, 0)] * kernel.ndim
-        margins[axis] = (max(before, 0), max(wanted - have - before, 0))
-        start = max(-before, 0)
-        kernel = np.take(np.pad(kernel, margins), range(start, start + wanted), axis)
-    return kernel
-
-
 def _add_gates(array: np.ndarray, outputs: int) -> np.ndarray:
     """Puts zeros before the last output of `f`, which is the global level's gate."""
     added = outputs - array.shape[-1]
@@ -363,23 +286,26 @@ def _add_gates(array: np.ndarray, outputs: int) -> np.ndarray:
 
 
 def _new_params(model: Model, paths: list[str], seed: int) -> dict[str, np.ndarray]:
-    """The initial parameters at some paths. Under jit, no others are computed."""
+    """The initial variables at some paths. Under jit, no others are computed."""
     spatial = model.encoder.total_stride
     images = jnp.zeros((1, *spatial, model.encoder.in_channels))
 
     @jax.jit
     def initialize():
-        named = named_leaves(model.init(jax.random.key(seed), images)["params"])
+        named = named_variables(model.init(jax.random.key(seed), images))
         return {path: named[path] for path in paths}
 
     return {path: np.array(array) for path, array in initialize().items()}
 
 
 def _check_values(given: dict[str, Parameter], *, allow_nan: bool) -> None:
-    for parameter in given.values():
-        if not jnp.issubdtype(parameter.array.dtype, jnp.floating):
+    for path, parameter in given.items():
+        # The count of BatchNorm's batches, which is no parameter.
+        allowed = jnp.integer if path.endswith("/count") else jnp.floating
+        if not jnp.issubdtype(parameter.array.dtype, allowed):
             raise SetupError(
-                f"{parameter.key} is {parameter.array.dtype}, not floating point"
+                f"{parameter.key} is {parameter.array.dtype}, not "
+                + ("a whole number" if allowed is jnp.integer else "floating point")
             )
     if allow_nan:
         return

@@ -5,6 +5,7 @@ taken from the caller, then from the files beside the weights, then from the nea
 variant. The last is a guess, and a note says so.
 """
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence, Set
@@ -13,6 +14,8 @@ from typing import Any
 from focalnet_jax.convert.configs import Beside
 from focalnet_jax.convert.names import MatchedWeights
 from focalnet_jax.errors import SetupError
+from focalnet_jax.heads import Segmenter
+from focalnet_jax.heads.segmenter import SEGMENTER_VALUES
 from focalnet_jax.models import FocalNetEncoder
 from focalnet_jax.models.variants import ENCODER_OPTIONS, VARIANTS
 
@@ -41,8 +44,9 @@ def find_model(
 
     Returns:
       A name; overrides for `create_model`, for `create_backbone` if `out_stages` is
-      among them, or beside `reconstruct=True` for `create_masked_model`; and notes about
-      guesses and about what contradicts each other.
+      among them, beside `reconstruct=True` for `create_masked_model`, or beside
+      `segment=True` for `create_segmenter`; and notes about guesses and about what
+      contradicts each other.
 
     Raises:
       SetupError: too few tensors are there to tell.
@@ -239,10 +243,20 @@ def head_settings(shapes: Shapes) -> dict[str, Any]:
     """The options that the weights show of what comes after the encoder.
 
     They are `num_classes` for a classifier, `out_stages` and `out_norm` for a backbone,
-    and `reconstruct` for a masked model.
+    `reconstruct` for a masked model, and `segment`, `num_classes`, `head_channels` and
+    `auxiliary_channels` for a segmenter.
     """
     if "mask_token" in shapes:
         return {"reconstruct": True}
+    if "decode_head/conv_seg/kernel" in shapes:
+        *_, channels, num_classes = shapes["decode_head/conv_seg/kernel"]
+        auxiliary = shapes.get("auxiliary_head/conv_seg/kernel", (0, 0))
+        return dict(
+            segment=True,
+            num_classes=num_classes,
+            head_channels=channels,
+            auxiliary_channels=auxiliary[-2],
+        )
     if any(re.match(r"(norm|head)/", path) for path in shapes):
         head = shapes.get("head/bias")
         return {"num_classes": head[0] if head else 0}
@@ -253,7 +267,11 @@ def head_settings(shapes: Shapes) -> dict[str, Any]:
 
 def nearest_variant(settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The variant with the fewest differences from `settings`, and these differences."""
-    head = dict(num_classes=1000, out_norm=True, reconstruct=False)
+    head: dict[str, Any] = dict(num_classes=1000, out_norm=True)
+    head |= dict(reconstruct=False, segment=False)
+    if "segment" in settings:
+        fields = dataclasses.fields(Segmenter)
+        head |= {f.name: f.default for f in fields if f.name in SEGMENTER_VALUES}
 
     def overrides(name):
         variant = head | _options_of(name)
@@ -307,7 +325,7 @@ def _guesses(
         note = f"not visible in the weights, so as in {name}: {_listed(taken)}"
         if "normalize_modulator" in taken and name in _DISPUTED:
             note += "; sources disagree about normalize_modulator of this variant"
-        if "stem_padding" in taken and "out_stages" in shown:
+        if "stem_padding" in taken and {"out_stages", "segment"} & shown.keys():
             note += (
                 "; backbones for dense prediction have stem_padding=3 in the official "
                 "code, 2 in FocalNet-DINO"

@@ -12,6 +12,7 @@ from focalnet_jax.convert.names import MatchedWeights, Parameter, is_ignored
 from focalnet_jax.errors import SetupError, argument, counted
 from focalnet_jax.models.size import Model
 from focalnet_jax.weights.description import HEAD_OPTIONS
+from focalnet_jax.weights.kernel_sizes import is_focal_kernel
 
 Expected = dict[str, jax.ShapeDtypeStruct]
 # How many problems of one kind a message lists.
@@ -136,6 +137,8 @@ def _causes(
     maker = "create_backbone" if "out_stages" in there else "create_model"
     if overrides.pop("reconstruct", False):
         maker = "create_masked_model"
+    if overrides.pop("segment", False):
+        maker = "create_segmenter"
     shown = "".join(f", {option}={value}" for option, value in overrides.items())
     causes = [f'the weights look like {maker}("{name}"{shown})']
     causes += [
@@ -157,6 +160,8 @@ def _after_encoder(settings: Mapping[str, Any]) -> str:
     """What a model of these settings has after its encoder."""
     if "reconstruct" in settings:
         return "the model's decoder and mask token"
+    if "segment" in settings:
+        return "the heads of the segmenter"
     return "the model's norms" if "out_stages" in settings else "the model's head"
 
 
@@ -223,8 +228,7 @@ def _remedies(
                 "the weights have a larger receptive field than the model (LRF for SRF)"
             )
     if any(
-        re.search(r"/focal_layers_\d+/kernel$", path)
-        and shape != expected.get(path, shape)
+        is_focal_kernel(path) and shape != expected.get(path, shape)
         for path, shape in weights.shapes.items()
     ):
         offer("resize_kernels", True, after="zero-pads or crops the kernels")

@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from focalnet_jax import command_line
-from focalnet_jax.convert.fit import HEADS, Reading
+from focalnet_jax.convert.reading import HEADS, Reading
 from focalnet_jax.convert.weights_and_model import (
     WeightsAndModel,
     read_weights_and_model,

@@ -2,11 +2,18 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from focalnet_jax.convert.dialects import DIALECTS, Dialect, dialect_named
+from focalnet_jax.convert.dialects import (
+    CLASSIFIER_DIALECTS,
+    MMSEGMENTATION,
+    SEGMENTER_HEADS,
+    Dialect,
+    dialect_named,
+)
 from focalnet_jax.convert.weight_files import Weights
 from focalnet_jax.errors import SetupError, argument, counted
 
@@ -60,7 +67,7 @@ class MatchedWeights:
       problems: a line for each tensor that has a wrong layout, or is the same parameter
         as another tensor.
       notes: sentences for the user about what was left out.
-      sha256, metadata: as in `Weights`.
+      sha256, metadata, meta: as in `Weights`.
     """
 
     origin: str
@@ -72,6 +79,7 @@ class MatchedWeights:
     notes: tuple[str, ...] = ()
     sha256: str | None = None
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    meta: Any = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -99,7 +107,7 @@ def match_names(
 
     Args:
       weights: tensors by name.
-      dialect: one of `DIALECTS`; None recognises it.
+      dialect: one of `dialects.DIALECTS`; None recognises it.
       prefix: take only the names that begin so. With None all names are taken, and a
         usual prefix such as `module.` is removed.
       ignore: shell-style patterns of names to leave out.
@@ -107,11 +115,10 @@ def match_names(
     Raises:
       SetupError: the weights hold no FocalNet, or several of them.
     """
-    known = list(DIALECTS.values())
-    candidates = known if dialect is None else [dialect_named(dialect)]
     if prefix:
         prefix = prefix.removesuffix(".") + "."
     tensors, notes = _select(weights, prefix, ignore)
+    candidates = _dialects_of(tensors) if dialect is None else [dialect_named(dialect)]
     chosen, lead = _find_stem(weights.origin, tensors, candidates, prefix)
     _check_is_for_images(weights.origin, tensors, lead, chosen)
 
@@ -153,6 +160,7 @@ def match_names(
         notes,
         weights.sha256,
         weights.metadata,
+        weights.meta,
     )
 
 
@@ -174,6 +182,20 @@ def _select(
         are = "is" if count == 1 else "are"
         notes += (f"{counted(count, 'tensor')} outside of {prefix!r} {are} left out",)
     return inside, notes
+
+
+def _dialects_of(tensors: Collection[str]) -> list[Dialect]:
+    """The dialects that names may be of.
+
+    The backbone of a segmenter has the official names below a prefix, so its head tells.
+    """
+    is_segmenter = all(
+        any(f".{part}" in f".{key}" for key in tensors)
+        for part in (MMSEGMENTATION.anchor, f"{SEGMENTER_HEADS[0]}.")
+    )
+    if is_segmenter:
+        return [MMSEGMENTATION]
+    return [*CLASSIFIER_DIALECTS.values()]
 
 
 def _find_stem(

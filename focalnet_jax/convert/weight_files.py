@@ -53,6 +53,8 @@ class Weights:
         names; None if the tensors are not from a file.
       metadata: texts that a safetensors file holds beside its tensors.
       notes: sentences for the user about which tensors were read.
+      meta: the entry `meta` of a checkpoint, in which mmsegmentation describes it; None
+        if there is none.
     """
 
     origin: str
@@ -60,6 +62,7 @@ class Weights:
     sha256: str | None = None
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    meta: Any = None
 
 
 def read_weights(
@@ -112,7 +115,8 @@ def _weights(
         for name, tensor in state_dict.items()
         if name not in others
     }
-    return Weights(origin, tensors, sha256, metadata, notes)
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    return Weights(origin, tensors, sha256, metadata, notes, meta)
 
 
 def _read_file(path: pathlib.Path, kind: str) -> tuple[Any, dict[str, str]]:
@@ -335,6 +339,7 @@ def write_weights(
     *,
     wrapper: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    meta: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a file of tensors, whole or not at all.
 
@@ -343,6 +348,7 @@ def write_weights(
       tensors: contiguous arrays by name.
       wrapper: the entry of a PyTorch file that is to hold the tensors.
       metadata: texts that a safetensors file is to hold beside the tensors.
+      meta: what a PyTorch file is to hold under `meta`, beside the wrapper.
 
     Raises:
       SetupError: torch is needed and not installed.
@@ -359,7 +365,8 @@ def write_weights(
             content = {name: _to_tensor(torch, array) for name, array in tensors.items()}
             # To a full disk torch.save raises something else than an OSError.
             file = io.BytesIO()
-            torch.save({wrapper: content} if wrapper else content, file)
+            beside = {} if meta is None else {"meta": meta}
+            torch.save({wrapper: content} | beside if wrapper else content, file)
             aside.write_bytes(file.getbuffer())
 
 

@@ -2,18 +2,23 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
+from focalnet_jax.convert.checkpoint_meta import read_meta
 from focalnet_jax.convert.configs import (
     CONFIGS,
     Beside,
     read_beside,
     without_made_up,
 )
-from focalnet_jax.convert.fit import Reading
+from focalnet_jax.convert.description_changes import (
+    with_changes,
+    with_channels,
+    with_head,
+)
 from focalnet_jax.convert.infer import find_model
 from focalnet_jax.convert.names import (
     MatchedWeights,
@@ -21,8 +26,11 @@ from focalnet_jax.convert.names import (
     is_ignored,
     match_names,
 )
+from focalnet_jax.convert.precision import is_count
+from focalnet_jax.convert.reading import Reading
 from focalnet_jax.convert.weight_files import read_weights
-from focalnet_jax.errors import SetupError, argument, counted, first_few, shown
+from focalnet_jax.errors import SetupError, argument, first_few, shown
+from focalnet_jax.heads import Segmenter
 from focalnet_jax.image_size import ImageSize, height_and_width, size_spelt
 from focalnet_jax.models.size import Model
 from focalnet_jax.paths import (
@@ -34,9 +42,9 @@ from focalnet_jax.paths import (
     without_file_scheme,
 )
 from focalnet_jax.weights.description import (
-    BACKBONE_OPTIONS,
+    DEFAULT_SCALE,
     HEAD_OPTIONS,
-    RECONSTRUCT,
+    SEGMENT,
     ModelDescription,
     create_of_any_kind,
     default_preprocessing,
@@ -45,6 +53,7 @@ from focalnet_jax.weights.description import (
 )
 from focalnet_jax.weights.exported import check_is_not_exported
 from focalnet_jax.weights.params import (
+    batch_stats_path,
     check_holds_params,
     find_best,
     newest_params_path,
@@ -112,7 +121,7 @@ def read_weights_and_model(
         size.
     """
     path, notes = _find_path(source)
-    options = _with_head(reading, options or {})
+    options = with_head(reading, options or {})
     name, image_size = reading.name, reading.image_size
     if path.is_dir():
         if reading.prefix is not None or reading.wrapper is not None:
@@ -130,29 +139,16 @@ def read_weights_and_model(
         )
         description, more = _describe(path, weights, name, options, image_size)
         notes += more
-    description, more = _with_changes(description, name, options, image_size)
+    description, more = with_changes(description, name, options, image_size)
     notes += more
     try:
         model = create_of_any_kind(description.name, description.overrides)
     except (TypeError, ValueError) as error:
         raise SetupError(str(error)) from error
     check_image_size(model, description.preprocessing.image_size, description.name)
-    description, more = _with_channels(description, model.encoder.in_channels)
+    description, more = with_channels(description, model.encoder.in_channels)
     notes += more + _padding_notes(weights, model, description.preprocessing.image_size)
     return WeightsAndModel(weights, description, model, notes)
-
-
-def _with_head(reading: Reading, options: dict[str, Any]) -> dict[str, Any]:
-    """Adds what a new head says of the model, and checks that it says enough."""
-    if reading.head == "in22k_to_in1k":
-        return {"num_classes": 1000} | options
-    if reading.head == "reset" and not HEAD_OPTIONS & options.keys():
-        raise SetupError(
-            f"{argument('head', 'reset')} needs {argument('num_classes')} for a "
-            f"classifier, {argument('out_stages')} such as (0, 1, 2, 3) for a backbone, "
-            f"or {argument(RECONSTRUCT, True)} for masked image modelling"
-        )
-    return options
 
 
 def _find_path(source: str | os.PathLike) -> tuple[epath.Path, tuple[str, ...]]:
@@ -218,12 +214,15 @@ def _read_directory(
     description = find_description(params_path.parent)
     if description is None:
         raise SetupError(f"{path} has parameters but no model.json to say of what model")
+    average = params_path.parent / "ema"
+    arrays = read_arrays(params_path)
+    if (averages := batch_stats_path(params_path)).exists():
+        arrays |= read_arrays(averages)
     parameters = {
         name: Parameter(name, array, array, name)
-        for name, array in read_arrays(params_path).items()
+        for name, array in arrays.items()
         if not is_ignored(name, ignore)
     }
-    average = params_path.parent / "ema"
     if params_path.name == "params" and average.exists():
         notes += (f"{params_path} are read; {average} is the average of them",)
     return MatchedWeights(str(params_path), None, parameters), description, notes
@@ -267,7 +266,9 @@ def _describe(
             beside = Beside(
                 preprocessing=recorded.preprocessing, classes=recorded.classes
             )
-        description, more = _with_beside(name, overrides, beside, image_size)
+        description, more = _with_beside(
+            name, overrides, beside, image_size, weights.meta
+        )
         notes += more
     source = {
         "file": weights.origin,
@@ -279,13 +280,17 @@ def _describe(
 
 
 def _with_beside(
-    name: str, overrides: dict[str, Any], beside: Beside, image_size: ImageSize | None
+    name: str,
+    overrides: dict[str, Any],
+    beside: Beside,
+    image_size: ImageSize | None,
+    meta: Any,
 ) -> tuple[ModelDescription, tuple[str, ...]]:
     """Describes a model with the preprocessing and the classes that files state."""
     notes = ()
     preprocessing = beside.preprocessing
     if preprocessing is None:
-        preprocessing = default_preprocessing(name)
+        preprocessing = default_preprocessing(name, segment=SEGMENT in overrides)
         image_size = image_size or beside.image_size
         assumed = preprocessing.to_json()
         if image_size:
@@ -310,35 +315,13 @@ def _with_beside(
         notes += (
             f"nothing says which {head:,} classes the head has: {_OFFICIAL_HEADS[head]}",
         )
-    return ModelDescription(name, overrides, preprocessing, classes), notes
-
-
-def _with_changes(
-    description: ModelDescription,
-    name: str | None,
-    options: dict[str, Any],
-    image_size: ImageSize | None,
-) -> tuple[ModelDescription, tuple[str, ...]]:
-    """Changes a description as asked. A changed head loses the names of its classes."""
-    overrides = _with_options(description.overrides, options)
-    keeps_head = all(
-        overrides.get(option) == description.overrides.get(option)
-        for option in HEAD_OPTIONS
-    )
-    preprocessing = description.preprocessing
-    if image_size is not None:
-        preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
-    notes = ()
-    if description.classes and not keeps_head:
-        notes = ("the names of the classes are left out, because the head changes",)
-    changed = dataclasses.replace(
-        description,
-        name=name or description.name,
-        overrides=overrides,
-        preprocessing=preprocessing,
-        classes=description.classes if keeps_head else None,
-    )
-    return changed, notes
+    description = ModelDescription(name, overrides, preprocessing, classes)
+    if SEGMENT in overrides:
+        known = read_meta(meta, overrides.get("num_classes", Segmenter.num_classes))
+        description = dataclasses.replace(
+            description, scale=DEFAULT_SCALE, **known._asdict()
+        )
+    return description, notes
 
 
 def check_image_size(model: Model, size: ImageSize, name: str) -> None:
@@ -359,21 +342,6 @@ def check_image_size(model: Model, size: ImageSize, name: str) -> None:
         )
 
 
-def _with_channels(
-    description: ModelDescription, channels: int
-) -> tuple[ModelDescription, tuple[str, ...]]:
-    """Gives mean and std as many numbers as the model takes channels."""
-    preprocessing = description.preprocessing.with_channels(channels)
-    if preprocessing == description.preprocessing:
-        return description, ()
-    how = "averaged" if channels == 1 else "repeated"
-    note = (
-        f"the model takes {counted(channels, 'channel')}, so mean and std of the "
-        f"preprocessing are {how}: mean={preprocessing.mean}, std={preprocessing.std}"
-    )
-    return dataclasses.replace(description, preprocessing=preprocessing), (note,)
-
-
 def _padding_notes(
     weights: MatchedWeights, model: Model, image_size: ImageSize
 ) -> tuple[str, ...]:
@@ -392,21 +360,11 @@ def _padding_notes(
     )
 
 
-def _with_options(overrides: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Adds options. Those of one kind of model replace those of the others."""
-    kinds: tuple[Set[str], ...] = {"num_classes"}, BACKBONE_OPTIONS, {RECONSTRUCT}
-    given = [kind for kind in kinds if kind & options.keys()]
-    if len(given) > 1:
-        raise SetupError(
-            f"{argument('num_classes')} is for classifiers, {argument('out_stages')} for "
-            f"backbones, {argument(RECONSTRUCT)} for masked image modelling: give one of "
-            "them"
-        )
-    replaced = HEAD_OPTIONS - given[0] if given else frozenset()
-    return {k: v for k, v in overrides.items() if k not in replaced} | options
-
-
 def _recorded_dtypes(weights: MatchedWeights) -> str | dict[str, str]:
     """The dtype of all parameters, or the dtype of each if there are several."""
-    dtypes = {path: p.array.dtype.name for path, p in weights.parameters.items()}
+    dtypes = {
+        path: p.array.dtype.name
+        for path, p in weights.parameters.items()
+        if not is_count(p.array.dtype)
+    }
     return dtypes if len(set(dtypes.values())) > 1 else next(iter(dtypes.values()))

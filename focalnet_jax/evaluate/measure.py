@@ -122,15 +122,15 @@ def measure(
     config.data.workers = loading.workers
     config.data.max_bad_records = loading.max_bad_records
     bad_records = bad_records_of(config, source)
-    places = jax.tree.map(lambda _: sharding.replicated(mesh), net.params)
+    places = jax.tree.map(lambda _: sharding.replicated(mesh), net.variables)
     accuracy = Accuracy(
-        make_predict(task, layout=sharding.Layout(mesh, places)),
+        make_predict(task, layout=sharding.Layout(mesh, places["params"])),
         functools.partial(
             evaluation_batches, config, task, split, mesh, bad_records=bad_records
         ),
         subset=source.subset,
     )
-    variables = {"params": jax.device_put(net.params, places)}
+    variables = jax.device_put(net.variables, places)
     metrics = dict(
         accuracy.run(
             variables, name="", before_batch=lambda: before_batch(config.batch_size)

@@ -3,13 +3,19 @@
 from typing import Any
 
 from focalnet_jax.errors import SetupError, argument
+from focalnet_jax.heads import Segmenter
 from focalnet_jax.models import MaskedFocalNet
 from focalnet_jax.models.size import Model
 from focalnet_jax.pretrained import Pretrained
 
 
 def check_is_exported(model: Model) -> None:
-    """Raises SetupError for a model that paints masked images."""
+    """Raises SetupError for a model that paints masked images, or segments images."""
+    if isinstance(model, Segmenter):
+        raise SetupError(
+            "a segmenter is not exported; its encoder is, as a backbone with "
+            f"{argument('out_stages', (0, 1, 2, 3))}"
+        )
     if isinstance(model, MaskedFocalNet):
         raise SetupError(
             "a model for masked image modelling is not exported; its encoder is, with "

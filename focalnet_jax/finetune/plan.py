@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from focalnet_jax.convert.directories import write_directory
-from focalnet_jax.convert.fit import Reading
+from focalnet_jax.convert.reading import Reading
 from focalnet_jax.data.sources.layout import FOLDER
 from focalnet_jax.data.sources.listed import read_list, write_list
 from focalnet_jax.errors import SetupError, argument, counted, first_few
@@ -97,7 +97,8 @@ class Plan:
             # Another run may have ended there before it had learnt anything.
             shutil.rmtree(workdir / START, ignore_errors=True)
         if self.start is not None:
-            write_directory(workdir / START, self.start.description, self.start.params)
+            start = self.start
+            write_directory(workdir / START, start.description, start.variables)
 
 
 def make_plan(request: Request) -> Plan:

@@ -4,7 +4,8 @@ import dataclasses
 import os
 from typing import Any, NamedTuple
 
-from focalnet_jax.convert.fit import Reading, fit_to_model
+from focalnet_jax.convert.fit import fit_to_model
+from focalnet_jax.convert.reading import Reading
 from focalnet_jax.convert.weights_and_model import read_weights_and_model
 from focalnet_jax.errors import SetupError
 from focalnet_jax.weights.description import ModelDescription
@@ -15,12 +16,13 @@ class Start(NamedTuple):
 
     Attributes:
       description: of the model, with the number of classes of the new head.
-      params: nested dict of numpy arrays.
+      variables: `params`, and `batch_stats` of a model that has running averages, as
+        nested dicts of numpy arrays.
       notes: sentences for the user, whose arguments are not spelt yet.
     """
 
     description: ModelDescription
-    params: dict[str, Any]
+    variables: dict[str, Any]
     notes: tuple[str, ...]
 
 
@@ -54,7 +56,7 @@ def read_start(
         )
     fitted = fit_to_model(found.weights, found.model, reading)
     notes = found.notes + fitted.notes + fitted.dtype_notes
-    return Start(found.description, fitted.params, _worth_saying(notes))
+    return Start(found.description, fitted.variables, _worth_saying(notes))
 
 
 def _worth_saying(notes: tuple[str, ...]) -> tuple[str, ...]:

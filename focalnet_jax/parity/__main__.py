@@ -5,9 +5,12 @@
     python -m focalnet_jax.parity --torch=FILE --images=DIR --report=parity.html
 
 The PyTorch side is timm's FocalNet for weights with timm's names, and transformers' for
-all others. Both sides get the same options. So the comparison cannot show that an option
-is wrong if the option leaves no trace in the weights. --golden can, because it compares
-with logits that the released weights are known to give.
+all others. Of a segmenter it has the heads of mmsegmentation, where that can be imported,
+else those of transformers.
+
+Both sides get the same options. So the comparison cannot show that an option is wrong if
+the option leaves no trace in the weights. --golden can, because it compares with logits
+that the released weights are known to give.
 
 The exit status is 0 if both sides agree. It is 1 if they don't, or if something is
 missing.
@@ -17,12 +20,13 @@ import argparse
 import dataclasses
 import math
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
 
 from focalnet_jax import command_line
-from focalnet_jax.convert.fit import FittedParams, fit_to_model
+from focalnet_jax.convert.fit import FittedParams, fit_to_model, named_variables
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
     add_source,
@@ -35,16 +39,19 @@ from focalnet_jax.convert.model_arguments import (
 from focalnet_jax.convert.names import MatchedWeights
 from focalnet_jax.convert.weights_and_model import WeightsAndModel
 from focalnet_jax.errors import SetupError, counted
+from focalnet_jax.heads import Segmenter
 from focalnet_jax.image_size import ImageSize, height_and_width
 from focalnet_jax.models import FocalNet
+from focalnet_jax.models.size import Model
 from focalnet_jax.parity import golden
 from focalnet_jax.parity.compare import TOLERANCES, table
-from focalnet_jax.parity.layers import compare_layers
+from focalnet_jax.parity.layers import compare_layers, compare_segmenters
 from focalnet_jax.paths import local_path
 from focalnet_jax.preprocessing import Preprocessing
-from focalnet_jax.trees import named_leaves
 
 _BATCH_SIZE = 8
+# Whose nets classifiers are compared with, and whose heads segmenters.
+_NETS, _HEADS = ("timm", "transformers"), ("mmsegmentation", "transformers")
 
 
 def main(argv: list[str] | None = None) -> bool:
@@ -63,24 +70,33 @@ def main(argv: list[str] | None = None) -> bool:
     if given := dtypes.keys() & options.keys():
         raise SetupError(f"--set={min(given)}: here --precision says the dtype")
     found = read_and_print(args.torch, args, options | dtypes)
-    if not isinstance(found.model, FocalNet):
+    model = found.model
+    if not isinstance(model, FocalNet | Segmenter):
         raise SetupError(
-            "only a classifier has logits to compare: --head=reset --set=num_classes=0 "
-            "compares the encoder of other models"
+            "only classifiers and segmenters have logits to compare: --head=reset "
+            "--set=num_classes=0 compares the encoder of other models"
+        )
+    sides = _HEADS if isinstance(model, Segmenter) else _NETS
+    if args.against and args.against not in sides:
+        raise SetupError(
+            f"--against={args.against} has no net for a {type(model).__name__}: give "
+            f"{' or '.join(sides)}"
         )
     fitted = fit_to_model(found.weights, found.model, reading(args))
     print_notes(fitted.notes + fitted.dtype_notes)
-    if args.golden:
-        if args.image_size:
-            print("note: --golden has an image of 224 pixels, whatever --image-size says")
-        return golden.check_golden(
-            found.description.name,
-            found.model,
-            fitted.params,
-            dtype=args.precision,
-            directory=args.images,
-        )
-    return _compare_and_print(args, found.model, found, fitted)
+    if not args.golden:
+        return _compare_and_print(args, model, found, fitted)
+    if isinstance(model, Segmenter):
+        raise SetupError("--golden is for classifiers, and this is a segmenter")
+    if args.image_size:
+        print("note: --golden has an image of 224 pixels, whatever --image-size says")
+    return golden.check_golden(
+        found.description.name,
+        model,
+        fitted.params,
+        dtype=args.precision,
+        directory=args.images,
+    )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -112,7 +128,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=_tolerance,
         help=f"the greatest relative error of a layer; by default {TOLERANCES}",
     )
-    add("--against", choices=["timm", "transformers"], help="the PyTorch side")
+    add(
+        "--against",
+        choices=list(dict.fromkeys(_NETS + _HEADS)),
+        help="the PyTorch side; for a segmenter, whose heads it has",
+    )
     add(
         "--batch-size",
         type=command_line.positive,
@@ -152,13 +172,12 @@ def _tolerance(text: str) -> float:
 
 def _compare_and_print(
     args: argparse.Namespace,
-    model: FocalNet,
+    model: FocalNet | Segmenter,
     found: WeightsAndModel,
     fitted: FittedParams,
 ) -> bool:
     weights = _taken(found.weights, fitted)
     dialect = weights.dialect and weights.dialect.name
-    kind = args.against or ("timm" if dialect == "timm" else "transformers")
     if args.images is None:
         images = random_images(found.description.preprocessing.image_size, model)
     else:
@@ -166,27 +185,31 @@ def _compare_and_print(
     tolerance = args.tolerance
     if tolerance is None:
         tolerance = TOLERANCES[args.precision]
-    verdict = compare_layers(
-        model,
-        fitted.params,
-        kind,
-        images.astype(args.precision),
+    options: dict[str, Any] = dict(
         # With changes, the peer can't take the tensors as they are.
         weights=weights if dialect and not _are_changed(args) else None,
         tolerance=tolerance,
         batch_size=args.batch_size or _BATCH_SIZE,
     )
+    images = images.astype(args.precision)
+    if isinstance(model, Segmenter):
+        heads = args.against or _usual_heads()
+        verdict = compare_segmenters(model, fitted.variables, heads, images, **options)
+        peer = f"transformers' encoder with the heads of {heads}"
+    else:
+        peer = args.against or ("timm" if dialect == "timm" else "transformers")
+        verdict = compare_layers(model, fitted.params, peer, images, **options)
     setting = (
-        f"jax {jax.__version__} on {jax.devices()[0].device_kind} against {kind}, "
+        f"jax {jax.__version__} on {jax.devices()[0].device_kind} against {peer}, "
         f"{args.precision}, {len(images)} images of {images.shape[1]} x "
         f"{images.shape[2]} pixels"
     )
     print(f"\n{setting}\n")
     print(table(verdict.differences))
     print(f"\n{verdict}")
-    options = ["normalize_modulator", "use_postln"]
-    options += ["stem_padding"] * model.encoder.use_conv_embed
-    given = ", ".join(f"{name}={getattr(model.encoder, name)}" for name in options)
+    unseen = ["normalize_modulator", "use_postln"]
+    unseen += ["stem_padding"] * model.encoder.use_conv_embed
+    given = ", ".join(f"{name}={getattr(model.encoder, name)}" for name in unseen)
     print(f"(both have {given}; only --golden can tell whether that is right)")
     if args.report:
         title = f"{weights.origin}: {found.description.name}"
@@ -195,9 +218,21 @@ def _compare_and_print(
     return verdict.passes
 
 
+def _usual_heads() -> str:
+    """mmsegmentation's heads where they can be imported; else it says why they aren't."""
+    try:
+        from focalnet_jax.parity.segmenters import usual_heads
+    except ImportError as error:
+        raise SetupError(f"{error}: pip install 'focalnet_jax[parity]'") from error
+    heads, reason = usual_heads()
+    if reason:
+        print(f"note: mmsegmentation's heads are left, because {reason}")
+    return heads
+
+
 def _taken(weights: MatchedWeights, fitted: FittedParams) -> MatchedWeights:
     """The weights without those that the model has no place for, such as a head."""
-    taken = named_leaves(fitted.params).keys() & weights.parameters.keys()
+    taken = named_variables(fitted.variables).keys() & weights.parameters.keys()
     parameters = {path: p for path, p in weights.parameters.items() if path in taken}
     return dataclasses.replace(weights, parameters=parameters)
 
@@ -206,14 +241,14 @@ def _are_changed(args: argparse.Namespace) -> bool:
     return bool(args.head or args.resize_kernels or args.add_levels)
 
 
-def random_images(size: ImageSize, model: FocalNet) -> np.ndarray:
+def random_images(size: ImageSize, model: Model) -> np.ndarray:
     """Four images of random numbers, `float32 [4, height, width, channels]`."""
     shape = (4, *height_and_width(size), model.encoder.in_channels)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def read_images(
-    directory: pathlib.Path, preprocessing: Preprocessing, model: FocalNet
+    directory: pathlib.Path, preprocessing: Preprocessing, model: Model
 ) -> np.ndarray:
     """Reads all images of a directory, in the order of their names.
 

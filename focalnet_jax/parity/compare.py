@@ -93,7 +93,8 @@ class Verdict:
     Attributes:
       differences: one for each layer, in the order of the computation. The logits come
         last.
-      top1_agreement: share of images for which both nets give the same class.
+      top1_agreement: share of images, or of pixels of a segmenter, for which both nets
+        give the same class, or two whose logits are within the tolerance of each other.
       tolerance: the greatest allowed relative error of a layer.
     """
 
@@ -155,8 +156,16 @@ class Comparison:
         for name in theirs:
             _check_shapes(name, ours[name], theirs[name])
             self._sums.setdefault(name, _Sums()).add(ours[name], theirs[name])
-        agrees = ours["logits"].argmax(-1) == theirs["logits"].argmax(-1)
-        self._agreements.append(agrees)
+        self._agreements.append(self._agree(ours["logits"], theirs["logits"]).ravel())
+
+    def _agree(self, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+        """Where both give the same class, unless rounding decides between two."""
+        choices = ours.argmax(-1)
+        chosen = np.take_along_axis(theirs, choices[..., None], -1)[..., 0]
+        with np.errstate(invalid="ignore"):  # The difference of two infinities is NaN.
+            behind = theirs.max(-1) - chosen
+        is_close = behind <= self._tolerance * np.abs(theirs).max()
+        return (choices == theirs.argmax(-1)) | is_close
 
     def verdict(self) -> Verdict:
         """The verdict on all batches so far."""

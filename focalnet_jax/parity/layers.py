@@ -1,5 +1,7 @@
 """Both frameworks on the same images, compared layer by layer."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 from focalnet_jax.convert import to_torch
 from focalnet_jax.convert.names import MatchedWeights
 from focalnet_jax.errors import SetupError
+from focalnet_jax.heads import Segmenter
 from focalnet_jax.models import FocalNet
 from focalnet_jax.parity.compare import Comparison, Verdict
 
@@ -38,12 +41,7 @@ def compare_layers(
     Raises:
       SetupError: the peer is not installed, or cannot express the model.
     """
-    try:
-        import torch
-
-        from focalnet_jax.parity import peers
-    except ImportError as error:
-        raise SetupError(f"{error}: pip install 'focalnet_jax[parity]'") from error
+    peers, _ = _import_peers()
     peer = peers.build_peer(kind, model)
     if images.dtype == np.float64:
         peer.double()
@@ -62,13 +60,91 @@ def compare_layers(
         logits, outputs = model.apply({"params": params}, images)
         return {**outputs, "logits": logits}
 
+    return _compared(
+        functools.partial(apply, params),
+        functools.partial(peers.run_peer, peer, kind),
+        images,
+        tolerance=tolerance,
+        batch_size=batch_size,
+    )
+
+
+def compare_segmenters(
+    model: Segmenter,
+    variables: dict[str, Any],
+    heads: str,
+    images: np.ndarray,
+    *,
+    tolerance: float,
+    batch_size: int = 8,
+    weights: MatchedWeights | None = None,
+) -> Verdict:
+    """Does the same for a segmenter, whose peer has transformers' encoder.
+
+    Args:
+      model: our model.
+      variables: our model's parameters and running averages.
+      heads: whose heads the peer has, `"mmsegmentation"` or `"transformers"`.
+      images, tolerance, batch_size: as for `compare_layers`.
+      weights: the weights that `variables` were converted from. The peer takes their
+        tensors without a conversion. With None it takes `variables`, converted.
+
+    Raises:
+      SetupError: a library is not installed, or cannot express the model.
+    """
+    _, segmenters = _import_peers()
+    peer = segmenters.PeerSegmenter(heads, model)
+    if images.dtype == np.float64:
+        peer.double()
+    if weights is None:
+        averages = variables["batch_stats"]
+        state_dict = to_torch(
+            variables["params"], model, dialect="mmsegmentation", batch_stats=averages
+        )
+    else:
+        state_dict = {
+            parameter.dialect_key: parameter.tensor
+            for parameter in weights.parameters.values()
+        }
+    peer.load(state_dict)
+    # transformers pads images whose sides are no multiple of the patch size.
+    model = model.clone(encoder=model.encoder.clone(pad_to_patch=True))
+
+    @jax.jit
+    def apply(images):
+        logits, outputs = model.apply(variables, images)
+        own = {"logits": logits.logits, "auxiliary_logits": logits.auxiliary}
+        return {**outputs, **{n: map for n, map in own.items() if map is not None}}
+
+    return _compared(apply, peer.run, images, tolerance=tolerance, batch_size=batch_size)
+
+
+def _import_peers():
+    try:
+        from focalnet_jax.parity import peers, segmenters
+    except ImportError as error:
+        raise SetupError(f"{error}: pip install 'focalnet_jax[parity]'") from error
+    return peers, segmenters
+
+
+def _compared(
+    ours: Callable[[jax.Array], dict[str, jax.Array]],
+    theirs: Callable[[np.ndarray], dict[str, Any]],
+    images: np.ndarray,
+    *,
+    tolerance: float,
+    batch_size: int,
+) -> Verdict:
+    """Compares functions from images to the outputs of layers by name."""
+    import torch
+
     comparison = Comparison(tolerance)
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         with torch.no_grad():
-            theirs = {k: v.numpy() for k, v in peers.run_peer(peer, kind, batch).items()}
-        ours = apply(params, jnp.asarray(batch))
-        comparison.add(jax.device_get({name: ours[name] for name in theirs}), theirs)
+            expected = {name: output.numpy() for name, output in theirs(batch).items()}
+        given = ours(jnp.asarray(batch))
+        comparison.add(jax.device_get({name: given[name] for name in expected}), expected)
         if len(images) > batch_size:
             print(f"compared {start + len(batch):,} of {len(images):,} images")
     return comparison.verdict()

@@ -4,7 +4,9 @@ Both were written independently of this package. Their outputs are brought to
 `[batch, height, width, channels]`, and they are named as the outputs of our models.
 """
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from focalnet_jax.convert.dialects import DIALECTS
 from focalnet_jax.convert.names import MatchedWeights
 from focalnet_jax.errors import SetupError, did_you_mean, first_line
-from focalnet_jax.models import FocalNet
+from focalnet_jax.models import FocalNet, FocalNetEncoder
 
 
 def build_peer(kind: str, model: FocalNet) -> torch.nn.Module:
@@ -29,11 +31,18 @@ def build_peer(kind: str, model: FocalNet) -> torch.nn.Module:
     if kind not in _PEERS:
         raise SetupError(f"no peer is named {kind!r}{did_you_mean(kind, _PEERS)}")
     DIALECTS[kind].check_can_be(model.encoder)
+    build, _ = _PEERS[kind]
+    with importing(kind):
+        return build(model).eval()
+
+
+@contextlib.contextmanager
+def importing(kind: str) -> Iterator[None]:
+    """Raises SetupError if a library is not installed, or can't be imported inside."""
     if importlib.util.find_spec(kind) is None:
         raise SetupError(f"{kind} is needed: pip install {kind}")
-    build, _ = _PEERS[kind]
     try:
-        return build(model).eval()
+        yield
     except (ImportError, RuntimeError) as error:
         cause = error
         while cause.__cause__:  # transformers tells of the last of several errors
@@ -105,7 +114,7 @@ def run_peer(
     for name, module in watched(peer):
 
         def keep(_, args, output, name=name):
-            outputs[name] = _channels_last(args, output)
+            outputs[name] = channels_last(args, output)
 
         hooks.append(module.register_forward_hook(keep))
     try:
@@ -119,7 +128,7 @@ def run_peer(
     return outputs
 
 
-def _channels_last(args: tuple, output: Any) -> torch.Tensor:
+def channels_last(args: tuple, output: Any) -> torch.Tensor:
     """Brings an output to `[b, h, w, c]`, or to `[b, c]` after pooling.
 
     timm has maps `[b, c, h, w]`. transformers has maps `[b, h * w, c]`, and passes their
@@ -174,12 +183,26 @@ def _watch_timm(peer: Any):
 
 
 def _build_transformers(model: FocalNet) -> torch.nn.Module:
-    from transformers import FocalNetConfig, FocalNetForImageClassification
+    from transformers import FocalNetForImageClassification
 
-    encoder = model.encoder
+    config = _transformers_config(model.encoder, num_labels=model.num_classes)
+    return FocalNetForImageClassification(config)
+
+
+def build_encoder(encoder: FocalNetEncoder) -> torch.nn.Module:
+    """Makes transformers' FocalNet without what follows on its last block."""
+    from transformers import FocalNetModel
+
+    net: Any = FocalNetModel(_transformers_config(encoder), add_pooling_layer=False)
+    net.layernorm = torch.nn.Identity()
+    return net
+
+
+def _transformers_config(encoder: FocalNetEncoder, **labels: int):
+    from transformers import FocalNetConfig
+
     options: dict[str, Any] = dict(
         num_channels=encoder.in_channels,
-        num_labels=model.num_classes,
         patch_size=encoder.patch_size,
         embed_dim=encoder.embed_dim,
         depths=list(encoder.depths),
@@ -193,19 +216,24 @@ def _build_transformers(model: FocalNet) -> torch.nn.Module:
         use_post_layernorm_in_modulation=encoder.use_postln_in_modulation,
         normalize_modulator=encoder.normalize_modulator,
         drop_path_rate=0.0,
+        **labels,
     )
-    return FocalNetForImageClassification(FocalNetConfig(**options))
+    return FocalNetConfig(**options)
 
 
 def _watch_transformers(peer: Any):
-    net = peer.focalnet
+    yield from watched_encoder(peer.focalnet)
+    yield "pre_logits", peer.focalnet.pooler
+
+
+def watched_encoder(net: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The layers of transformers' encoder, by the names of our outputs."""
     yield "stem", net.embeddings
     for index, stage in enumerate(net.encoder.stages):
         for block_index, block in enumerate(stage.layers):
             yield f"stage{index}/block{block_index}", block
         if stage.downsample is not None:
             yield f"stage{index}/downsample", stage.downsample
-    yield "pre_logits", net.pooler
 
 
 _PEERS = {

@@ -22,6 +22,7 @@ from focalnet_jax.train.state import TrainState
 from focalnet_jax.trees import named_leaves, nested
 from focalnet_jax.weights.kernel_sizes import resized_kernel
 from focalnet_jax.weights.params import (
+    batch_stats_path,
     find_params,
     load_params,
     newest_params_path,
@@ -118,8 +119,7 @@ def _start_from(
             resize=resize,
         )
         batch_stats = state.batch_stats
-        average = "ema_" if init_from.name == "ema" else ""
-        stored = init_from.parent / f"{average}batch_stats"
+        stored = batch_stats_path(init_from)
         if batch_stats and stored.exists():
             batch_stats = load_params(
                 stored, abstract.batch_stats, new=new, may_be_new=may_be_new

@@ -18,6 +18,7 @@ import numpy as np
 
 from focalnet_jax.convert.infer import gated_levels
 from focalnet_jax.errors import SetupError, argument, counted, shown
+from focalnet_jax.models import FocalNet
 from focalnet_jax.models.modulation import per_axis
 from focalnet_jax.models.size import Model
 from focalnet_jax.preprocessing import Preprocessing
@@ -109,7 +110,7 @@ def look_inside(net: Pretrained, image: Any, *, topk: int = 5) -> Inside:
     check_can_look(net.model)
     prepared = net.preprocessing(image)
     predictions = []
-    if getattr(net.model, "num_classes", 0):
+    if isinstance(net.model, FocalNet) and net.model.num_classes:
         [predictions] = net.predict_prepared(prepared[None], topk=topk)
     outputs = _outputs(net.model, net.params, prepared[None])
     _check_is_finite(outputs)

@@ -17,7 +17,7 @@ from focalnet_jax.models.size import Model
 from focalnet_jax.models.variants import ENCODER_OPTIONS
 from focalnet_jax.paths import write_json
 from focalnet_jax.preprocessing import NEWER, VALUES, Preprocessing
-from focalnet_jax.values import Several, Whole
+from focalnet_jax.values import Flag, Several, Whole
 
 _FILE = "model.json"
 BACKBONE_OPTIONS = frozenset({"out_stages", "out_norm"})
@@ -50,11 +50,14 @@ FREE_OPTIONS = (
     "implementation",
 )
 
+# What images fit into in the official evaluation of segmenters.
+DEFAULT_SCALE = (2048, 512)
+
 # Entries that only some descriptions have.
-_OPTIONAL = ("source", "scale", "colors")
+_OPTIONAL = ("source", "scale", "colors", "reduce_zero_label")
 _SCALE = Several(Whole(1, LARGEST_SIDE), least=2, most=2, noun="list")
 _COLOR = Several(Whole(0, 255), least=3, most=3, noun="list")
-_COLORS = Several(_COLOR, most=2**16, noun="list")
+COLORS = Several(_COLOR, most=2**16, noun="list")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,8 @@ class ModelDescription:
       scale: of a segmenter: an image is resized to fit into these two sides, the longer
         and the shorter one, in any order.
       colors: of a segmenter: red, green and blue of each class in pictures.
+      reduce_zero_label: of a segmenter: whether 0 stands for no class in the masks that
+        it was trained on, and 1 for the first class.
     """
 
     name: str
@@ -83,6 +88,7 @@ class ModelDescription:
     source: dict[str, Any] | None = None
     scale: Sequence[int] | None = None
     colors: Sequence[Sequence[int]] | None = None
+    reduce_zero_label: bool | None = None
 
     @property
     def task(self) -> str:
@@ -159,12 +165,19 @@ def changed_options(name: str, model: Model) -> list[str]:
     ]
 
 
-def default_preprocessing(name: str) -> Preprocessing:
+def default_preprocessing(name: str, *, segment: bool = False) -> Preprocessing:
     """The preprocessing that the released weights of a variant are for.
 
     It is the official evaluation, which resizes bicubically and keeps 224 / 256 of the
     shorter side. The image size is the one in the names of the releases.
+
+    Args:
+      name: of the variant.
+      segment: whether it is a segmenter's: then the size is that of the crops of ADE20K
+        that the official recipe trains on, and `DEFAULT_SCALE` is that of evaluation.
     """
+    if segment:
+        return Preprocessing(image_size=512, interpolation="bilinear", crop=1.0)
     is_384 = name.startswith(("focalnet_large", "focalnet_xlarge"))
     return Preprocessing(image_size=384 if is_384 else 224)
 
@@ -280,7 +293,8 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "what convert writes of a file",
     ),
     "scale": (_SCALE.allows, str(_SCALE)),
-    "colors": (_COLORS.allows, str(_COLORS)),
+    "colors": (COLORS.allows, str(COLORS)),
+    "reduce_zero_label": (Flag().allows, str(Flag())),
 }
 
 

@@ -5,6 +5,9 @@ WORKDIR/checkpoints/STEP/ema        their average over the steps, with `ema_deca
 WORKDIR/best.json                   which step is the best, with `checkpoint.best_metric`
 DIRECTORY/params                    written by `python -m focalnet_jax.convert`
 
+The running averages of a model with BatchNorm lie beside its parameters as `batch_stats`,
+and those of the average as `ema_batch_stats`.
+
 Orbax takes long to import, so the functions that need it import it themselves.
 """
 
@@ -69,6 +72,16 @@ def newest_params_path(path: epath.Path) -> epath.Path | None:
                 if (checkpoint / "params").exists() and _is_whole(checkpoint):
                     return checkpoint / "params"
     return None
+
+
+def batch_stats_path(params_path: epath.Path) -> epath.Path:
+    """Where the running averages lie that belong to parameters, if there are any.
+
+    Args:
+      params_path: of the parameters, or of their average.
+    """
+    prefix = "ema_" if params_path.name == "ema" else ""
+    return params_path.parent / f"{prefix}batch_stats"
 
 
 def _is_whole(directory: epath.Path) -> bool:

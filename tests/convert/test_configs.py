@@ -19,7 +19,7 @@ from focalnet_jax.convert import (
     to_torch,
 )
 from focalnet_jax.convert.__main__ import main
-from focalnet_jax.convert.fit import Reading
+from focalnet_jax.convert.reading import Reading
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.convert.weights_and_model import read_weights_and_model
 from focalnet_jax.errors import SetupError

@@ -5,7 +5,7 @@ import pytest
 from tiny import random_params
 
 from focalnet_jax import create_backbone, create_model
-from focalnet_jax.convert.dialects import DIALECTS
+from focalnet_jax.convert.dialects import CLASSIFIER_DIALECTS, DIALECTS
 from focalnet_jax.models import abstract_params
 from focalnet_jax.trees import named_leaves
 
@@ -22,7 +22,7 @@ def test_names_are_one_to_one(variant):
     """Every path of a full-size variant has one name, and the name has only that path."""
     name, shapes = variant
     use_postln = create_model(name).encoder.use_postln
-    for dialect in DIALECTS.values():
+    for dialect in CLASSIFIER_DIALECTS.values():
         keys = {path: dialect.key_of(path, use_postln=use_postln) for path in shapes}
         assert {dialect.path_of(key): key for key in keys.values()} == keys
         for path, key in keys.items():
@@ -43,7 +43,7 @@ def test_only_microsoft_names_the_norms_of_a_backbone():
         assert DIALECTS["transformers"].key_of(path, use_postln=False) is None
 
 
-@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda d: d.name)
+@pytest.mark.parametrize("dialect", CLASSIFIER_DIALECTS.values(), ids=lambda d: d.name)
 def test_layouts_are_inverse(dialect):
     params = random_params(create_model("focalnet_huge_fl3", **EVERYTHING))
     for path, array in named_leaves(params).items():

@@ -15,8 +15,8 @@ from focalnet_jax import load_model
 from focalnet_jax.command_line import assigned
 from focalnet_jax.convert import __main__ as convert
 from focalnet_jax.convert import from_torch, infer_model, to_torch
-from focalnet_jax.convert.fit import _VALUES, Reading
 from focalnet_jax.convert.model_arguments import reading, spell
+from focalnet_jax.convert.reading import _VALUES, Reading
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
 from focalnet_jax.parity import __main__ as parity

@@ -4,17 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_like
+from tiny import TINY, random_like, tiny_segmenter
 
 from focalnet_jax import count_params, create_model, create_segmenter
 from focalnet_jax.errors import OptionError
 from focalnet_jax.heads import FCNHead, UPerNetHead
-from focalnet_jax.models import abstract_params
+from focalnet_jax.models import abstract_params, abstract_variables
 from focalnet_jax.tasks.losses import segmentation_loss
 from focalnet_jax.trees import named_leaves
-
-TINY = dict(depths=(1, 1), embed_dim=8, focal_levels=(2, 1), focal_windows=(3, 3))
-SMALL = TINY | dict(num_classes=5, head_channels=8, auxiliary_channels=6)
 
 # Millions of parameters: README of microsoft/FocalNet has 61, 61, 83, 84, 124 and 126,
 # of which the second is cut off.
@@ -36,7 +33,7 @@ def test_published_sizes(variant, millions):
 
 def test_encoder_and_norms_have_the_names_of_others():
     """Those of a classifier, so that a segmenter can start from it."""
-    own = named_leaves(abstract_params(create_segmenter("focalnet_tiny_srf", **SMALL)))
+    own = named_leaves(abstract_params(tiny_segmenter()))
     classifier = named_leaves(abstract_params(create_model("focalnet_tiny_srf", **TINY)))
     shared = {
         n: leaf for n, leaf in classifier.items() if n.startswith(("patch", "layer"))
@@ -47,9 +44,9 @@ def test_encoder_and_norms_have_the_names_of_others():
 
 
 def test_without_auxiliary_head():
-    model = create_segmenter("focalnet_tiny_srf", **SMALL | dict(auxiliary_channels=0))
+    model = tiny_segmenter(auxiliary_channels=0)
     shape = jax.ShapeDtypeStruct((1, 32, 40, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), shape)
+    variables = abstract_variables(model)
     assert {*variables} == {"params", "batch_stats"}
     assert {*variables["batch_stats"]} == {"decode_head"}
     logits, outputs = jax.eval_shape(model.apply, variables, shape)
@@ -102,9 +99,8 @@ def test_dropout_takes_whole_channels():
 
 def segmenter_and_variables(**options):
     types = dict(dtype="float64", param_dtype="float64")
-    model = create_segmenter("focalnet_tiny_srf", **SMALL | types | options)
-    shape = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float64)
-    return model, random_like(jax.eval_shape(model.init, jax.random.key(0), shape))
+    model = tiny_segmenter(**types | options)
+    return model, random_like(abstract_variables(model))
 
 
 def on_canvas(images, height, width):
@@ -195,7 +191,7 @@ def test_training_on_canvases_counts_images_alone():
 )
 def test_options_are_checked(options, message):
     with pytest.raises(OptionError, match=message):
-        create_segmenter("focalnet_tiny_srf", **SMALL | options)
+        tiny_segmenter(**options)
 
 
 def test_unknown_options_have_the_nearest_name():
