@@ -13,6 +13,7 @@ from etils import epath
 from mask_files import encode, mask_of, rng_of, write
 from tiny import TINY, random_params, tiny_model
 
+from focalnet_jax.convert.directories import write_directory
 from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Overlap
 from focalnet_jax.heads.views import Windows
@@ -23,7 +24,6 @@ from focalnet_jax.train.program import make_program, mesh_of
 from focalnet_jax.train.run.checkpoints import Checkpoints
 from focalnet_jax.trees import named_leaves
 from focalnet_jax.weights.description import ModelDescription, find_description
-from focalnet_jax.weights.params import save_params
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +168,7 @@ def classifier(tmp_path):
         overrides=dict(TINY, depths=(1, 1), focal_levels=(1, 1), num_classes=5),
         preprocessing=Preprocessing(),
     )
-    save_params(epath.Path(tmp_path / "start" / "params"), params)
-    description.write(epath.Path(tmp_path / "start"))
+    write_directory(tmp_path / "start", description, {"params": params})
     return str(tmp_path / "start"), params
 
 
@@ -216,16 +215,14 @@ def test_a_segmenter_starts_from_one_of_other_classes(config, tmp_path):
     config.model.head_dropout = 0.0
     _, task = check_config(config)
     variables = variables_of(task)
-    directory = epath.Path(tmp_path / "start")
-    for name, tree in variables.items():
-        save_params(directory / name, tree)
-    ModelDescription(
+    description = ModelDescription(
         name="focalnet_tiny_srf",
         overrides=task.model_overrides,
         preprocessing=task.preprocessing,
-    ).write(directory)
+    )
+    write_directory(tmp_path / "start", description, variables)
     config.model.num_classes = 4
-    config.init_from = str(directory)
+    config.init_from = str(tmp_path / "start")
     with pytest.raises(SetupError, match="conv_seg/bias is stored as .*, the model has"):
         started(config, tmp_path)
     config.reset_head = True
