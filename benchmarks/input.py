@@ -4,21 +4,27 @@
     python benchmarks/input.py [--rounds=15] [--json=FILE]
     python benchmarks/input.py --table [--json=FILE]     # of what has been measured
 
-Two tasks, each from files to batches of 224 x 224 uint8 images on the host: `crop`, that
-is decoding, random resized crop (bicubic, antialiased) and flip; and `full`, the same and
-RandAugment (rand-m9-mstd0.5-inc1), all that the recipe does on the host. What follows on
-the accelerator, normalisation, erasing and mixing, is left out for all.
-
-Contenders: this pipeline in its two modes; timm's loader with its uint8 collation;
+Two tasks of classification, each from files to batches of 224 x 224 uint8 images on the
+host: `crop`, that is decoding, random resized crop (bicubic, antialiased) and flip; and
+`full`, the same and RandAugment (rand-m9-mstd0.5-inc1), all that the recipe does on the
+host. What follows on the accelerator, normalisation, erasing and mixing, is left out for
+all. Contenders: this pipeline in its two modes; timm's loader with its uint8 collation;
 tf.data with `decode_and_crop_jpeg`, `tf.image.resize` and
-`tf.image.random_flip_left_right`, in `crop` alone, where TensorFlow is installed. Each
-has as many workers as the others (processes; of tf.data threads), one and then two.
+`tf.image.random_flip_left_right`, in `crop` alone, where TensorFlow is installed.
+
+`--tasks segmentation` is the recipe for ADE20K, from images of 683 x 512 and their masks
+to crops of 512 x 512 with labels. Contenders: this pipeline, and mmsegmentation's own
+transforms in its data loader. It needs `pip install --no-deps -r
+tests/mmsegmentation.txt` in addition.
+
+Each contender has as many workers as the others (processes; of tf.data threads), one and
+then two.
 
 Each contender is a process of its own, stopped (SIGSTOP) while others have their turn. A
 turn first takes what was loaded in advance, then measures. All take turns in every round,
 in an order that changes; printed are medians over the rounds of images a second, images a
-second of CPU time, and of the ratios within rounds to timm and tf.data, with their least
-and greatest. With `--json=FILE` they become a part of the file, with the processor, the
+second of CPU time, and of the ratios within rounds to the others, with their least and
+greatest. With `--json=FILE` they become a part of the file, with the processor, the
 versions and the command; `--table` prints the file in Markdown.
 """
 
@@ -39,32 +45,26 @@ import tempfile
 import time
 
 import recorded
+import segmentation_loaders
+from segmentation_loaders import Repeated
 
-BATCH_SIZE = 64
 SIZE = 224
+BATCH_SIZES = {"crop": 64, "full": 64, "segmentation": 16}
 POLICY = "rand-m9-mstd0.5-inc1"
 CONTENDERS = {
     "crop": ("exact", "fast", "timm", "tf.data"),
     "full": ("exact", "fast", "timm"),
+    "segmentation": ("exact", "mmsegmentation"),
 }
+# The others, in the order of their columns.
+RIVALS = ("timm", "tf.data", "mmsegmentation")
 NEEDED = ("timm", "torchvision", "cv2", "cykooz_resizer", "psutil")
+NEEDED_FOR_SEGMENTATION = ("mmseg", "mmcv", "mmengine", "torch", "cv2", "psutil")
 VERSIONS = ("grain", "simplejpeg", "cykooz-resizer", "opencv-python-headless", "pillow")
 VERSIONS += ("numpy", "timm", "torch", "torchvision", "tensorflow-cpu")
+VERSIONS += ("mmsegmentation", "mmcv-lite")
 RESULTS = pathlib.Path(__file__).parent / "results" / "input.json"
 REPEATS = 10_000  # of the images: as many as in ImageNet-22K, and no epoch ends
-
-
-class Repeated:
-    """The records of a source again and again."""
-
-    def __init__(self, records):
-        self._records = records
-
-    def __len__(self):
-        return len(self._records) * REPEATS
-
-    def __getitem__(self, index):
-        return self._records[index % len(self._records)]
 
 
 def ours(pixels, task, workers, images):
@@ -77,17 +77,17 @@ def ours(pixels, task, workers, images):
         pixels=pixels,
     )
     folder = open_source(f"folder:{images}", split="train")
-    source = dataclasses.replace(folder, records=Repeated(folder.records))
+    source = dataclasses.replace(folder, records=Repeated(folder.records, REPEATS))
     batches = train_batches(
         source,
         TrainExample(transform, source.labels()),
-        batch_size=BATCH_SIZE,
+        batch_size=BATCH_SIZES[task],
         seed=0,
         threads=1,
         workers=workers,
     )
     for batch in batches:
-        yield batch["image"]
+        yield checked(batch["image"], task)
 
 
 def timms(task, workers, images):
@@ -125,7 +125,7 @@ def timms(task, workers, images):
     loader = create_loader(
         RepeatedImages(str(images)),
         (3, SIZE, SIZE),
-        BATCH_SIZE,
+        BATCH_SIZES[task],
         is_training=True,
         # Batches of uint8, made by the workers; the device's part is left out.
         use_prefetcher=True,
@@ -137,7 +137,7 @@ def timms(task, workers, images):
         pin_memory=False,
     ).loader
     for image, _ in loader:
-        yield image.numpy()
+        yield checked(image.numpy(), task)
 
 
 def tf_datas(workers, images):
@@ -163,8 +163,15 @@ def tf_datas(workers, images):
     options.threading.private_threadpool_size = workers
     dataset = tf.data.Dataset.from_tensor_slices(files).repeat().shuffle(len(files))
     dataset = dataset.map(load, num_parallel_calls=workers, deterministic=False)
-    dataset = dataset.batch(BATCH_SIZE).prefetch(2).with_options(options)
-    yield from dataset.as_numpy_iterator()
+    dataset = dataset.batch(BATCH_SIZES["crop"]).prefetch(2).with_options(options)
+    for batch in dataset.as_numpy_iterator():
+        yield checked(batch, "crop")
+
+
+def checked(images, task):
+    assert images.dtype == "uint8"
+    assert images.size == BATCH_SIZES[task] * SIZE * SIZE * 3
+    return images
 
 
 def contend(name, task, workers, images):
@@ -173,26 +180,29 @@ def contend(name, task, workers, images):
 
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes elsewhere
-    batches = {
-        "exact": lambda: ours("exact", task, workers, images),
-        "fast": lambda: ours("fast", task, workers, images),
-        "timm": lambda: timms(task, workers, images),
-        "tf.data": lambda: tf_datas(workers, images),
-    }[name]()
+    if task == "segmentation":
+        module = segmentation_loaders
+        loader = {"exact": module.ours, "mmsegmentation": module.mmsegmentations}[name]
+        batches = loader(BATCH_SIZES[task], workers, images, REPEATS)
+    else:
+        batches = {
+            "exact": lambda: ours("exact", task, workers, images),
+            "fast": lambda: ours("fast", task, workers, images),
+            "timm": lambda: timms(task, workers, images),
+            "tf.data": lambda: tf_datas(workers, images),
+        }[name]()
     for line in sys.stdin:
         skip, count = map(int, line.split())
         for _ in range(skip):
             next(batches)
         cpu, start = cpu_seconds(psutil), time.perf_counter()
         for _ in range(count):
-            batch = next(batches)
+            next(batches)
         seconds = time.perf_counter() - start
-        assert batch.dtype == "uint8"
-        assert batch.size == BATCH_SIZE * SIZE * SIZE * 3
         cpu = cpu_seconds(psutil) - cpu
-        print(json.dumps([count * BATCH_SIZE / s for s in (seconds, cpu)]), file=results)
+        made = count * BATCH_SIZES[task]
+        print(json.dumps([made / s for s in (seconds, cpu)]), file=results)
         results.flush()
-        del batch
     batches.close()
 
 
@@ -269,7 +279,7 @@ def summary(results):
     for name, rounds in results.items():
         speed, per_cpu = (statistics.median(values) for values in zip(*rounds))
         table[name] = {"images_per_second": speed, "images_per_cpu_second": per_cpu}
-        for rival in ("timm", "tf.data"):
+        for rival in RIVALS:
             if rival in results:
                 ratios = [a / b for (a, _), (b, _) in zip(rounds, results[rival])]
                 numbers = [statistics.median(ratios), min(ratios), max(ratios)]
@@ -278,15 +288,19 @@ def summary(results):
 
 
 def markdown(measured):
-    """A table of what is in a file, by lines."""
-    yield "| task | workers | | images/s | images/s of CPU | times timm | times tf.data |"
-    yield "|---|---|---|---|---|---|---|"
+    """A table of some entries of a file, by lines."""
+    rows = [row for entry in measured.values() for row in entry["contenders"].values()]
+    rivals = [name for name in RIVALS if any(f"times_{name}" in row for row in rows)]
+    heads = ["task", "workers", "", "images/s", "images/s of CPU"]
+    heads += [f"times {rival}" for rival in rivals]
+    yield f"| {' | '.join(heads)} |".replace("|  |", "| |")
+    yield "|" + "---|" * len(heads)
     for entry in measured.values():
         for name, row in entry["contenders"].items():
             cells = [entry["task"], entry["workers"], f"`{name}`"]
             for key in ("images_per_second", "images_per_cpu_second"):
                 cells.append(f"{row[key]:,.0f}")
-            for rival in ("timm", "tf.data"):
+            for rival in rivals:
                 numbers = row.get(f"times_{rival}")
                 cells.append("{:.2f} ({:.2f}-{:.2f})".format(*numbers) if numbers else "")
             yield f"| {' | '.join(map(str, cells))} |"
@@ -313,13 +327,29 @@ def about(args):
     }
 
 
+def made_for(task, directory):
+    """A folder of images for a task, which are made if they aren't there."""
+    from photographs import make, make_pairs
+
+    kind = "pairs" if task == "segmentation" else "classes"
+    if not (directory / kind).exists():
+        {"pairs": make_pairs, "classes": make}[kind](directory / kind)
+    return directory / kind
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batches", type=int, default=10, help="in each turn")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--tasks", nargs="+", default=["crop", "full"])
-    parser.add_argument("--images", type=pathlib.Path, help="an image folder of JPEGs")
+    parser.add_argument(
+        "--tasks", nargs="+", default=["crop", "full"], choices=CONTENDERS
+    )
+    parser.add_argument(
+        "--images",
+        type=pathlib.Path,
+        help="an image folder of JPEGs; for segmentation, one in ADE20K's layout",
+    )
     parser.add_argument("--json", type=pathlib.Path, help="where to add the results")
     parser.add_argument("--table", action="store_true", help="print it, measure nothing")
     parser.add_argument("--contender", nargs=3, help=argparse.SUPPRESS)
@@ -329,22 +359,24 @@ def main():
         contend(name, task, int(workers), args.images)
         return
     if args.table:
-        print(*markdown(json.loads((args.json or RESULTS).read_text())), sep="\n")
+        measured = recorded.read(args.json or RESULTS)
+        chosen = {
+            n: entry for n, entry in measured.items() if entry["task"] in args.tasks
+        }
+        print(*markdown(chosen), sep="\n")
         return
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    needed = {*NEEDED} if {*args.tasks} - {"segmentation"} else set()
+    needed |= {*NEEDED_FOR_SEGMENTATION} if "segmentation" in args.tasks else set()
+    if missing := [n for n in sorted(needed) if importlib.util.find_spec(n) is None]:
         raise SystemExit(
             f"error: the contenders need {', '.join(missing)}, which is not there:\n"
-            "  pip install '.[fast,test]' scikit-image"
+            "  pip install '.[fast,test]' scikit-image && "
+            "pip install --no-deps -r tests/mmsegmentation.txt"
         )
 
     with tempfile.TemporaryDirectory() as directory:
-        images = args.images
-        if images is None:
-            from photographs import make
-
-            images = pathlib.Path(directory)
-            make(images)
         for task in args.tasks:
+            images = args.images or made_for(task, pathlib.Path(directory))
             for workers in args.workers:
                 results = compare(
                     task, workers, images, rounds=args.rounds, count=args.batches

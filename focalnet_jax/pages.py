@@ -21,7 +21,9 @@ _STYLE = """
 :root { color-scheme: light dark; --text: #222; --page: #fff; --line: #ddd }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto;
        padding: 0 1em; color: var(--text); background: var(--page) }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+/* A table that is wider than the page is scrolled, and not the page. */
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block;
+        max-width: max-content; overflow-x: auto; margin: 0 0 1em }
 th, td { padding: .15em .8em; text-align: right; border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child { text-align: left }
 svg { width: 100%; height: auto }
@@ -30,9 +32,20 @@ summary { cursor: pointer; margin: 1em 0 }
 .texts td { text-align: left }
 .PASS { color: #0a6b2d } .FAIL { color: #b00020 }
 .bars { width: 12em } .bar { display: block; height: .7em; background: #2e7d4f }
-.pictures { display: flex; flex-wrap: wrap; gap: 1em }
-.pictures figure { margin: 0; width: 10.5em; overflow-wrap: anywhere }
-.pictures img { max-width: 100%; max-height: 10.5em }
+.curves { display: grid; gap: 1em;
+          grid-template-columns: repeat(auto-fit, minmax(min(24em, 100%), 1fr)) }
+.pictures { display: grid; gap: 1em;
+            grid-template-columns: repeat(auto-fill, minmax(10em, 1fr)) }
+.pictures figure { margin: 0; overflow-wrap: anywhere }
+.pictures img { width: 100%; aspect-ratio: 1; object-fit: contain;
+                background: var(--line) }
+@media (max-width: 40em) {
+  body { margin: 1em auto }
+  table { font-size: .9em }
+  th, td { padding: .15em .35em }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere }
+  .bars { display: none }
+}
 @media (prefers-color-scheme: dark) {
   :root { --text: #ddd; --page: #16181b; --line: #3a3e44 }
   a { color: #8ab4f8 }

@@ -111,6 +111,14 @@ def given_name(path: str) -> str:
     return os.path.basename(os.path.abspath(with_home(without_file_scheme(path))))
 
 
+def from_here(path: epath.PathLike) -> str:
+    """An absolute path as one gives it from the current directory, if it lies below."""
+    here = pathlib.Path.cwd()
+    if not is_remote(path) and pathlib.Path(path).is_relative_to(here):
+        return str(pathlib.Path(path).relative_to(here))
+    return os.fspath(path)
+
+
 def did_you_mean_beside(path: str | os.PathLike) -> str:
     """`"; did you mean PATH?"` for the nearest of what lies where a path should."""
     directory, name = os.path.split(os.fspath(path))

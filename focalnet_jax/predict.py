@@ -8,9 +8,6 @@ IMAGE is a file, a directory whose images are taken at any depth, a pattern such
 'photos/*.jpg', or - for a list of files on standard input, one a line, or as `find
 -print0` writes it.
 
---weights takes all that `focalnet_jax.load_model` takes: the workdir of a run, a
-converted directory, a file of weights, hf:OWNER/NAME, or the name of an official release.
-
 An image that can't be read is named and skipped, and the exit status is 1.
 """
 
@@ -32,6 +29,7 @@ from tqdm import tqdm
 from focalnet_jax import command_line
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
+    add_source,
     model_options,
     reading,
     spell,
@@ -68,8 +66,8 @@ def main(argv: list[str] | None = None) -> bool:
     net.check_predicts()
     write = _WRITERS[args.format]()
     skipped = 0
-    is_short = len(images) <= args.batch_size
-    with tqdm(images, unit="image", leave=False, disable=is_short or None) as bar:
+    shown = dict(desc="compiling", unit="image", leave=False, disable=None)
+    with tqdm(total=len(images), **shown) as bar:
         for result in classify(net, images, topk=args.topk, batch_size=args.batch_size):
             if result.problem:
                 skipped += 1
@@ -77,6 +75,7 @@ def main(argv: list[str] | None = None) -> bool:
             else:
                 for line in write(result):
                     bar.write(line, file=sys.stdout)
+            bar.set_description("predicting", refresh=False)
             bar.update()
             if nobody_reads():
                 break
@@ -90,7 +89,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.parser("python -m focalnet_jax.predict", __doc__)
     add = parser.add_argument
     add("images", metavar="IMAGE", nargs="+")
-    add("--weights", required=True, metavar="SOURCE", help="what load_model takes")
+    add_source(parser, required=True)
     add(
         "--topk",
         type=command_line.positive,
@@ -236,7 +235,7 @@ def _prepared(
 def _text() -> Callable[[Result], list[str]]:
     return lambda result: [
         result.image if result.image.isprintable() else repr(result.image),
-        *[f"  {100 * p.probability:6.2f} %  {p.name}" for p in result.predictions],
+        *[f"  {p.probability:7.2%}  {p.name}" for p in result.predictions],
     ]
 
 

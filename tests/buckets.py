@@ -14,6 +14,7 @@ import urllib.parse
 
 from etils.epath import backend, gpath
 from orbax.checkpoint._src.path import gcs_utils
+from servers import Server
 
 PREFIX = "gs://"
 
@@ -199,8 +200,7 @@ def serve(root, monkeypatch):
     _SERVER.root = pathlib.Path(root)
 
 
-_SERVER = http.server.ThreadingHTTPServer(("localhost", 0), _Requests)
+_SERVER = Server(("localhost", 0), _Requests)
 _SERVER.lock = threading.Lock()
-_SERVER.daemon_threads = True
 ADDRESS = f"http://localhost:{_SERVER.server_port}"
 threading.Thread(target=_SERVER.serve_forever, daemon=True).start()

@@ -385,7 +385,7 @@ def shown_classes(browser):
         "  row.querySelector('data').textContent])"
     )
     for _, value, text in rows:
-        assert text == f"{100 * float(value):.2f} %"
+        assert text == f"{100 * float(value):.2f}%"
     return [(name, float(value)) for name, value, _ in rows]
 
 

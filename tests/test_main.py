@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 
@@ -71,6 +72,8 @@ def test_default_run_resumes_and_is_evaluated(environment, tmp_path):
     code, output, errors = run(*TINY, "--config.num_steps=3", **here)
     assert code == 0, errors
     assert "starting anew" in output
+    # Before anything is compiled.
+    assert output.startswith("focalnet_tiny_srf with 5 options changed, ")
     code, output, errors = run(*TINY, **here)
     assert code == 0, errors
     assert "resuming after step 3" in output
@@ -78,6 +81,11 @@ def test_default_run_resumes_and_is_evaluated(environment, tmp_path):
     code, again, _ = run(*TINY, **here)
     assert code == 0
     assert "the run is finished: step 4 of 4" in again
+    for said in (output, again):
+        assert "python -m focalnet_jax.predict IMAGE --weights=runs/digits\n" in said
+        export = "python -m focalnet_jax.export --weights=runs/digits digits.onnx\n"
+        assert export in said
+        assert f"main.py {shlex.join([*TINY, '--mode=eval'])}\n" in said
     code, evaluated, _ = run(*TINY, "--mode=eval", **here)
     assert code == 0
     tests = [re.search("test: .*", text)[0] for text in (output, again, evaluated)]

@@ -168,7 +168,7 @@ def test_a_text_a_table_and_objects_say_the_same(weights, capsys):
     assert [row["name"] for row in rows] == [p["name"] for p in flat]
     lines = [line for line in text if line.startswith("  ")]
     for line, p, row in zip(lines, flat, rows, strict=True):
-        assert line.split(" %  ") == [f"  {100 * p['probability']:6.2f}", p["name"]]
+        assert line == f"  {p['probability']:7.2%}  {p['name']}"
         assert float(row["probability"]) == pytest.approx(p["probability"], rel=1e-4)
 
 

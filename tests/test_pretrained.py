@@ -1,26 +1,30 @@
 """`load_model`, and what it downloads."""
 
 import functools
-import http.server
 import json
 import threading
+from http.server import SimpleHTTPRequestHandler
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from servers import Server
 from sharded import write_shards
 from tiny import random_params, tiny_model
 
-from focalnet_jax import load_model
+from focalnet_jax import demo, load_model
 from focalnet_jax.convert import from_torch, to_torch
 from focalnet_jax.convert.configs import CONFIGS
 from focalnet_jax.convert.weight_files import write_weights
 from focalnet_jax.errors import SetupError
+from focalnet_jax.export.__main__ import ABOUT, PARAMS, PROGRAM
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.tasks.images import normalize
+from focalnet_jax.visualize.__main__ import FILES as VISUALIZED
 from focalnet_jax.weights import releases
+from focalnet_jax.weights.params import find_params
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def params(model):
     return random_params(model, "float32")
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
+class Handler(SimpleHTTPRequestHandler):
     """Serves a directory, and redirects `/resolve/` as the Hugging Face Hub does."""
 
     requests: list
@@ -65,7 +69,7 @@ def network(tmp_path, monkeypatch):
     handler = functools.partial(
         type("Recording", (Handler,), {"requests": requests}), directory=str(directory)
     )
-    server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
+    server = Server(("localhost", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://localhost:{server.server_port}"
     monkeypatch.setenv("HF_ENDPOINT", address)
@@ -196,20 +200,27 @@ def test_what_is_not_there_is_said(network, tmp_path):
 
 def test_names_of_paths_are_answered_with_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("runs/digits", "w"):
+    for name in ("runs/digits", "runs/birds", "w"):
         (tmp_path / name).mkdir(parents=True)
     hub = "on the Hugging Face Hub, give 'hf:microsoft/net'"
     for given, end in (
         ("runs/digitss", "; did you mean 'runs/digits'?"),
         ("./runs/digitss", "; did you mean './runs/digits'?"),
+        ("run/digits", "; did you mean 'runs/digits'?"),
+        ("digits", "; did you mean 'runs/digits'?"),
+        ("runs/photos-of-cats", "; runs holds 'birds', 'digits'"),
+        ("w/runs/digits", ", and there is no directory 'w/runs'"),
         ("w/none.pth", "is named 'w/none.pth'"),
         ("w/none", "is named 'w/none'"),
-        ("none/w.safetensors", "is named 'none/w.safetensors'"),
+        ("none/w.safetensors", ", and there is no directory 'none'"),
         ("microsoft/net", hub),
     ):
         with pytest.raises(SetupError) as raised:
             load_model(given)
         assert str(raised.value).endswith(end)
+    monkeypatch.chdir(tmp_path / "w")  # Nothing was trained here.
+    with pytest.raises(SetupError, match="and there is no directory 'runs'$"):
+        load_model("runs/digits")
 
 
 def test_the_hub_may_have_pytorchs_file_only(network, model, params, torch, monkeypatch):
@@ -252,6 +263,30 @@ def test_directories_say_which_file_they_hold(model, params, tmp_path, caplog):
     (tmp_path / "pytorch_model.bin").touch()
     assert_same(load_model(tmp_path).params, params)
     assert "holds model.safetensors and pytorch_model.bin: the first one" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "kind"),
+    [
+        ([PROGRAM, PARAMS, ABOUT], "made", "a program of StableHLO"),
+        ([PROGRAM, PARAMS, ABOUT], f"made/{PROGRAM}", "a program of StableHLO"),
+        ([PROGRAM, PARAMS, ABOUT], f"made/{PARAMS}", "a program of StableHLO"),
+        (demo.page.SITE, "made", "a page of python -m focalnet_jax.demo"),
+        (VISUALIZED, "made", "what python -m focalnet_jax.visualize shows"),
+    ],
+)
+def test_what_was_made_of_a_net_is_no_source_of_it(
+    files, given, kind, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made").mkdir()
+    for name in files:
+        (tmp_path / "made" / name).touch()
+    with pytest.raises(SetupError, match=rf"made is {kind}.*give what it was made of"):
+        load_model(given)
+    if given == "made":
+        with pytest.raises(SetupError, match=rf"made is {kind}"):
+            find_params(given)
 
 
 def test_addresses_are_answered_with_names(network, model, params, torch):
@@ -330,11 +365,15 @@ def test_an_answer_that_breaks_off_is_not_kept(network, monkeypatch, tmp_path):
 def test_no_network_is_said_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", "http://localhost:9")  # Nobody listens there.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(
-        SetupError, match="fetch the file elsewhere and give its"
-    ) as error:
-        load_model("hf:microsoft/focalnet-tiny")
-    assert "\n" not in str(error.value)
+    monkeypatch.setattr(releases, "_GITHUB", "http://localhost:9")
+    files = "fetch model.safetensors or pytorch_model.bin and the .json files beside it"
+    for source, instead in (
+        ("hf:microsoft/focalnet-tiny", f"{files} from .*microsoft/focalnet-tiny elsewh"),
+        ("focalnet_tiny_srf", "fetch the file elsewhere and give its path"),
+    ):
+        with pytest.raises(SetupError, match=instead) as error:
+            load_model(source)
+        assert "\n" not in str(error.value)
 
 
 def test_directories_need_a_description(tmp_path):

@@ -151,9 +151,9 @@ def test_padded_nets_that_are_computed_in_other_ways(image):
         np.testing.assert_allclose(near[stage], expected, rtol=0, atol=0.2 * most)
     inside = look_inside(nets[0], wide)
     extents = [
-        [*axes.images[1].get_extent(), *axes.get_xlim(), *axes.get_ylim()]
+        [*axes.images[0].get_extent(), *axes.get_xlim(), *axes.get_ylim()]
         for axes in draw_modulators(inside).figure.axes
-        if len(axes.images) == 2
+        if axes.get_title().startswith("stage")
     ]
     # The maps reach over the image, and what reaches over it isn't shown.
     assert extents == [[-0.5, 63.5, 31.5, -0.5, -0.5, 61.5, 29.5, -0.5]] * 3
@@ -250,25 +250,30 @@ def drawn(figure):
 def test_gates_are_drawn(inside):
     images = drawn(draw_gates(inside))
     first, last = inside.last_blocks()
-    titles = [title for title, _ in images if not re.match("stage|$", title)]
+    titles = [title for title, _ in images if not re.match("image|$", title)]
     assert titles == ["level 1", "level 2", "global", "level 1", "global"]
     gates = [values for title, values in images if title in titles]
     for given, expected in zip(gates, [*np.moveaxis(first.gates, -1, 0)]):
         np.testing.assert_array_equal(given, expected)
     np.testing.assert_array_equal(gates[-1], last.gates[..., -1])
+    labels = [axes.get_ylabel() for axes in draw_gates(inside).axes]
+    assert [*filter(None, labels)] == ["stage0/block0, 9 x 9", "stage1/block1, 4 x 4"]
     [only] = [v for title, v in drawn(draw_gates(inside, [last])) if title == "global"]
     np.testing.assert_array_equal(only, last.gates[..., -1])
 
 
-def test_modulators_are_drawn_over_the_image(inside):
+def test_modulators_are_drawn_as_they_lie_in_the_image(inside):
     figure = draw_modulators(inside)
-    overlays = [axes.images for axes in figure.axes if len(axes.images) == 2]
-    assert len(overlays) == 3
-    for (_, overlay), block in zip(overlays, inside.blocks):
-        np.testing.assert_array_equal(overlay.get_array(), block.norm)
+    images = [image for axes in figure.axes for image in axes.images]
+    (photo, *maps), scales = images[:4], [i.colorbar for i in images if i.colorbar]
+    np.testing.assert_array_equal(photo.get_array(), inside.pixels)
+    for shown, block in zip(maps, inside.blocks, strict=True):
+        np.testing.assert_array_equal(shown.get_array(), block.norm)
+        assert shown.get_interpolation() == "nearest"
+    assert [scale.mappable for scale in scales] == maps
     # The maps of the second stage end before the image does.
-    assert overlays[0][1].get_extent() == [-0.5, 35.5, 35.5, -0.5]
-    assert overlays[1][1].get_extent() == [-0.5, 31.5, 31.5, -0.5]
+    assert maps[0].get_extent() == [-0.5, 35.5, 35.5, -0.5]
+    assert maps[1].get_extent() == [-0.5, 31.5, 31.5, -0.5]
 
 
 def test_of_many_blocks_eight_are_drawn(inside):
@@ -288,7 +293,10 @@ def test_the_strongest_kernels_are_drawn(net):
     assert shapes == {"level 1": (3, 3, 8), "level 2": (5, 5, 8)}
     stored = net.params["layers_0"]["blocks_0"]["modulation"]["focal_layers_1"]["kernel"]
     np.testing.assert_array_equal(kernels[BLOCKS[0]]["level 2"], stored[:, :, 0])
-    images = [values for _, values in drawn(draw_kernels(kernels))]
+    figure = draw_kernels(kernels)
+    images = [values for _, values in drawn(figure)]
+    scales = [i for axes in figure.axes for i in axes.images if i.colorbar]
+    assert len(scales) == 3 * 2  # of the means, and of the others of a row
     assert len(images) == 3 * 8  # two levels of the first stage, one of the second
     second = kernels[BLOCKS[0]]["level 2"]
     np.testing.assert_allclose(images[8], np.abs(second).mean(-1))
@@ -398,6 +406,21 @@ def test_the_command_writes_pictures_and_a_page(files, capsys):
             np.testing.assert_allclose(given, expected, rtol=0, atol=0.501 * step)
 
 
+@pytest.mark.parametrize(
+    ("sides", "expected"), [((56, 28, 14, 7), 3), ((16, 8, 4, 2), 1), ((6, 6, 3), 1)]
+)
+def test_the_page_begins_with_a_block_of_many_places(sides, expected):
+    blocks = [
+        BlockMaps(f"stage{stage}/block0", *[np.ones((side, side, 2), np.float32)] * 2)
+        for stage, side in enumerate(sides)
+    ]
+    strides = tuple((2**stage, 2**stage) for stage in range(len(sides)))
+    inside = Inside(np.zeros((56, 56, 3), np.uint8), tuple(blocks), strides)
+    text = hover_page(inside, title="", blocks=blocks, figures={})
+    [data] = re.findall(r'<script type="application/json" id="data">(.*)</script>', text)
+    assert json.loads(data)["first"] == expected
+
+
 def test_the_page_shows_a_place(files):
     """In a browser, if there is one: the middle of the image, at the beginning."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -408,13 +431,13 @@ def test_the_page_shows_a_place(files):
     command += ["--virtual-time-budget=5000", (files / "out" / "index.html").as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     inside = look_inside(load_model("net.safetensors", image_size=SIZE), "an <image>.png")
-    block = inside.blocks[-1]
-    assert "stage1/block1, row 2, column 2: the modulator has a norm of" in shown
+    block = inside.blocks[0]  # The others have few places for so small an image.
+    assert "stage0/block0, row 4, column 4: the modulator has a norm of" in shown
     [norm] = re.findall(r"has a norm of ([\d.e+-]+)", shown)
-    np.testing.assert_allclose(float(norm), block.norm[2, 2], rtol=0.02)
+    np.testing.assert_allclose(float(norm), block.norm[4, 4], rtol=0.02)
     gates = [float(value) for value in re.findall(r"<output>(.*?)</output>", shown)]
     step = np.abs(block.gates).max() / 127
-    np.testing.assert_allclose(gates, block.gates[2, 2], rtol=0, atol=step)
+    np.testing.assert_allclose(gates, block.gates[4, 4], rtol=0, atol=step)
 
 
 def test_the_command_shows_a_masked_model(files, capsys):

@@ -29,6 +29,7 @@ from focalnet_jax.convert.directories import FILES, write_directory
 from focalnet_jax.convert.fit import fit_to_model
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
+    add_source,
     model_options,
     print_notes,
     read_and_print,
@@ -75,7 +76,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parses the command line."""
     parser = command_line.parser("python -m focalnet_jax.convert", __doc__)
     add = parser.add_argument
-    add("source", metavar="SRC")
+    add_source(parser, "source", metavar="SRC")
     add("destination", metavar="DST")
     add(
         "--dialect",

@@ -121,7 +121,10 @@ def _described(start: bytes, path: pathlib.Path) -> str:
     if not start.strip(b"\x00"):
         return "a row of zeros: the download broke off, or the disk was full"
     if path.suffix == ".onnx" or re.match(rb"\x08[\x01-\x14]\x12.\w", start, re.S):
-        return f"an ONNX file, whose weights have lost their names; {_READABLE}"
+        return (
+            "an ONNX file, whose weights have lost their names: give what it was made "
+            "of, such as the directory of a run"
+        )
     if re.match(rb"[\x81-\x8f\xde\xdf].{0,3}[\xa1-\xbf\xd9]", start, re.S):
         return (
             "a msgpack file, as Flax writes it: read it by "

@@ -18,28 +18,44 @@ from focalnet_jax.convert.weights_and_model import (
 from focalnet_jax.errors import SetupError, spelt
 from focalnet_jax.image_size import ImageSize, parse_image_size
 from focalnet_jax.values import SEED
+from focalnet_jax.weights.releases import RELEASES
+
+
+def add_source(
+    parser: argparse.ArgumentParser, name: str = "--weights", *, more: str = "", **options
+) -> None:
+    """Adds the argument that says which weights are read.
+
+    Args:
+      parser: that gets it.
+      name: of the argument.
+      more: the end of its help.
+      **options: further ones of `add_argument`.
+    """
+    text = (
+        "the directory of a run; what python -m focalnet_jax.convert wrote; "
+        "a file of PyTorch weights; hf:OWNER/NAME on the Hugging Face Hub; or an "
+        f"official release: {', '.join(RELEASES)}"
+    )
+    options = {"metavar": "SOURCE"} | options
+    parser.add_argument(name, help=command_line.as_called(text) + more, **options)
 
 
 def add_reading_arguments(
-    parser: argparse.ArgumentParser,
-    *,
-    head: bool = True,
-    seed: str = "the seed of new parameters",
+    parser: argparse.ArgumentParser, *, head: bool = True, seed: str | None = None
 ) -> None:
     """Adds the options to a parser.
 
     Args:
       parser: that gets them.
       head: whether the one of the head is among them.
-      seed: the help of the one of the seed.
+      seed: the help of the one of the seed, where it is for more than new parameters.
     """
-    add = parser.add_argument
-    add(
-        "--model",
-        dest="name",
-        metavar="NAME",
-        help="the variant; by default as the weights look",
+    group = parser.add_argument_group(
+        "another model or size", "Weights say what they are for. These say it otherwise."
     )
+    add = group.add_argument
+    add("--model", dest="name", metavar="NAME", help="the variant")
     add(
         "--set",
         metavar="OPTION=VALUE",
@@ -54,6 +70,11 @@ def add_reading_arguments(
         help="size in pixels of the images that the model is for; HEIGHTxWIDTH if they "
         "are no squares",
     )
+    group = parser.add_argument_group(
+        "only for weights that don't fit as they are",
+        "They have other names, or belong to a net with another head or other levels.",
+    )
+    add = group.add_argument
     add("--prefix", help="take only names with this prefix, such as backbone")
     add("--wrapper", help="the entry of a file that holds the weights, such as teacher")
     add(
@@ -70,12 +91,12 @@ def add_reading_arguments(
     add("--resize-kernels", action="store_true", help="zero-pad or crop them, centred")
     add("--add-levels", action="store_true", help="add focal levels with zero gates")
     add("--allow-nan", action="store_true", help="take NaN and infinity as they are")
-    add(
+    (parser if seed else group).add_argument(
         "--seed",
         type=command_line.reads(SEED),
         default=0,
         metavar="N",
-        help=seed,
+        help=seed or "the seed of new parameters",
     )
 
 

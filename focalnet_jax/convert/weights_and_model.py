@@ -51,6 +51,7 @@ from focalnet_jax.weights.description import (
     find_description,
     parse_description,
 )
+from focalnet_jax.weights.exported import check_is_not_exported
 from focalnet_jax.weights.params import (
     batch_stats_path,
     check_holds_params,
@@ -176,6 +177,7 @@ def _find_path(source: str | os.PathLike) -> tuple[epath.Path, tuple[str, ...]]:
         return _file_in(path) if newest_params_path(path) is None else (path, ())
     if is_remote(path):
         raise SetupError(f"{path} is a file in a bucket: copy it to a disk first")
+    check_is_not_exported(path)
     # The Hub's cache is full of links, and what belongs to a file is beside its link.
     if not is_published(source):
         path = epath.Path(os.path.abspath(with_home(source)))
@@ -188,6 +190,7 @@ def _file_in(directory: epath.Path) -> tuple[epath.Path, tuple[str, ...]]:
     if found:
         also = f"{directory} holds {' and '.join(found)}: the first one is read"
         return directory / found[0], (also,) if found[1:] else ()
+    check_is_not_exported(directory)
     if files := likely_files(directory):
         check_has_whole_file(directory, files)
         raise SetupError(

@@ -8,6 +8,7 @@ import numpy as np
 
 from focalnet_jax.data.bad_records import BadRecordError
 from focalnet_jax.data.images.masks import decode_mask
+from focalnet_jax.data.images.segmentation import segmentation_operations
 from focalnet_jax.data.sources.mask_classes import IGNORED, NO_CLASS, MaskClasses
 
 
@@ -38,7 +39,7 @@ class MaskLabels:
             if indices.size and (indices.max() > 255 or indices.min() < 0):
                 raise self._no_class(indices[(indices > 255) | (indices < 0)])
             indices = indices.astype(np.uint8)
-        labels = self._table[indices]
+        labels = segmentation_operations().map_levels(indices, [self._table])
         wrong = labels == NO_CLASS
         if wrong.any():
             raise self._no_class(indices[wrong])

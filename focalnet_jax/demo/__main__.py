@@ -3,8 +3,6 @@
     python -m focalnet_jax.demo --weights=runs/digits page --example=seven.png
     python -m focalnet_jax.demo --weights=hf:microsoft/focalnet-tiny page
 
---weights takes all that `focalnet_jax.load_model` takes.
-
 DIR becomes a directory. Open DIR/index.html in a browser, or put DIR on a server. The
 page shows the most probable classes, and the gates and modulators inside. It makes no
 connections: no image leaves the machine.
@@ -19,6 +17,7 @@ import pathlib
 from focalnet_jax import command_line
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
+    add_source,
     model_options,
     reading,
     spell,
@@ -68,7 +67,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.parser("python -m focalnet_jax.demo", __doc__)
     add = parser.add_argument
     add("directory", metavar="DIR")
-    add("--weights", required=True, metavar="SOURCE", help="what load_model takes")
+    add_source(parser, required=True)
     add(
         "--dtype",
         choices=DTYPES,

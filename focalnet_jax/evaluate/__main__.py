@@ -5,8 +5,8 @@
     python -m focalnet_jax.evaluate --weights=a.pth --weights=b.pth --top5 \\
         --data=DATA/imagenet-a --data=imagenet_v2=DATA/v2
 
---weights takes all that `focalnet_jax.load_model` takes, of a classifier for the classes
-of ImageNet-1K. It can be given several times: each makes a row of the table.
+--weights are those of a classifier for the classes of ImageNet-1K. They can be given
+several times: each makes a row of the table.
 
 --data is the name of a data set in TFDS, or NAME=DIR, where DIR is the folder that its
 authors publish, or DIR alone, if its name says which set it is. By default, all six:
@@ -32,6 +32,7 @@ from focalnet_jax import command_line
 from focalnet_jax.convert import model_arguments
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
+    add_source,
     model_options,
     reading,
 )
@@ -97,13 +98,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parses the command line."""
     parser = command_line.parser("python -m focalnet_jax.evaluate", __doc__)
     add = parser.add_argument
-    add(
-        "--weights",
-        required=True,
-        action="append",
-        metavar="SOURCE",
-        help="what load_model takes; repeatable",
-    )
+    add_source(parser, required=True, action="append", more="; repeatable")
     add(
         "--data",
         action="append",

@@ -5,8 +5,7 @@
     python -m focalnet_jax.export --weights=runs/digits exported
     python -m focalnet_jax.export --weights=runs/digits --format=hf digits_on_the_hub
 
---weights takes all that `focalnet_jax.load_model` takes. --format says what DST becomes;
-by default its ending does:
+--format says what DST becomes; by default its ending does:
 
     onnx          DST.onnx: a graph of ONNX, which holds the parameters, the preprocessing
                   and the names of the classes
@@ -35,6 +34,7 @@ from focalnet_jax.convert.dialects import DIALECTS
 from focalnet_jax.convert.fit import fit_to_model
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
+    add_source,
     model_options,
     print_notes,
     read_and_print,
@@ -138,7 +138,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.parser("python -m focalnet_jax.export", __doc__)
     add = parser.add_argument
     add("destination", metavar="DST")
-    add("--weights", required=True, metavar="SOURCE", help="what load_model takes")
+    add_source(parser, required=True)
     add("--format", choices=list(ENDINGS), help="what DST becomes")
     add(
         "--vjp",

@@ -8,9 +8,8 @@ DIR is DIR/CLASS/xxx.jpg, and a part of each class is set aside for testing. Or 
 DIR/train/CLASS/xxx.jpg with val or test beside train, which are used as they are. Images
 are neither copied nor moved.
 
---weights takes all that focalnet_jax.load_model takes: the name of an official release,
-hf:OWNER/NAME, a converted directory, the workdir of a run, a file of weights. Without it,
-new weights are trained; where the images are few, those of a small net.
+Without --weights, new weights are trained; where the images are few, those of a small
+net.
 
 The same command goes on with a run that was cut short. --config.FIELD=VALUE changes a
 field, as for main.py: --config.num_epochs and --config.batch_size are such fields.
@@ -33,6 +32,7 @@ from ml_collections import ConfigDict
 from focalnet_jax import command_line
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
+    add_source,
     model_options,
     reading,
     spell,
@@ -81,7 +81,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.parser("python -m focalnet_jax.finetune", __doc__)
     add = parser.add_argument
     add("images", metavar="DIR")
-    add("--weights", metavar="SOURCE", help="what load_model takes")
+    add_source(parser, more=". By default new weights are trained")
     add("--workdir", metavar="RUN", help="where the run lies; by default runs/DIR")
     add(
         "--test-share",
@@ -169,6 +169,7 @@ def _introduce(plan: Plan, config: ConfigDict, task: Task) -> None:
         return
     with arguments_spelt(field_of(config)):
         splits = task.open(train=True)
+    print("compiling the forward pass, to measure the speed", flush=True)
     speed = measure_speed(config, task, splits)
     seconds = seconds_of_run(config, speed, splits, steps=steps - done, all_steps=steps)
     length = length_spelt(steps, batch_size=config.batch_size, images=images)
@@ -210,6 +211,7 @@ def _outcome(plan: Plan, config: ConfigDict, task: Task, *, seconds: float) -> O
     # With the average of the parameters beside them, a directory would mean these.
     net = load_model(path if path.name == "ema" else path.parent)
     tested = [row for row in split.rows if row.split == split.tests]
+    print(f"testing on {counted(len(tested), 'image')}", flush=True)
     results = answers_of(net, plan.request.root, tested, batch_size=config.batch_size)
     images = split.count("train")
     steps = total_steps(config, images)

@@ -170,7 +170,8 @@ def set_pace(config: ConfigDict, *, images: int, given: Collection[str]) -> None
     followers = {
         "warmup_epochs": min(epochs / 10, 5.0),
         "evaluate_every_steps": every,
-        "log_every_steps": max(1, steps // 50),
+        # About ten lines of a short run, and fifty of a long one.
+        "log_every_steps": max(steps // 50, min(math.ceil(steps / 10), 10)),
         # The best one is saved anyway, and `every_minutes` saves others.
         "checkpoint.every_steps": 5 * every,
     }

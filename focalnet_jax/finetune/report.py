@@ -21,8 +21,8 @@ from focalnet_jax.finetune.confusion import matrix
 from focalnet_jax.finetune.results import Answer, Results, interval
 from focalnet_jax.finetune.split import Split
 from focalnet_jax.finetune.workdir import IMAGES, REPORT
-from focalnet_jax.pages import page, svg
-from focalnet_jax.paths import write_whole
+from focalnet_jax.pages import page
+from focalnet_jax.paths import from_here, write_whole
 from focalnet_jax.train.run.summary import METRICS, Picture, curves, read_lines
 
 _MOST_MISTAKES = 24
@@ -78,7 +78,7 @@ def write_report(outcome: Outcome) -> pathlib.Path:
 
 def commands(workdir: pathlib.Path) -> tuple[str, str]:
     """The commands that predict with a run, and that open its report."""
-    place = shlex.quote(_shown(_near(workdir)))
+    place = shlex.quote(_shown(from_here(workdir)))
     report = (workdir / REPORT).absolute().as_uri()
     return (
         as_called(f"python -m focalnet_jax.predict IMAGE --weights={place}"),
@@ -121,7 +121,7 @@ def _summary(outcome: Outcome) -> str:
 
 def _commands(outcome: Outcome) -> str:
     predict, _ = commands(outcome.workdir)
-    place = _shown(_near(outcome.workdir))
+    place = _shown(from_here(outcome.workdir))
     python = (
         "import focalnet_jax\n\n"
         f"net = focalnet_jax.load_model({place!r})\n"
@@ -136,11 +136,9 @@ def _curve(outcome: Outcome) -> str:
     metrics = [json.loads(line) for line in lines]
     if not metrics:
         return "<p>There are no metrics.</p>"
-    figure = curves(metrics, outcome.pictures)
-    for axes in figure.axes:
-        axes.axvline(outcome.step, color="#888888", linestyle=":", linewidth=1.2)
+    shown = curves(metrics, outcome.pictures, mark=outcome.step)
     return (
-        f"{svg(figure)}\n<p>The dotted line is at the checkpoint that was tested. All "
+        f"{shown}\n<p>The dotted line is at the checkpoint that was tested. All "
         'curves are in <a href="summary.html">summary.html</a>.</p>'
     )
 
@@ -157,17 +155,18 @@ def _classes(outcome: Outcome) -> str:
         if found.given:
             precision = f"{found.right / found.given:.1%}"
         elif found.tested:
-            precision = "never given"
+            precision = "no answers"
         rows.append(
             f"<tr><td>{_text(found.name)}</td><td>{found.trained:,}</td>"
-            f"<td>{found.tested:,}</td><td>{found.right:,}</td><td>{recall}</td>"
+            f"<td>{found.right:,} of {found.tested:,}</td><td>{recall}</td>"
             f'<td class="bars">{bar}</td><td>{precision}</td></tr>'
         )
     return (
-        "<table><tr><th>class<th>trained<th>tested<th>right<th>accuracy<th>"
-        f"<th>right when given</tr>\n{''.join(rows)}</table>\n"
-        "<p>The class with the lowest accuracy is the first. The last column is the "
-        "share of right answers among all images that were taken for the class.</p>"
+        "<table><tr><th>class<th>trained<th>right<th>accuracy"
+        f'<th class="bars"><th>precision</tr>\n{"".join(rows)}</table>\n'
+        "<p>The class with the lowest accuracy is the first. Accuracy is the share of "
+        "the class's images that were taken for it. Precision is the share of the "
+        "class's images among all that were taken for it.</p>"
     )
 
 
@@ -251,12 +250,6 @@ def _images_and_splits(outcome: Outcome) -> str:
 
 def _images(results: Results) -> str:
     return counted(len(results.answers), "image")
-
-
-def _near(path: pathlib.Path) -> str:
-    """A path from where one stands, if it lies below."""
-    here = pathlib.Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _shown(text: str) -> str:

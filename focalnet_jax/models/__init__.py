@@ -1,6 +1,7 @@
 """FocalNets as Flax Linen modules."""
 
-from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone, FocalNetEncoder
+from focalnet_jax.models.encoder import FocalNetEncoder
+from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone
 from focalnet_jax.models.masked import MaskedFocalNet
 from focalnet_jax.models.modulation import MODULATIONS, FocalModulation
 from focalnet_jax.models.size import (

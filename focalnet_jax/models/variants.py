@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from focalnet_jax.errors import OptionError, check_choice, counted, did_you_mean, shown
-from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone, FocalNetEncoder
+from focalnet_jax.models.encoder import FocalNetEncoder
+from focalnet_jax.models.focalnet import FocalNet, FocalNetBackbone
 from focalnet_jax.models.masked import MaskedFocalNet
 from focalnet_jax.models.modulation import (
     MODULATIONS,

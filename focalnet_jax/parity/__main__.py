@@ -29,6 +29,7 @@ from focalnet_jax import command_line
 from focalnet_jax.convert.fit import FittedParams, fit_to_model, named_variables
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
+    add_source,
     model_options,
     print_notes,
     read_and_print,
@@ -102,12 +103,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parses the command line."""
     parser = command_line.parser("python -m focalnet_jax.parity", __doc__)
     add = parser.add_argument
-    add(
-        "--torch",
-        metavar="FILE",
-        required=True,
-        help="weights, or anything else that python -m focalnet_jax.convert reads",
-    )
+    add_source(parser, "--torch", metavar="FILE", required=True)
     add(
         "--images",
         type=_path,

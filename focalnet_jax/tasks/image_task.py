@@ -30,6 +30,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from focalnet_jax.data import EvalTransform, Source, TrainTransform, image_operations
+from focalnet_jax.errors import counted
 from focalnet_jax.image_size import height_and_width
 from focalnet_jax.models import count_multiply_adds
 from focalnet_jax.models.size import Model
@@ -48,6 +49,7 @@ from focalnet_jax.tasks.images import (
 from focalnet_jax.weights.description import (
     HEAD_OPTIONS,
     ModelDescription,
+    changed_options,
     model_differences,
 )
 
@@ -106,7 +108,10 @@ class ImageTask(abc.ABC):
 
     @property
     def title(self) -> str:
-        return self.model_name
+        changed = changed_options(self.model_name, self.model)
+        if not changed:
+            return self.model_name
+        return f"{self.model_name} with {counted(len(changed), 'option')} changed"
 
     @property
     def batch(self) -> dict[str, BatchArray]:

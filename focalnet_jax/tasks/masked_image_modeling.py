@@ -98,7 +98,7 @@ class MaskedImageModeling(ImageTask):
 
     @property
     def title(self) -> str:
-        return f"{self.model_name}, masked"
+        return f"{super().title}, masked"
 
     def train_example(self, source: Source) -> TrainImage:
         return TrainImage(self.train_transform)

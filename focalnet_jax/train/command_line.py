@@ -15,6 +15,7 @@ import errno
 import os
 import pathlib
 import re
+import shlex
 import sys
 import traceback
 from typing import Any
@@ -25,6 +26,8 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
 
 import jax
 from absl import app, flags, logging
+from etils import epath
+from ml_collections import ConfigDict
 
 from focalnet_jax import train
 from focalnet_jax.command_line import (
@@ -35,7 +38,8 @@ from focalnet_jax.command_line import (
 )
 from focalnet_jax.errors import SetupError, first_line, place_in_own_code
 from focalnet_jax.output import is_lost, make_lasting
-from focalnet_jax.paths import absolute_path
+from focalnet_jax.paths import absolute_path, from_here
+from focalnet_jax.tasks.base import Task
 from focalnet_jax.train import recipes
 from focalnet_jax.train.aot import compile_for
 from focalnet_jax.train.freed_memory import keep_freed_memory
@@ -43,6 +47,7 @@ from focalnet_jax.train.overrides import apply_overrides, split_overrides
 from focalnet_jax.train.processes import join_processes
 from focalnet_jax.train.run.noise import FULL_DISK, leave_out_noise
 from focalnet_jax.values import NotAllowed, Whole
+from focalnet_jax.weights.description import CLASSIFICATION
 
 _CONFIG = flags.DEFINE_string(
     "config",
@@ -117,7 +122,8 @@ def main(argv):
         keep_freed_memory()
     workdir = absolute_path(_WORKDIR.value or default_workdir())
     if _MODE.value == "train":
-        train.train(config, task, workdir)  # What it says lies in the workdir, too.
+        # What it says lies in the workdir, too.
+        train.train(config, task, workdir, what_next=_what_next(config, task, workdir))
     else:
         train.evaluate(config, task, workdir)
         sys.exit(1 if is_lost() else 0)
@@ -145,6 +151,28 @@ def default_workdir() -> str:
     """`runs/base_tiny_srf` for `--config=configs/base.py:tiny_srf`."""
     path, _, variant = recipes.find_recipe(_CONFIG.value).partition(":")
     return "_".join(["runs/" + pathlib.Path(path).stem, *variant.split(":")]).rstrip("_")
+
+
+def _what_next(config: ConfigDict, task: Task, workdir: epath.Path) -> list[str]:
+    """The commands that use what a run has trained, a line for each."""
+    program = as_called("python -m focalnet_jax.train")
+    if pathlib.Path(sys.argv[0]).name != "__main__.py":
+        program = f"python {sys.argv[0]}"
+    lines = [
+        f"evaluate it again:\n  {program} {shlex.join([*sys.argv[1:], '--mode=eval'])}"
+    ]
+    # Only the program that defines another operator can make a net with it.
+    if task.name == CLASSIFICATION and config.model.modulation in (None, "focal"):
+        place = shlex.quote(from_here(workdir))
+        name = shlex.quote(f"{workdir.name}.onnx")
+        predict = f"python -m focalnet_jax.predict IMAGE --weights={place}"
+        export = f"python -m focalnet_jax.export --weights={place} {name}"
+        lines = [
+            f"predict with it:\n  {as_called(predict)}",
+            *lines,
+            f"take it elsewhere:\n  {as_called(export)}",
+        ]
+    return lines
 
 
 def start_processes() -> None:

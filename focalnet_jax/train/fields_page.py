@@ -35,7 +35,7 @@ anything is read, compiled or written. Whole numbers may be written as `1000`, `
 
 A field whose default is "unset" has no value until somebody gives it one.
 `--config.FIELD=None` unsets it again. The docstring of `FocalNetEncoder` in
-`focalnet_jax/models/focalnet.py` explains the options of `create_model`.
+`focalnet_jax/models/encoder.py` explains the options of `create_model`.
 
 A misspelt field is an error, and the message names the nearest field. A run that goes on
 may change its fields, except for those that decide which examples a step sees. The tables

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 from etils import epath
@@ -77,13 +78,16 @@ class _Run:
     efficiency: Efficiency
 
 
-def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, float]:
+def train(
+    config: ConfigDict, task: Task, workdir: epath.Path, *, what_next: Sequence[str] = ()
+) -> dict[str, float]:
     """Trains, or goes on with what lies in `workdir`; returns the last metrics.
 
     Args:
       config: from `check_config`.
       task: from `check_config`.
       workdir: holds everything that the run writes.
+      what_next: lines to say when the run is finished, such as commands that use it.
 
     Raises:
       SetupError: anything that whoever started the run can mend.
@@ -104,6 +108,10 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
         if (checkpoints.newest_step or 0) < setup.total_steps:
             with failing_together():
                 checkpoints.check_room(setup.program.abstract_state)
+        # First of all: where the compilation takes long, XLA gives an alarm.
+        _introduce(setup, say=Progress.quiet().say)
+        if checkpoints.newest_step is None:
+            Progress.quiet().say("compiling the initial state")
         state, origin = start(
             config,
             task,
@@ -121,7 +129,6 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
                 unit=task.unit,
             )
         )
-        _introduce(setup, state, progress)
         changes = [f"  with {change}" for change in changes]
         for remark in (origin, *changes, *setup.remarks):
             progress.say(remark)
@@ -129,11 +136,14 @@ def train(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, floa
             progress.say(
                 f"the run is finished: step {state.step:,} of {setup.total_steps:,}"
             )
-            return setup.evaluator.run(state, progress)
+            metrics = setup.evaluator.run(state, progress)
+            for line in what_next:
+                progress.say(line)
+            return metrics
         for remark in _remarks(setup):
             progress.say(remark)
         run = _open_run(setup, lock, checkpoints, progress, int(state.step), stack)
-        return _train_steps(run, state)
+        return _train_steps(run, state, what_next)
 
 
 def _set_up(config: ConfigDict, task: Task, workdir: epath.Path) -> _Setup:
@@ -219,7 +229,9 @@ def _open_run(
     )
 
 
-def _train_steps(run: _Run, state: TrainState) -> dict[str, float]:
+def _train_steps(
+    run: _Run, state: TrainState, what_next: Sequence[str]
+) -> dict[str, float]:
     """From a state to the end of the run: the metrics of the last step.
 
     The order within a step is fixed: train, log, evaluate, write, save. So what stands
@@ -259,6 +271,7 @@ def _train_steps(run: _Run, state: TrainState) -> dict[str, float]:
             _summarize(run)
         if step == first:  # Compilation is not part of the speed.
             jax.block_until_ready(state)
+            run.setup.program.schedule(step)  # It has small programs of its own.
         if due.evaluates or ends_early or step == first:
             run.progress.restart_clock(step, run.feed.waited)
         if ends_early:
@@ -267,7 +280,8 @@ def _train_steps(run: _Run, state: TrainState) -> dict[str, float]:
                 "from there"
             )
             return metrics
-    run.progress.say(f"finished: step {last:,} of {last:,}")
+    for line in (f"finished: step {last:,} of {last:,}", *what_next):
+        run.progress.say(line)
     return metrics
 
 
@@ -290,7 +304,7 @@ def _training_metrics(run: _Run, step: int, measured: Metrics) -> dict[str, floa
     metrics = {f"train/{name}": value.item() for name, value in measured.items()}
     metrics["train/learning_rate"] = float(run.setup.program.schedule(step - 1))
     metrics |= run.progress.update(step, metrics["train/loss"], run.feed.waited)
-    speed = metrics[f"train/{run.setup.task.unit}_per_second"]
+    speed = metrics.get(f"train/{run.setup.task.unit}_per_second")
     metrics |= run.efficiency.metrics(speed)
     metrics |= count_bad_records("train", run.bad_records)
     if run.setup.config.max_nonfinite_steps:
@@ -316,11 +330,12 @@ def _checkpoints(config: ConfigDict, task: Task, workdir: epath.Path) -> Checkpo
     )
 
 
-def _introduce(setup: _Setup, state: TrainState, progress: Progress) -> None:
+def _introduce(setup: _Setup, *, say: Callable[[str], None]) -> None:
     """Says what is trained, on what and where."""
     task, examples = setup.task, len(setup.train_split.source)
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    progress.say(
+    params = setup.program.abstract_state.params
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    say(
         f"{task.title}, {count:,} parameters; {examples:,} {task.unit}, "
         f"{setup.total_steps:,} steps of {setup.config.batch_size}; "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}; {setup.workdir}"

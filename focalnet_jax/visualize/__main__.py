@@ -4,8 +4,6 @@
     python -m focalnet_jax.visualize photo.jpg --weights=hf:microsoft/focalnet-tiny \\
         --output=inside --blocks=all --at=60,120
 
---weights takes all that `focalnet_jax.load_model` takes.
-
 The command writes a directory with gates.png, modulators.png, kernels.png,
 receptive_fields.png, and index.html. On that page one points at the image and sees the
 gates and the modulator of the place.
@@ -19,6 +17,7 @@ import re
 from focalnet_jax import command_line
 from focalnet_jax.convert.model_arguments import (
     add_reading_arguments,
+    add_source,
     model_options,
     reading,
     spell,
@@ -71,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     command_line.find_devices()
     net = load_model(args.weights, **vars(reading(args)), **model_options(args.set))
     pixels = _read(net, image)
+    print("compiling the net and its gradient", flush=True)
     inside, fields = look_inside(net, pixels), receptive_fields(net, pixels, at=args.at)
     blocks = _chosen(inside, args.blocks)
     figures = {
@@ -102,7 +102,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_line.parser("python -m focalnet_jax.visualize", __doc__)
     add = parser.add_argument
     add("image", metavar="IMAGE")
-    add("--weights", required=True, metavar="SOURCE", help="what load_model takes")
+    add_source(parser, required=True)
     add("--output", metavar="DIR", help="what is written; by default IMAGE's name-inside")
     add("--overwrite", action="store_true", help="replace what is at --output")
     add(

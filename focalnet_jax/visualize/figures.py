@@ -37,9 +37,10 @@ def draw_gates(inside: Inside, blocks: Sequence[BlockMaps] | None = None) -> Fig
     check_any(blocks, "blocks")
     levels = max(block.gates.shape[-1] for block in blocks)
     figure, axes = _grid_for(inside, len(blocks), levels + 1, "Gates by level")
+    _show(axes[0, 0], inside.pixels, title="image")
     for row, block in zip(axes, blocks):
         most = max(np.abs(block.gates).max(), np.finfo(np.float32).tiny)
-        _show(row[0], inside.pixels, title=_title(block))
+        row[1].set_ylabel(_title(block), size=9)
         for level, name in enumerate(block.level_names):
             _show(
                 row[level + 1],
@@ -54,31 +55,25 @@ def draw_gates(inside: Inside, blocks: Sequence[BlockMaps] | None = None) -> Fig
 
 
 def draw_modulators(inside: Inside) -> Figure:
-    """Draws the norm of the modulator over the image: a row for each stage.
+    """Draws the norm of the modulator at each place: a row for each stage.
 
-    Bright places have the longest modulators of their block. Of a stage with many blocks,
-    eight are drawn, the first and the last one among them.
+    Each block has a scale of its own. Of a stage with many blocks, eight are drawn, the
+    first and the last one among them. A map lies as its positions do in the image.
     """
     stages = range(inside.blocks[-1].stage + 1)
     rows = [_spread([b for b in inside.blocks if b.stage == stage]) for stage in stages]
     columns = max(len(row) for row in rows) + 1
     figure, axes = _grid_for(inside, len(rows), columns, "Norm of the modulator")
-    grey = inside.pixels.mean(-1)
-    for row, (blocks, stride) in enumerate(zip(rows, inside.strides)):
-        _show(axes[row, 0], inside.pixels, title=f"stage{row}")
-        for tile, block in zip(axes[row, 1:], blocks):
-            _show(tile, grey, cmap="gray", vmin=0, vmax=255, title=_title(block))
+    _show(axes[0, 0], inside.pixels, title="image")
+    height, width, _ = inside.pixels.shape
+    for row, blocks, stride in zip(axes, rows, inside.strides):
+        for tile, block in zip(row[1:], blocks):
             # In pixels, from edge to edge: the last ones may belong to no position.
             bottom, right = np.array(block.norm.shape) * stride - 0.5
-            tile.imshow(
-                block.norm,
-                cmap=UNSIGNED,
-                alpha=0.7,
-                extent=(-0.5, right, bottom, -0.5),
-                interpolation="bilinear",
-            )
-            height, width = grey.shape
+            extent = (-0.5, right, bottom, -0.5)
+            _show(tile, block.norm, cmap=UNSIGNED, extent=extent, title=_title(block))
             tile.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+            _add_scale(figure, tile)
     return _with_grey_text(figure)
 
 
@@ -86,7 +81,7 @@ def draw_kernels(kernels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Draws depthwise kernels of the last block of each stage, a row for each level.
 
     The first column has the mean of the absolute weights over all channels, and the
-    others have the kernels of the channels with the greatest weights.
+    others have the kernels of the channels with the greatest weights, with one scale.
 
     Args:
       kernels: from `depthwise_kernels`.
@@ -109,11 +104,14 @@ def draw_kernels(kernels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         row[0].text(
             -0.15, 0.5, title, transform=row[0].transAxes, ha="right", va="center", size=8
         )
+        _add_scale(figure, row[0])
         strength = np.square(kernel).sum((0, 1))
-        for tile, channel in zip(row[1:], np.argsort(-strength, kind="stable")):
-            most = max(np.abs(kernel[..., channel]).max(), np.finfo(np.float32).tiny)
+        strongest = np.argsort(-strength, kind="stable")[:_MOST_KERNELS]
+        most = max(np.abs(kernel[..., strongest]).max(), np.finfo(np.float32).tiny)
+        for tile, channel in zip(row[1:], strongest):
             values = kernel[..., channel]
             _show(tile, values, cmap=SIGNED, vmin=-most, vmax=most, aspect=aspect)
+        _add_scale(figure, tile)
     axes[0, 0].set_title("mean of |weight|", size=8)
     axes[0, 1].set_title("strongest", size=8)
     return _with_grey_text(figure)
@@ -208,6 +206,12 @@ def _show(axes: Any, values: np.ndarray, *, title: str = "", **options: Any) -> 
     axes.set_title(title, size=9)
 
 
+def _add_scale(figure: Figure, axes: Any) -> None:
+    """Says beside axes which colour is which number."""
+    scale = figure.colorbar(axes.images[0], ax=axes, fraction=0.08, pad=0.03)
+    scale.ax.locator_params(nbins=3)
+
+
 def _title(block: BlockMaps) -> str:
     height, width = block.norm.shape
     return f"{block.name}, {height} x {width}"
@@ -225,4 +229,6 @@ def _with_grey_text(figure: Figure) -> Figure:
         text.set_color(INK)
     for axes in figure.axes:
         axes.tick_params(colors=INK, labelsize=8)
+        for line in axes.spines.values():
+            line.set_edgecolor(INK)
     return figure

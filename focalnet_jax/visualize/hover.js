@@ -212,7 +212,7 @@ look.height = look.width / width * height;
 element("values").width = 1200;
 element("values").height = 200;
 options(element("block"), blocks.map((block) => block.name));
-element("block").value = blocks.length - 1;
+element("block").value = data.first;
 element("block").addEventListener("change", changeBlock);
 element("overlay").addEventListener("change", draw);
 element("strength").addEventListener("input", draw);

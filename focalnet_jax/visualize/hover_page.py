@@ -17,6 +17,8 @@ from focalnet_jax.pages import SIGNED, UNSIGNED, Figure, colour_table, page
 from focalnet_jax.visualize.figures import check_any
 from focalnet_jax.visualize.inside import BlockMaps, Inside
 
+_ENOUGH_PLACES = 7 * 7  # as in the last stage, of an image of 224 pixels
+
 _BODY = """<style>{css}</style>
 {predictions}
 <main>
@@ -34,10 +36,15 @@ another one lets it go. <span id="scale"></span></p>
 <p id="where"></p>
 <h2>Gates</h2>
 <div id="gates"></div>
+<p class="quiet">Each level is a summary of the surroundings of a place: level 1 of the
+nearest ones, each further level of wider ones, and the global level of the whole image.
+The gate of a level is the number by which the net multiplies it at this place. A gate
+below zero subtracts the level, and one near zero leaves it out.</p>
 <h2>Modulator</h2>
 <canvas id="values" role="img" aria-label="The channels"></canvas>
-<p class="quiet">There is a line for each channel. Red is above zero, and blue below. All
-places of a block have one scale, and each number is rounded to 1/127 of it.</p>
+<p class="quiet">The modulator is made of the sum of the levels times their gates. There
+is a line for each channel. Red is above zero, and blue below. All places of a block have
+one scale, and each number is rounded to 1/127 of it.</p>
 </section>
 </main>
 {figures}
@@ -71,6 +78,7 @@ def hover_page(
         "size": inside.pixels.shape[:2],
         "image": _address(image.getvalue()),
         "blocks": [_block(block, inside.strides[block.stage]) for block in blocks],
+        "first": _first_shown(blocks),
         "colours": {"signed": colour_table(SIGNED), "unsigned": colour_table(UNSIGNED)},
     }
     shown = "\n".join(
@@ -103,6 +111,16 @@ def _predictions(inside: Inside) -> str:
         for p in inside.predictions
     )
     return f"<table>{rows}</table>" if rows else ""
+
+
+def _first_shown(blocks: Sequence[BlockMaps]) -> int:
+    """The number of the block that the page begins with.
+
+    It is the last one whose map has places enough to point at, or else the finest map.
+    """
+    sizes = [block.norm.size for block in blocks]
+    enough = min(_ENOUGH_PLACES, max(sizes))
+    return max(number for number, size in enumerate(sizes) if size >= enough)
 
 
 def _block(block: BlockMaps, stride: tuple[int, int]) -> dict[str, object]:

@@ -149,6 +149,22 @@ def create_of_any_kind(name: str, overrides: dict[str, Any]) -> Model:
     return (create_backbone if is_backbone else create_model)(name, **overrides)
 
 
+def changed_options(name: str, model: Model) -> list[str]:
+    """The options of its encoder that make a model another net than its variant.
+
+    Args:
+      name: of the variant.
+      model: any that `create_of_any_kind` makes of the name.
+    """
+    variant = create_model(name).encoder
+    return [
+        option
+        for option in ENCODER_OPTIONS
+        if option not in FREE_OPTIONS
+        and getattr(model.encoder, option) != getattr(variant, option)
+    ]
+
+
 def default_preprocessing(name: str, *, segment: bool = False) -> Preprocessing:
     """The preprocessing that the released weights of a variant are for.
 

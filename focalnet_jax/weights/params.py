@@ -27,12 +27,14 @@ from focalnet_jax.errors import SetupError, argument, first_few, first_line, sho
 from focalnet_jax.paths import (
     BUCKETS,
     absolute_path,
+    did_you_mean_beside,
     is_remote,
     read_json,
     with_home,
     without_file_scheme,
 )
 from focalnet_jax.trees import PyTree, named_leaves, nested
+from focalnet_jax.weights.exported import check_is_not_exported
 from focalnet_jax.weights.releases import (
     HUB_FILES,
     is_published,
@@ -168,7 +170,8 @@ def check_holds_params(path: epath.Path) -> epath.Path:
         if path.is_file():
             raise SetupError(f"{path} is a file: convert weights first, {_command(path)}")
         if not path.exists():
-            raise SetupError(f"there is no {path}")
+            raise SetupError(f"there is no {path}{did_you_mean_beside(path)}")
+        check_is_not_exported(path)
         if files := likely_files(path):
             is_whole = set(HUB_FILES) & {p.name for p in path.iterdir()}
             if not is_whole:

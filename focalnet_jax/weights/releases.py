@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from focalnet_jax.errors import SetupError, did_you_mean, nearest
+from focalnet_jax.errors import SetupError, did_you_mean, first_few, nearest
 from focalnet_jax.paths import with_home, written_aside
 from focalnet_jax.weights.shards import parse_index
 
@@ -26,6 +26,8 @@ HUB_FILES = (
     "pytorch_model.bin.index.json",
 )
 
+# Where runs lie, unless somebody says otherwise.
+_RUNS = "runs"
 # The endings of files in which weights usually are.
 _LIKELY = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
 
@@ -114,31 +116,51 @@ def unknown_name(source: str) -> str:
         return f"{message}; the official isotropic and huge weights are offline"
     if near := _nearest_path(source):
         return f"{message}; did you mean {near!r}?"
-    is_file = source.endswith(_LIKELY) or os.path.isdir(source.partition("/")[0])
-    is_file |= source.startswith((".", "~"))
+    directory = source.rstrip("/").rpartition("/")[0]
+    # Whoever gives a run where there are none has probably trained it elsewhere.
+    is_file = source.endswith(_LIKELY) or source.startswith((".", "~", f"{_RUNS}/"))
+    is_file |= os.path.isdir(source.partition("/")[0])
     if not is_file and source.count("/") == 1 and _HUB_NAME.fullmatch(f"hf:{source}"):
         return f"{message}; for that model on the Hugging Face Hub, give 'hf:{source}'"
+    if directory and not os.path.isdir(with_home(directory)):
+        return f"{message}, and there is no directory {directory!r}"
+    if directory and (entries := _entries(directory)):
+        return f"{message}; {directory} holds {first_few(entries)}"
     if "/" in source or "." in source:
         return message
     return message + did_you_mean(source, RELEASES)
 
 
 def _nearest_path(source: str) -> str | None:
-    """What lies beside a path that isn't there, and is nearly spelt so."""
+    """What is there and is nearly spelt like a path that isn't.
+
+    It may be misspelt in any of its parts, and lack the directory in which runs lie.
+    """
     directory, _, name = source.rstrip("/").rpartition("/")
-    if not directory:
+    if not directory and name in _entries(_RUNS):
+        return f"{_RUNS}/{name}"
+    others = () if directory else RELEASES
+    near = nearest(name, [*_entries(directory or "."), *others])
+    if near in others:
         return None
+    if near:
+        return f"{directory}/{near}" if directory else near
+    above = directory and _nearest_path(directory)
+    found = f"{above}/{name}"
+    return found if above and os.path.exists(with_home(found)) else None
+
+
+def _entries(directory: str) -> list[str]:
+    """The names of what may hold weights in a directory: of directories and files."""
     try:
         place = pathlib.Path(with_home(directory))
-        entries = [
+        return sorted(
             path.name
             for path in place.iterdir()
-            if path.is_dir() or path.suffix in _LIKELY
-        ]
+            if not path.name.startswith(".") and (path.is_dir() or path.suffix in _LIKELY)
+        )
     except (OSError, ValueError, SetupError):
-        return None
-    near = nearest(name, entries)
-    return near and f"{directory}/{near}"
+        return []
 
 
 def _hub_name(address: str) -> str:
@@ -170,11 +192,11 @@ def download(source: str) -> pathlib.Path:
     url, directory = _on_the_hub(source)
     for file in HUB_FILES:
         try:
-            path = download_file(f"{url}/{file}", directory / file)
+            path = _download_from_hub(url, directory, file)
         except _NotThereError:
             continue
         if file.endswith(".index.json"):
-            _download_shards(f"{url}/", path)
+            _download_shards(url, path)
         return path
     repository, _, revision = url.partition("/resolve/")
     raise SetupError(
@@ -210,7 +232,7 @@ def download_with(
         if (directory / file).exists() or _missing(directory, file).exists():
             continue
         try:
-            download_file(f"{url}/{file}", directory / file)
+            _download_from_hub(url, directory, file)
         except _NotThereError:
             missing.append(file)
         except SetupError as error:
@@ -241,15 +263,25 @@ def _on_the_hub(source: str) -> tuple[str, pathlib.Path]:
     return url, cache_directory() / "hf" / name / revision
 
 
+def _download_from_hub(url: str, directory: pathlib.Path, file: str) -> pathlib.Path:
+    """Downloads one file of a repository, of which more than one is needed."""
+    repository = url.partition("/resolve/")[0]
+    instead = (
+        f"fetch {' or '.join(HUB_FILES[:2])} and the .json files beside it from "
+        f"{repository} elsewhere, into one directory, and give its path"
+    )
+    return download_file(f"{url}/{file}", directory / file, instead=instead)
+
+
 def _download_shards(url: str, index: pathlib.Path) -> None:
     """Downloads the files that an index names, to the directory of the index."""
     try:
-        weight_map = parse_index(index.read_bytes(), origin=f"{url}{index.name}")
+        weight_map = parse_index(index.read_bytes(), origin=f"{url}/{index.name}")
     except SetupError:
         index.unlink()  # It would stay damaged for good.
         raise
     for file in sorted(set(weight_map.values())):
-        download_file(url + file, index.parent / file)
+        _download_from_hub(url, index.parent, file)
 
 
 def cache_directory() -> pathlib.Path:
@@ -274,8 +306,18 @@ class _NotThereError(SetupError):
     """The server has nothing at this address."""
 
 
-def download_file(url: str, path: pathlib.Path) -> pathlib.Path:
+def download_file(
+    url: str,
+    path: pathlib.Path,
+    *,
+    instead: str = "fetch the file elsewhere and give its path",
+) -> pathlib.Path:
     """Downloads one file, whole or not at all, unless it is at `path` already.
+
+    Args:
+      url: its address.
+      path: where it is written.
+      instead: what to do where there is no network.
 
     Raises:
       SetupError: there is no network, or the answer is not a file of the promised length.
@@ -313,6 +355,6 @@ def download_file(url: str, path: pathlib.Path) -> pathlib.Path:
         reason = " ".join(str(getattr(error, "reason", error)).split())
         raise SetupError(
             f"can't download {url}: {reason or type(error).__name__}. Where there is no "
-            "network, fetch the file elsewhere and give its path"
+            f"network, {instead}"
         ) from error
     return path

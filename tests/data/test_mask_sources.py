@@ -148,6 +148,20 @@ def test_masks_that_are_missing_are_named_and_counted(tmp_path):
     assert source.read(2)["file_name"] == "images/training/ADE_002.jpg"
 
 
+def test_masks_of_0_and_255_are_asked_about(tmp_path):
+    for number in range(3):
+        mask = mask_of(number, indices=(0, 255))
+        write(tmp_path, {f"images/train/{number}.jpg": None})
+        write(tmp_path, {f"masks/train/{number}.png": encode(mask)})
+    [remark] = open_segmentation(f"folder:{tmp_path}", split="train").remarks
+    assert "hold the indices 0 and 255 alone, and 255 is ignored" in remark
+    path = tmp_path / "classes.csv"
+    path.write_text("index,class\n0,road\n255,car\n", encoding="utf-8")
+    source = open_segmentation(f"folder:{tmp_path}", split="train", classes=str(path))
+    assert source.remarks == ()
+    assert {*np.unique(source.mask_labels(2).read(source.read(0)))} == {0, 1}
+
+
 def test_sizes_are_those_of_the_headers(tmp_path):
     root = ade(tmp_path)
     (root / "images/training/ADE_002.jpg").write_bytes(b"no image")

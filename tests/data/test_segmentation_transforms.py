@@ -3,8 +3,9 @@
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
-from mask_files import encode, image_of, mask_of
+from mask_files import ade, encode, image_of, mask_of, write
 
 from focalnet_jax.data import (
     BadRecordError,
@@ -12,6 +13,7 @@ from focalnet_jax.data import (
     MaskClasses,
     MaskLabels,
     TrainSegmentationTransform,
+    open_segmentation,
     resized_size,
 )
 from focalnet_jax.data.images import segmentation
@@ -79,6 +81,53 @@ def test_training_makes_the_pixels_of_mmsegmentation(reference, size):
             assert (crop.label[rest] == 255).all()
         shapes.add((height, width))
     assert len(shapes) > 1 or size == SIZES[0]
+
+
+def test_files_become_the_crops_of_mmsegmentation(mmseg, tmp_path):
+    """From JPEGs and PNGs on, with its data set for ADE20K."""
+    from mmengine.registry import DefaultScope
+    from mmseg.datasets import ADE20KDataset
+
+    root = ade(tmp_path, [("training", 6)])
+    names = [f"training/ADE_{i:03}" for i in range(3)]
+    jpegs = [{"quality": 70}, {"quality": 95, "subsampling": 0}, {"progressive": True}]
+    for number, (name, options) in enumerate(zip(names, jpegs)):
+        encoded = encode(image_of(name, (20 + number, 30)), "JPEG", **options)
+        write(root, {f"images/{name}.jpg": encoded})
+    palette = PIL.Image.fromarray(mask_of("palette", (23, 30), indices=(0, 1, 150)), "P")
+    palette.putpalette([*range(256)] * 3)
+    write(root, {"annotations/training/ADE_003.png": encode(palette)})
+    with DefaultScope.overwrite_default_scope("mmseg"):  # where its transforms are found
+        reference = ADE20KDataset(
+            data_root=str(root),
+            data_prefix=dict(
+                img_path="images/training", seg_map_path="annotations/training"
+            ),
+            pipeline=[
+                dict(type="LoadImageFromFile"),
+                dict(type="LoadAnnotations"),
+                dict(type="RandomResize", scale=(96, 32), ratio_range=(0.5, 2.0))
+                | dict(keep_ratio=True),
+                dict(type="RandomCrop", crop_size=(24, 24), cat_max_ratio=0.75),
+                dict(type="RandomFlip", prob=0.5),
+                dict(type="PhotoMetricDistortion"),
+                dict(type="PackSegInputs"),
+            ],
+        )
+    source = open_segmentation(f"folder:{root}", split="train", classes="ade20k")
+    transform = TrainSegmentationTransform(24, scale=(96, 32))
+    example = TrainSegmentation(transform, source.mask_labels(150))
+    assert len(reference) == len(source) == 6
+    for index in range(6):
+        np.random.seed(index)  # noqa: NPY002
+        expected = reference[index]
+        np.random.seed(index)  # noqa: NPY002
+        row = example(source.read(index), SameDraws())
+        image = expected["inputs"].numpy()[::-1].transpose(1, 2, 0)
+        height, width, _ = image.shape
+        np.testing.assert_array_equal(row["image"][:height, :width], image)
+        label = expected["data_samples"].gt_sem_seg.data[0].numpy()
+        np.testing.assert_array_equal(row["label"][:height, :width], label)
 
 
 @pytest.mark.parametrize("distorted", range(5))
@@ -192,8 +241,6 @@ def test_a_mask_of_another_size_is_refused(turned):
     image = image_of("x", (20, 30))
     options = {}
     if turned:
-        import PIL.Image
-
         exif = PIL.Image.Exif()
         exif[0x0112] = 6
         options = dict(exif=exif)

@@ -165,7 +165,8 @@ def test_weights_bring_their_options_and_preprocessing(
         )
     finetune.main(["photos", f"--weights={source}", *SHORT, "--config.num_steps=1"])
     said = capsys.readouterr().out
-    assert f"focalnet_tiny_srf, from {source}, on images of 32 x 32 pixels" in said
+    assert "focalnet_tiny_srf with " in said
+    assert f"options changed, from {source}, on images of 32 x 32 pixels" in said
     assert "starting from" in said
     model = json.loads(pathlib.Path("runs/photos/model.json").read_text())
     assert model["overrides"]["normalize_modulator"] is True
@@ -377,7 +378,11 @@ def test_what_follows_from_the_length_follows_what_is_given():
     config = config_for(320, "--config.num_steps=40", "--config.batch_size=16")
     assert config.evaluate_every_steps == 20  # an epoch
     assert config.warmup_epochs == 0.2
-    assert config.log_every_steps == 1
+    lines = [
+        steps / config_for(320, f"--config.num_steps={steps}").log_every_steps
+        for steps in (4, 11, 40, 200, 3_000)
+    ]
+    assert lines == [4, 5.5, 10, 20, 50]
     config = config_for(320, "--config.evaluate_every_steps=7", "--config.num_epochs=400")
     assert config.evaluate_every_steps == 7
     config = config_for(320, "--config.num_epochs=400")

@@ -120,6 +120,7 @@ def test_the_page_needs_no_other_file(outcome):
     assert "2 of 4 images are classified correctly, 50.0%." in page.text
     assert "between 15% and 85%" in page.text
     assert "a taken for b: 2 of 3" in page.text
+    assert "1 of 333.3%100.0%" in page.text  # accuracy and precision of the first class
     assert text.index("a/3.png") < text.index("a/2.png")
     assert text.count('src="data:image/jpeg;base64,') == 2
     others = [load for load in page.loads if not load.startswith(("data:", "#"))]

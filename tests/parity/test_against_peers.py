@@ -13,7 +13,7 @@ from tiny import classification, random_params
 
 from focalnet_jax import create_model
 from focalnet_jax.convert import to_torch
-from focalnet_jax.models.focalnet import FocalModulation
+from focalnet_jax.models.modulation import FocalModulation
 from focalnet_jax.models.variants import VARIANTS
 from focalnet_jax.parity.compare import difference
 from focalnet_jax.tasks.images import normalize

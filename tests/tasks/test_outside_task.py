@@ -22,7 +22,7 @@ from focalnet_jax.errors import SetupError
 from focalnet_jax.train import check_config, default_config, evaluate, sharding, train
 from focalnet_jax.train.aot.compile_for import compile_for
 from focalnet_jax.train.program import make_program
-from focalnet_jax.train.run.summary import curves, pictures_of
+from focalnet_jax.train.run.summary import draw_curves, pictures_of
 from focalnet_jax.train.state import initial_state
 from focalnet_jax.train.step import make_train_step
 
@@ -81,10 +81,13 @@ def test_it_trains_and_resumes_to_the_bit(spatial, config, tmp_path, train_until
     )
     assert "scenes/s" in said
     lines = read_metrics(unbroken)
-    assert "train/scenes_per_second" in lines[0]
+    assert "train/scenes_per_second" in lines[1]
     assert "test_ema/iou</td>" in (unbroken / "summary.html").read_text()
-    figure = curves(lines, pictures_of(check_config(config)[1].metrics, unit="scenes"))
-    [axes] = [axes for axes in figure.axes if axes.get_title(loc="left") == "overlap"]
+    pictures = pictures_of(check_config(config)[1].metrics, unit="scenes")
+    axes = {
+        figure.axes[0].get_title(loc="left"): figure.axes[0]
+        for figure in draw_curves(lines, pictures)
+    }["overlap"]
     labels = [line.get_label() for line in axes.lines]
     assert labels == ["test/iou", "test_ema/iou"]
 

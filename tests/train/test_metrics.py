@@ -15,7 +15,7 @@ from focalnet_jax.errors import SetupError
 from focalnet_jax.tasks.classification import METRICS
 from focalnet_jax.train import check_config, train
 from focalnet_jax.train.run.metrics import MetricsWriter
-from focalnet_jax.train.run.summary import curves, pictures_of
+from focalnet_jax.train.run.summary import draw_curves, pictures_of
 
 
 def test_metrics_are_cut_back_to_the_restored_step(tmp_path):
@@ -89,8 +89,9 @@ def test_page_of_a_run(tiny_config, tmp_path):
     assert f"<td>train/loss</td><td>{last['train/loss']:.5g}</td>" in text
     assert "batch_size" in text  # the configuration
 
-    figure = curves(read_metrics(workdir), pictures_of(METRICS, unit="images"))
-    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    figures = draw_curves(read_metrics(workdir), pictures_of(METRICS, unit="images"))
+    assert text.count('<svg class="figure"') == len(figures)
+    lines = {line.get_label(): line for f in figures for line in f.axes[0].lines}
     assert lines.keys() >= {"train/loss", "test/loss", "test/top1", "train/weight_norm"}
     assert lines["train/loss"].get_xdata().tolist() == [1, 2, 3, 4, 5, 6]
     assert lines["test/loss"].get_xdata().tolist() == [3, 6]
@@ -100,7 +101,9 @@ def test_page_of_a_run(tiny_config, tmp_path):
 def test_speeds_and_norms_are_measured(tiny_config, tmp_path):
     workdir = epath.Path(tmp_path)
     train(*check_config(tiny_config), workdir)
-    for line in read_metrics(workdir):
+    first, *others = read_metrics(workdir)
+    assert "train/images_per_second" not in first  # It was compiled.
+    for line in others:
         speed, seconds = line["train/images_per_second"], line["train/step_seconds"]
         assert speed * seconds == pytest.approx(16)
         assert line["train/images_per_second_per_chip"] == pytest.approx(speed / 8)

@@ -21,7 +21,8 @@ def test_lines_where_there_is_no_terminal(clock, capsys):
     with Progress(
         first_step=100, total_steps=200, batch_size=32, unit="images"
     ) as progress:
-        clock["now"] = 1000.0  # compilation
+        clock["now"] = 1000.0  # compilation, of which no speed is made
+        assert progress.update(101, loss=2.0, waited=500.0) == {}
         progress.restart_clock(101, waited=500.0)
         clock["now"] = 1009.0
         # 9 steps in 9 seconds, of which 1.8 were waited.
@@ -33,6 +34,7 @@ def test_lines_where_there_is_no_terminal(clock, capsys):
         }
     output = capsys.readouterr().out
     assert output == (
+        "step 101/200  loss 2.000\n"
         "step 110/200  loss 1.235  32 images/s  20% input wait  0:01:30 left\n"
     )
 
@@ -42,6 +44,7 @@ def test_bar_on_a_terminal(clock, monkeypatch, capsys):
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
     with Progress(first_step=0, total_steps=20, batch_size=32, unit="clips") as progress:
+        progress.restart_clock(0, waited=0.0)
         clock["now"] = 5.0
         progress.update(10, loss=0.5, waited=0.05)
         progress.say("test: top-1 97.00%")

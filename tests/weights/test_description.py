@@ -11,6 +11,8 @@ from focalnet_jax.errors import SetupError
 from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.weights.description import (
     ModelDescription,
+    changed_options,
+    create_of_any_kind,
     entries_that_differ,
     find_description,
     parse_description,
@@ -46,6 +48,23 @@ def test_a_segmenter_has_a_scale_and_colours(tmp_path):
     assert find_description(tmp_path) == description
     assert description.task == "semantic_segmentation"
     assert description.create().head_channels == 8
+
+
+def test_options_that_make_another_net_are_found():
+    name = "focalnet_tiny_srf"
+    for overrides, expected in (
+        ({}, []),
+        ({"num_classes": 3, "drop_path_rate": 0.3, "dtype": "bfloat16"}, []),
+        ({"depths": [2, 2, 6, 2], "embed_dim": 48}, ["embed_dim"]),
+        (
+            {"out_stages": (0,), "patch_size": 2, "mlp_ratio": 2},
+            ["patch_size", "mlp_ratio"],
+        ),
+        ({"reconstruct": True, "focal_levels": (2, 2, 2, 1)}, ["focal_levels"]),
+    ):
+        model = create_of_any_kind(name, overrides)
+        given = changed_options(name, model)
+        assert sorted(given) == sorted(expected)
 
 
 def test_the_task_comes_first_and_older_files_lack_it():

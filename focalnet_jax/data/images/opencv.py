@@ -4,6 +4,9 @@ Images are `uint8 [h, w, 3]` in RGB, masks `uint8 [h, w]`. mmsegmentation's imag
 BGR; OpenCV computes the same levels in either order.
 """
 
+import functools
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -40,9 +43,14 @@ def scaled_levels(factor: float = 1.0, offset: float = 0.0) -> np.ndarray:
     return np.clip(levels, 0, 255).astype(np.uint8)
 
 
-def map_levels(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Replaces each level by its entry in a table, uint8 `[256]`."""
-    return cv2.LUT(image, table)
+def map_levels(image: np.ndarray, tables: Sequence[np.ndarray]) -> np.ndarray:
+    """Replaces each level by its entry in tables, uint8 `[256]`, one after the other.
+
+    It is the image itself where there are no tables.
+    """
+    if not tables:
+        return image
+    return cv2.LUT(image, functools.reduce(lambda first, then: then[first], tables))
 
 
 def saturate(image: np.ndarray, factor: float) -> np.ndarray:

@@ -3,7 +3,8 @@
 The pixels are those of mmsegmentation 1.2.2, to the last bit if the draws are equal: its
 `RandomResize`, `RandomCrop`, `RandomFlip` and `PhotoMetricDistortion` for training, and
 `Resize` for evaluation. Images are resized bilinearly and labels to the nearest, both
-without antialiasing, by OpenCV, as there.
+without antialiasing, by OpenCV, as there. One thing differs: an EXIF orientation is not
+applied to an image, since there it turns the image alone, and not its mask.
 """
 
 import dataclasses
@@ -92,34 +93,30 @@ class Distortion(NamedTuple):
     def apply(self, image: np.ndarray) -> np.ndarray:
         """The distorted image, uint8 `[h, w, 3]`; levels are clipped after each step."""
         images = segmentation_operations()
-        # What comes before saturation and hue maps levels to levels.
-        table = images.scaled_levels(offset=self.brightness or 0.0)
-        contrast = None
+        before: list[np.ndarray] = []
+        after: list[np.ndarray] = []
+        if self.brightness is not None:
+            before.append(images.scaled_levels(offset=self.brightness))
         if self.contrast is not None:
-            contrast = images.scaled_levels(self.contrast)
-        if contrast is not None and self.contrast_first:
-            table = contrast[table]
-        image = images.map_levels(image, table)
+            place = before if self.contrast_first else after
+            place.append(images.scaled_levels(self.contrast))
+        image = images.map_levels(image, before)
         if self.saturation is not None:
             image = images.saturate(image, self.saturation)
         if self.hue is not None:
             image = images.turn_hue(image, self.hue)
-        if contrast is not None and not self.contrast_first:
-            image = images.map_levels(image, contrast)
-        return image
+        return images.map_levels(image, after)
 
 
 class Draw(NamedTuple):
-    """What is drawn for an image and its labels.
+    """What is drawn for an image and its labels, after they have been resized.
 
     Attributes:
-      size: height and width after resizing.
       corner: the row and the column at which the crop begins.
       flip: whether the crop is mirrored left to right.
       distortion: of the image; None for none.
     """
 
-    size: tuple[int, int]
     corner: tuple[int, int]
     flip: bool
     distortion: Distortion | None
@@ -174,27 +171,32 @@ class TrainSegmentationTransform:
         Raises:
           BadRecordError: the bytes are not a whole image, or not of the labels' size.
         """
+        images = segmentation_operations()
         image = decode_with_label(encoded, label)
+        size = self.draw_size(image.shape[:2], rng)
+        image, label = images.resize_image(image, size), images.resize_mask(label, size)
         return self.apply(image, label, self.draw(label, rng))
 
-    def draw(self, label: np.ndarray, rng: np.random.Generator) -> Draw:
-        """Draws what happens to an image with these labels, uint8 `[h, w]`."""
+    def draw_size(
+        self, size: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[int, int]:
+        """Draws the height and width that an image of some size is resized to."""
         least, greatest = self.ratio_range
         ratio = rng.random() * (greatest - least) + least
         long, short = (max(1, int(side * ratio)) for side in self.scale)
-        height, width = label.shape
-        size = resized_size((height, width), (long, short))
-        resized = segmentation_operations().resize_mask(label, size)
-        corner = self._draw_corner(resized, rng)
+        return resized_size(size, (long, short))
+
+    def draw(self, label: np.ndarray, rng: np.random.Generator) -> Draw:
+        """Draws what happens to a resized image with these labels, uint8 `[h, w]`."""
+        corner = self._draw_corner(label, rng)
         flip = self.flip and rng.random() < 0.5
-        return Draw(
-            size, corner, flip, Distortion.draw(rng) if self.photometric else None
-        )
+        distortion = Distortion.draw(rng) if self.photometric else None
+        return Draw(corner, flip, distortion)
 
     def _draw_corner(
         self, label: np.ndarray, rng: np.random.Generator
     ) -> tuple[int, int]:
-        """The row and the column at which the crop of resized labels begins."""
+        """The row and the column at which a crop begins."""
 
         def draw() -> tuple[int, int]:
             top, left = (
@@ -226,8 +228,7 @@ class TrainSegmentationTransform:
     def apply(self, image: np.ndarray, label: np.ndarray, draw: Draw) -> Cropped:
         """The drawn crop of an image, `[h, w, 3]`, and of its labels, `[h, w]`."""
         images = segmentation_operations()
-        image = self._crop(images.resize_image(image, draw.size), draw.corner)
-        label = self._crop(images.resize_mask(label, draw.size), draw.corner)
+        image, label = (self._crop(array, draw.corner) for array in (image, label))
         if draw.flip:
             image, label = images.mirror(image), images.mirror(label)
         if draw.distortion is not None:

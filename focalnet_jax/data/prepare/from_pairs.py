@@ -44,7 +44,9 @@ def prepare_pairs(
         and not the name of a data set of TFDS.
       data_dir: the directory of all data sets; None for TFDS's own place.
       shards: the number of files for each split; None for files of about 512 MiB.
-      images, masks, classes: as for `open_segmentation`.
+      images: as for `open_segmentation`.
+      masks: as for `open_segmentation`.
+      classes: as for `open_segmentation`.
 
     Raises:
       SetupError: an image lacks its mask, a file is empty, the name is not allowed, or

@@ -61,7 +61,8 @@ def find_sides(
     Args:
       root: the folder.
       split: its name, or another usual name of what it is for: `val` for `validation`.
-      images, masks: patterns; None for a usual layout.
+      images: the pattern of the images' paths; None for a usual layout.
+      masks: the pattern of the masks' paths.
 
     Raises:
       SetupError: there is no such folder, layout or split, or no images are in it.

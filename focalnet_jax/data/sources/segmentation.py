@@ -10,11 +10,12 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
+from focalnet_jax.data.images.masks import decode_mask
 from focalnet_jax.data.mask_labels import MaskLabels
 from focalnet_jax.data.sources import satellite
 from focalnet_jax.data.sources.builders import open_builder
 from focalnet_jax.data.sources.layout import FOLDER
-from focalnet_jax.data.sources.mask_classes import MaskClasses, read_mask_classes
+from focalnet_jax.data.sources.mask_classes import IGNORED, MaskClasses, read_mask_classes
 from focalnet_jax.data.sources.mask_pairs import MaskPairs
 from focalnet_jax.data.sources.opening import check_prepared, files_of, records_of
 from focalnet_jax.data.sources.satellite import SatelliteTiles
@@ -22,6 +23,7 @@ from focalnet_jax.data.sources.source import Source
 from focalnet_jax.errors import SetupError, argument, did_you_mean
 from focalnet_jax.paths import is_remote, with_home, without_file_scheme
 
+_LOOKED_AT = 8  # masks of a folder, before it is used
 _THREADS = 16  # They mostly wait for a disk or a network.
 
 
@@ -102,8 +104,9 @@ def open_segmentation(
       name: `folder:DIR`; `"satellite"`; or a data set of TFDS, as TFDS spells it.
       split: of a folder, a directory; of TFDS, as TFDS spells it.
       data_dir: where data sets of TFDS lie; None for TFDS's own place.
-      images, masks: of a folder, patterns of paths: see `mask_layout`. Of a data set of
-        TFDS, the names of the features. None for the usual ones.
+      images: of a folder, the pattern of the images' paths: see `mask_layout`. Of a data
+        set of TFDS, the name of the feature. None for the usual ones.
+      masks: the same of masks.
       classes: what the indices in masks mean: see `read_mask_classes`.
       reduce_zero_label: whether 0 in masks is ignored, and 1 is the first class. None for
         what `classes` or the data set says.
@@ -123,7 +126,8 @@ def open_segmentation(
     if name.startswith(FOLDER):
         records = _open_pairs(name, split, images, masks, max_bad_records)
         mask_classes = mask_classes.with_reduce_zero_label(reduce_zero_label)
-        return _source(name, split, records, mask_classes, remarks=records.remarks)
+        remarks = records.remarks + _remark_on_255(records, mask_classes)
+        return _source(name, split, records, mask_classes, remarks=remarks)
     builder = open_builder(name, data_dir=data_dir)
     check_prepared(builder, name, data_dir)
     features = builder.info.features
@@ -167,6 +171,27 @@ def _open_pairs(
         )
     return MaskPairs(
         with_home(given), split=split, images=images, masks=masks, allowed=allowed
+    )
+
+
+def _remark_on_255(records: MaskPairs, classes: MaskClasses) -> tuple[str, ...]:
+    """Says so if masks look as if 255 were a class, as it is in pictures to look at."""
+    if classes.table(1)[IGNORED] != IGNORED:
+        return ()
+    found: set[int] = set()
+    for index in range(0, len(records), max(1, len(records) // _LOOKED_AT)):
+        try:
+            mask = decode_mask(records[index]["mask"])
+        except Exception:  # It is named when its turn comes.
+            continue
+        found |= {*np.unique(mask).tolist()}
+    if len(found) != 2 or IGNORED not in found:
+        return ()
+    other = min(found)
+    return (
+        f"masks of {records.root} hold the indices {other} and {IGNORED} alone, and "
+        f"{IGNORED} is ignored. If it is a class, name both in a file, and give it as "
+        f"data.classes: index,class | {other},NAME | {IGNORED},NAME (a line for each)",
     )
 
 

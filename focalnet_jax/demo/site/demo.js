@@ -102,7 +102,7 @@ function drawClasses(logits) {
     const bar = made("i");
     bar.style.width = `${100 * probability}%`;
     const number = made("data", { value: probability });
-    number.textContent = `${(100 * probability).toFixed(2)} %`;
+    number.textContent = `${(100 * probability).toFixed(2)}%`;
     return made("li", {}, made("div", {}, made("span", {}, className(index)), number),
       made("div", {}, bar));
   }));

@@ -132,7 +132,7 @@ def write_summary(
         for name in (*tables, "config.json", "versions.json", "model.json")
         if (path := workdir / name).exists()
     )
-    body = f"""{svg(curves(metrics, pictures))}
+    body = f"""{curves(metrics, pictures)}
 <h2>Last values</h2>
 <table>{rows}</table>
 {shown}
@@ -140,23 +140,43 @@ def write_summary(
     write_whole(workdir / "summary.html", page(title, body))
 
 
-def curves(metrics: Sequence[Mapping[str, float]], pictures: Sequence[Picture]) -> Figure:
-    """A figure with a curve of each metric over the steps.
+def curves(
+    metrics: Sequence[Mapping[str, float]],
+    pictures: Sequence[Picture],
+    *,
+    mark: int | None = None,
+) -> str:
+    """HTML of a figure for each picture, side by side where the page is wide enough.
 
     Args:
       metrics: as the lines of `metrics.jsonl`, in order.
       pictures: what belongs together.
+      mark: a step that gets a dotted line.
+    """
+    figures = draw_curves(metrics, pictures)
+    if mark is not None:
+        for figure in figures:
+            figure.axes[0].axvline(mark, color="#888888", linestyle=":", linewidth=1.2)
+    return f'<div class="curves">{"".join(map(svg, figures))}</div>'
+
+
+def draw_curves(
+    metrics: Sequence[Mapping[str, float]], pictures: Sequence[Picture]
+) -> list[Figure]:
+    """A figure for each picture, with a curve of each of its metrics over the steps.
+
+    Args:
+      metrics: as the lines of `metrics.jsonl`, in order.
+      pictures: those of which nothing is known are left out.
     """
     known = {name for line in metrics for name in line}
-    shown = [p for p in pictures if known & {name for g in p.metrics for name in g}]
-    rows = -(-len(shown) // 2)
-    figure = Figure(figsize=(10, 2.8 * rows), layout="constrained")
-    for axes, picture in zip(figure.subplots(rows, 2, squeeze=False).flat, shown):
-        _draw(axes, picture, metrics)
-    for axes in figure.axes[len(shown) :]:
-        axes.remove()
-    figure.supxlabel("step", fontsize=9)
-    return figure
+    figures = []
+    for picture in pictures:
+        if known & {name for group in picture.metrics for name in group}:
+            figure = Figure(figsize=(5, 2.8), layout="constrained")
+            _draw(figure.subplots(), picture, metrics)
+            figures.append(figure)
+    return figures
 
 
 def _draw(axes, picture: Picture, metrics: Sequence[Mapping[str, float]]) -> None:
@@ -177,6 +197,7 @@ def _draw(axes, picture: Picture, metrics: Sequence[Mapping[str, float]]) -> Non
     if picture.from_zero:
         axes.set_ylim(0, 1.1 * max(axes.get_ylim()[1], 0.01))
     axes.set_title(picture.title, fontsize=10, loc="left")
+    axes.set_xlabel("step", fontsize=8)
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=8)
     axes.legend(fontsize=8, frameon=False)
