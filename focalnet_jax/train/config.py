@@ -171,6 +171,11 @@ RUN_FIELDS: Fields = {
     "reset_head": Field(
         False, "True starts the head anew, and takes the rest from `init_from`."
     ),
+    "resize_kernels": Field(
+        False,
+        "True zero-pads or crops the depthwise kernels of `init_from` around their "
+        "centre where the model has others, as official recipes for dense prediction do.",
+    ),
     "data.num_train_examples": Field(
         None,
         "If it is set, the training split must have exactly so many examples. "
@@ -287,6 +292,8 @@ def check_config(config: ConfigDict) -> tuple[FrozenConfigDict, Task]:
     config = check_fields(config, all_fields(config.get("task", CLASSIFICATION)))
     if config.reset_head and not config.init_from:
         raise SetupError("reset_head=True needs init_from, whose head is left out")
+    if config.resize_kernels and not config.init_from:
+        raise SetupError("resize_kernels=True needs init_from, whose kernels it changes")
     if config.batch_size % config.accumulate_steps:
         raise SetupError(
             f"accumulate_steps={config.accumulate_steps} doesn't divide "

@@ -104,7 +104,14 @@ def _start_from(
     new = task.new if config.reset_head else ()
     state, abstract = program.init(), program.abstract_state
     try:
-        params = load_params(init_from, abstract.params, new=new, may_be_new=task.new)
+        params = load_params(
+            init_from,
+            abstract.params,
+            new=new,
+            may_be_new=task.new,
+            resize_kernels=config.resize_kernels,
+            causal=bool(config.get("model", {}).get("causal")),
+        )
         batch_stats = state.batch_stats
         stored = batch_stats_path(init_from)
         if batch_stats and stored.exists():

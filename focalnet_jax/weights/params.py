@@ -12,6 +12,7 @@ Orbax takes long to import, so the functions that need it import it themselves.
 """
 
 import contextlib
+import functools
 import os
 import re
 import shlex
@@ -35,6 +36,7 @@ from focalnet_jax.paths import (
 )
 from focalnet_jax.trees import PyTree, named_leaves, nested
 from focalnet_jax.weights.exported import check_is_not_exported
+from focalnet_jax.weights.kernel_sizes import is_focal_kernel, resized_kernel
 from focalnet_jax.weights.releases import (
     HUB_FILES,
     is_published,
@@ -190,6 +192,8 @@ def load_params(
     *,
     new: Sequence[str] = (),
     may_be_new: Sequence[str] = (),
+    resize_kernels: bool = False,
+    causal: bool = False,
 ) -> PyTree:
     """Reads parameters and checks that they fit a model.
 
@@ -200,6 +204,8 @@ def load_params(
         neither read nor checked, and the result lacks them.
       may_be_new: prefixes that the caller could add to `new`. If all problems lie there,
         the error says how to start these parameters anew.
+      resize_kernels: zero-pads or crops depthwise kernels to the sizes of the model.
+      causal: whether the model is causal, whose kernels end at their centre.
 
     Raises:
       SetupError: parameters are missing, have another shape, are not in the model or are
@@ -210,10 +216,14 @@ def load_params(
     with _damage_reported(path):
         stored = _without(stored_shapes(path), new)
     expected = _without(named_leaves(abstract_params), new)
-    _check_fit(path, stored, _shapes(expected), may_be_new)
-    wanted = nested(expected)
+    others = _resizable(stored, _shapes(expected)) if resize_kernels else []
+    shapes = _shapes(expected) | {name: stored[name] for name in others}
+    _check_fit(path, stored, shapes, may_be_new)
+    wanted = nested(
+        expected | {name: _whole(stored[name], expected[name]) for name in others}
+    )
     with _damage_reported(path), ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore(
+        params = checkpointer.restore(
             path,
             ocp.args.PyTreeRestore(
                 wanted,
@@ -221,6 +231,37 @@ def load_params(
                 partial_restore=True,
             ),
         )
+    if not others:
+        return params
+    named = named_leaves(params)
+    for name in others:
+        leaf = expected[name]
+        resize = functools.partial(resized_kernel, size=leaf.shape[:-2], causal=causal)
+        named[name] = jax.jit(resize, out_shardings=leaf.sharding)(named[name])
+    return nested(named)
+
+
+def _resizable(
+    stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """The names of depthwise kernels whose sizes alone differ from those of the model."""
+    return [
+        name
+        for name in stored.keys() & expected.keys()
+        if is_focal_kernel(name)
+        and stored[name] != expected[name]
+        and len(stored[name]) == len(expected[name])
+        and stored[name][-2:] == expected[name][-2:]
+    ]
+
+
+def _whole(shape: tuple[int, ...], like: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """An array of another shape that each device of `like` has as a whole."""
+    sharding = like.sharding
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        whole = jax.sharding.PartitionSpec()
+        sharding = jax.sharding.NamedSharding(sharding.mesh, whole)
+    return jax.ShapeDtypeStruct(shape, like.dtype, sharding=sharding)
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
@@ -320,11 +361,19 @@ def _check_fit(
     if problems:
         lines = "\n  ".join(sorted(problems.values()))
         hint = ""
-        if all(name.startswith(tuple(may_be_new)) for name in problems):
-            hint = (
-                f"\nFor another head, {argument('reset_head')}=True starts it anew; "
-                "python -m focalnet_jax.convert --help shows what else can be changed"
-            )
+        of_kernels = {*_resizable(stored, expected)}
+        of_heads = {name for name in problems if name.startswith(tuple(may_be_new))}
+        if problems.keys() <= of_kernels | of_heads:
+            if of_kernels:
+                hint += (
+                    f"\nFor kernels of other sizes, {argument('resize_kernels')}=True "
+                    "zero-pads or crops them"
+                )
+            if of_heads:
+                hint += (
+                    f"\nFor another head, {argument('reset_head')}=True starts it anew; "
+                    "python -m focalnet_jax.convert --help shows what else can be changed"
+                )
         elif [*problems] == [_STEM] and stored.get(_STEM, ())[2:3] == (3,):
             hint = (
                 f"\nThe command python -m focalnet_jax.convert {path.parent} DIRECTORY "
