@@ -75,6 +75,7 @@ class OfJax:
             return None, facts
         run(1)
         facts["prepare_seconds"] = time.perf_counter() - start
+        facts["implementation"] = self.spec["implementation"]
         return timed(run, self.spec["turn_seconds"]), facts | self._memory()
 
     def _memory(self):

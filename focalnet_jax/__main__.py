@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "focalnet_jax.train",
     "finetune": "focalnet_jax.finetune",
     "predict": "focalnet_jax.predict",
+    "segment": "focalnet_jax.segment",
     "visualize": "focalnet_jax.visualize",
     "convert": "focalnet_jax.convert",
     "parity": "focalnet_jax.parity",

@@ -21,7 +21,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -39,10 +39,25 @@ from focalnet_jax.data.sources.listing import EXTENSIONS, images_and_directories
 from focalnet_jax.errors import SetupError, counted, first_line
 from focalnet_jax.output import nobody_reads
 from focalnet_jax.paths import did_you_mean_beside
-from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.pretrained import Prediction, Pretrained, load_model
 
 _BATCH_SIZE = 32
+
+T = TypeVar("T")
+
+
+class OfImage(Protocol):
+    """What is known of an image.
+
+    Attributes:
+      image: its path.
+      problem: why it could not be read; None if it could.
+    """
+
+    @property
+    def image(self) -> str: ...
+    @property
+    def problem(self) -> str | None: ...
 
 
 class Result(NamedTuple):
@@ -64,11 +79,33 @@ def main(argv: list[str] | None = None) -> bool:
     command_line.find_devices()
     net = load_model(args.weights, **vars(reading(args)), **model_options(args.set))
     net.check_predicts()
-    write = _WRITERS[args.format]()
+    return show(
+        classify(net, images, topk=args.topk, batch_size=args.batch_size),
+        _WRITERS[args.format](),
+        count=len(images),
+    )
+
+
+def show(
+    results: Iterable[OfImage],
+    write: Callable[[Any], list[str]],
+    *,
+    count: int,
+) -> bool:
+    """Prints the results of images, and names those that could not be read.
+
+    Args:
+      results: one for each image.
+      write: makes lines of a result.
+      count: of the images.
+
+    Returns:
+      Whether all images could be read.
+    """
     skipped = 0
     shown = dict(desc="compiling", unit="image", leave=False, disable=None)
-    with tqdm(total=len(images), **shown) as bar:
-        for result in classify(net, images, topk=args.topk, batch_size=args.batch_size):
+    with tqdm(total=count, **shown) as bar:
+        for result in results:
             if result.problem:
                 skipped += 1
                 bar.write(f"skipped {result.image}: {result.problem}", file=sys.stderr)
@@ -185,7 +222,7 @@ def classify(
     """Reads images in threads, and predicts the classes of each, in their order."""
     batch_size = min(batch_size, len(images))
     batch: list[tuple[str, np.ndarray | str]] = []
-    for item in _prepared(net.preprocessing, images, ahead=2 * batch_size):
+    for item in prepared(net.preprocessing, images, ahead=2 * batch_size):
         batch.append(item)
         if len(batch) == batch_size:
             yield from _results(net, batch, topk, batch_size)
@@ -206,14 +243,20 @@ def _results(net, batch, topk: int, batch_size: int) -> Iterator[Result]:
             yield Result(image, next(predictions))
 
 
-def _prepared(
-    preprocessing: Preprocessing, images: Iterable[str], *, ahead: int
-) -> Iterator[tuple[str, np.ndarray | str]]:
-    """Each image with its pixels, or with why it can't be read."""
+def prepared(
+    preprocess: Callable[[str], T], images: Iterable[str], *, ahead: int
+) -> Iterator[tuple[str, T | str]]:
+    """Each image with what threads make of it, or with why it can't be read.
+
+    Args:
+      preprocess: makes anything but a text of an image file.
+      images: files.
+      ahead: how many of them are read ahead of need.
+    """
 
     def prepare(image):
         try:
-            return image, preprocessing(image)
+            return image, preprocess(image)
         except (OSError, ValueError, MemoryError) as error:
             return image, getattr(error, "strerror", None) or first_line(error)
 

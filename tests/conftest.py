@@ -33,8 +33,10 @@ import jax
 import pytest
 
 from focalnet_jax.data import open_source
-from focalnet_jax.train import default_config, train
+from focalnet_jax.train import default_config, loop, train
+from focalnet_jax.train.run import metrics
 from focalnet_jax.train.run.metrics import MetricsWriter
+from focalnet_jax.train.run.preemption import Preemption
 
 
 @pytest.hookimpl(trylast=True)  # Pytest's own plugin writes it where it may be lost.
@@ -55,6 +57,14 @@ def pytest_unconfigure(config):
         pathlib.Path(config.crash_file.name).unlink(missing_ok=True)
     if is_first:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_are_for_pytest():
+    """A signal that ends the tests does so, and isn't a notice to the run in a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Preemption, "__enter__", lambda self: self)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +141,11 @@ def environment(data_dir):
 
 @pytest.fixture
 def tiny_config(data_dir):
-    """A run on the digits that takes seconds: dropout, drop path and shuffling on."""
+    """A run on the digits that takes seconds: a net of one block, dropout and shuffling.
+
+    Most of what such a test costs is the compilation of its step, so the net is as small
+    as one can be. Tests of more than the run's course make it larger.
+    """
     config = default_config()
     config.batch_size = 16
     config.num_steps = 6
@@ -139,11 +153,10 @@ def tiny_config(data_dir):
     config.learning_rate_batch_size = 0
     config.warmup_epochs = 0.02
     config.model.num_classes = 10
-    config.model.depths = (1, 1)
+    config.model.depths = (1,)
     config.model.embed_dim = 8
-    config.model.focal_levels = (2, 1)
-    config.model.focal_windows = (3, 3)
-    config.model.drop_path_rate = 0.3
+    config.model.focal_levels = (1,)
+    config.model.focal_windows = (3,)
     config.model.drop_rate = 0.1
     config.data.name = "digits"
     config.data.data_dir = data_dir
@@ -152,6 +165,40 @@ def tiny_config(data_dir):
     config.checkpoint.every_steps = 3
     config.log_every_steps = 1
     return config
+
+
+# What a run compiles, by all that this depends on.
+PROGRAMS = {}
+
+# Fields of a config that no compiled program depends on.
+UNCOMPILED = ("checkpoint", "evaluate_every_steps", "init_from", "log_every_steps")
+
+
+@pytest.fixture
+def shared_programs(monkeypatch):
+    """Runs of equal configs share what they compile.
+
+    Where a test changes the code of what is compiled, its runs would neither see the
+    change nor keep it to themselves: such tests do without.
+    """
+    make = loop.make_program
+
+    def make_or_find(config, task, mesh, **options):
+        fields = config.to_dict()
+        for name in UNCOMPILED:
+            del fields[name]
+        key = repr((fields, mesh, options))
+        if key not in PROGRAMS:
+            PROGRAMS[key] = make(config, task, mesh, **options)
+        return PROGRAMS[key]
+
+    monkeypatch.setattr(loop, "make_program", make_or_find)
+
+
+@pytest.fixture
+def no_summaries(monkeypatch):
+    """Runs draw no `summary.html`, which takes them longer than some steps."""
+    monkeypatch.setattr(metrics, "write_summary", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -8,17 +8,21 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
 ROOT = pathlib.Path(__file__).parents[1]
 
-TIMEOUT = 600  # seconds; a process that hangs is an error too
+TIMEOUT = 1800  # seconds, for machines that are busy; one that hangs is an error too
 
 TINY = [
     "--config.batch_size=16",
     "--config.num_steps=4",
-    "--config.model.depths=(1,1)",
+    "--config.model.depths=(1,)",
     "--config.model.embed_dim=8",
-    "--config.model.focal_levels=(1,1)",
-    "--config.model.focal_windows=(3,3)",
+    "--config.model.focal_levels=(1,)",
+    "--config.model.focal_windows=(3,)",
     "--config.model.drop_rate=0.1",
     "--config.log_every_steps=1",
     "--config.checkpoint.every_steps=2",
@@ -104,3 +108,16 @@ def without_speeds(metrics):
     speeds = ("images_per_second", "images_per_second_per_chip", "step_seconds")
     names = {f"train/{name}" for name in (*speeds, "input_wait")}
     return [{n: v for n, v in line.items() if n not in names} for line in metrics]
+
+
+def stored_arrays(workdir, step):
+    """Every array of a checkpoint, parameters and optimiser's state."""
+    arrays = {}
+    for item in ("params", "ema", "optimizer"):
+        if not (workdir / "checkpoints" / str(step) / item).exists():
+            continue
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.restore(workdir / "checkpoints" / str(step) / item)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return arrays

@@ -10,7 +10,7 @@ import sys
 
 import jax
 import pytest
-from running import ROOT, TINY, run
+from running import ROOT, TINY, finish, run, start
 
 import focalnet_jax
 from focalnet_jax.errors import SetupError
@@ -27,42 +27,77 @@ def get_config():
 """
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config.learning_rte=1"], "no field learning_rte; did you mean 'learning_ra"),
-        (["--config.model.nam=x"], "no field model.nam; did you mean 'model.name'"),
-        (["--noconfig.data.flp"], "no field data.flp; did you mean 'data.flip'"),
-        (["--config=misspelt.py"], "no field learning_rte; did you mean 'learning_ra"),
-        (["--config=configs/bse.py"], "no recipe 'configs/bse.py'; did you mean 'confi"),
-        (
-            ["--config.seed=1", "--config=configs/base.py"],
-            "tfds build imagenet2012 --file_format=array_rec",
-        ),
-        (["--config", "configs/base.py:tiny"], "did you mean 'tiny_"),
-        (["--config=configs/digits.py:x"], "has no variants"),
-        (["--config.model.name=focalnet_tny_srf"], "did you mean 'focalnet_tiny_srf'"),
-        (["--workdir=file://runs/x"], "file://runs/x names the host 'runs'"),
-        (["--config.data.name=folder:~nobody-of-that-name"], "has no home directory"),
-        (["--config.mesh.fsdp=2"], "don't make up the 1 device here"),
-        (
-            ["--num_processes=2"],
-            "each process of the run --coordinator_address=HOST",
-        ),
-        (["--compile_for=v5e:2x2"], "data.num_train_examples has to be set"),
-        (["--mode=eval"], "holds no checkpoint and init_from is not set"),
-    ],
-)
-def test_errors_are_one_message_without_a_trace(
-    arguments, message, environment, tmp_path
-):
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "misspelt.py").write_text(MISSPELT)
-    code, output, errors = run(*arguments, directory=tmp_path, environment=environment)
-    assert code == 1
+# Runs main.py with each list of arguments, in a process of its own that has imported
+# already what takes seconds to import.
+EACH = """
+import json, os, pathlib, runpy, sys
+import focalnet_jax.train.command_line
+
+for number, arguments in enumerate(json.loads(pathlib.Path("arguments").read_text())):
+    sys.stdout.flush()
+    if not (child := os.fork()):
+        for descriptor, name in ((1, "output"), (2, "errors")):
+            file = os.open(f"{name}-{number}", os.O_WRONLY | os.O_CREAT)
+            os.dup2(file, descriptor)
+        sys.argv = ["main.py", *arguments]
+        runpy.run_path(os.environ["MAIN"], run_name="__main__")
+        sys.exit()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    pathlib.Path(f"code-{number}").write_text(str(code))
+"""
+
+MISTAKES = [
+    (["--config.learning_rte=1"], "no field learning_rte; did you mean 'learning_ra"),
+    (["--config.model.nam=x"], "no field model.nam; did you mean 'model.name'"),
+    (["--noconfig.data.flp"], "no field data.flp; did you mean 'data.flip'"),
+    (["--config=misspelt.py"], "no field learning_rte; did you mean 'learning_ra"),
+    (["--config=configs/bse.py"], "no recipe 'configs/bse.py'; did you mean 'confi"),
+    (
+        ["--config.seed=1", "--config=configs/base.py"],
+        "tfds build imagenet2012 --file_format=array_rec",
+    ),
+    (["--config", "configs/base.py:tiny"], "did you mean 'tiny_"),
+    (["--config=configs/digits.py:x"], "has no variants"),
+    (["--config.model.name=focalnet_tny_srf"], "did you mean 'focalnet_tiny_srf'"),
+    (["--workdir=file://runs/x"], "file://runs/x names the host 'runs'"),
+    (["--config.data.name=folder:~nobody-of-that-name"], "has no home directory"),
+    (["--config.mesh.fsdp=2"], "don't make up the 1 device here"),
+    (
+        ["--num_processes=2"],
+        "each process of the run --coordinator_address=HOST",
+    ),
+    (["--compile_for=v5e:2x2"], "data.num_train_examples has to be set"),
+    (["--mode=eval"], "holds no checkpoint and init_from is not set"),
+]
+
+
+@pytest.fixture(scope="module")
+def ends(environment, tmp_path_factory):
+    """The statuses, outputs and errors of commands with mistakes."""
+    directory = tmp_path_factory.mktemp("mistakes")
+    (directory / "configs").symlink_to(ROOT / "configs")
+    (directory / "misspelt.py").write_text(MISSPELT)
+    (directory / "each.py").write_text(EACH)
+    given = [arguments for arguments, _ in MISTAKES]
+    (directory / "arguments").write_text(json.dumps(given))
+    environment = environment | {"MAIN": str(ROOT / "main.py")}
+    program = dict(program="each.py", directory=directory, environment=environment)
+    process = start(**program)
+    results = finish([process])
+    assert process.returncode == 0, results
+    return [
+        [(directory / f"{name}-{i}").read_text() for name in ("code", "output", "errors")]
+        for i in range(len(MISTAKES))
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(MISTAKES)))
+def test_errors_are_one_message_without_a_trace(number, ends):
+    code, output, errors = ends[number]
+    assert code == "1"
     assert "Traceback" not in errors
     error = errors[errors.index("error: ") :]
-    assert message in error
+    assert MISTAKES[number][1] in error
     assert not output
 
 

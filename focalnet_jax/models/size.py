@@ -1,5 +1,6 @@
 """How large a model is: parameters and multiply-adds."""
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -115,7 +116,13 @@ def _abstract_images(model: Model, size: Sequence[int]) -> jax.ShapeDtypeStruct:
 
 def _abstract_variables(model: Model, size: Sequence[int]) -> dict[str, Any]:
     images = _abstract_images(model, size)
-    return jax.eval_shape(model.init, jax.random.key(0), images)
+    return _init.eval_shape(model, jax.random.key(0), images)
+
+
+# Tracing takes a second for a large model. JAX remembers it by the model's value.
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model: Model, key: jax.Array, images: jax.Array):
+    return model.init(key, images)
 
 
 def _matrix_multiply_adds(jaxpr: core.Jaxpr) -> int:

@@ -1,8 +1,9 @@
-"""Focal contextualisation and gated aggregation by one kernel, for TPUs.
+"""Focal contextualisation and gated aggregation by kernels, for TPUs and NVIDIA GPUs.
 
-The kernel and a second one for its gradient are in `kernels/focal_aggregation.py`. Each
-has its counterpart in plain JAX here. That is what programs for other platforms hold, and
-what derivatives beyond the first, and `jax.vmap`, are made from.
+Those for TPUs are in `kernels/focal_aggregation.py`: one computes the operator, and one
+its gradient. Those for GPUs are in `kernels/triton_aggregation.py`. Each of both has its
+counterpart in plain JAX here. That is what programs for other platforms hold, and what
+derivatives beyond the first, and `jax.vmap`, are made from.
 
 The kernels do not reach every net and every chip. What they do not reach is aggregated
 level by level, and a warning says why.
@@ -16,17 +17,22 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
-from focalnet_jax.kernels import focal_aggregation
+from focalnet_jax.kernels import focal_aggregation, triton_aggregation
 from focalnet_jax.kernels.bands import backward_bands, forward_bands
 from focalnet_jax.ops.depthwise_conv import depthwise_conv
 from focalnet_jax.ops.focal_modulation import aggregate_level_by_level
-from focalnet_jax.ops.gelu import gelu, gelu_and_derivative
+from focalnet_jax.ops.gelu import (
+    gelu,
+    gelu_and_derivative,
+    gelu_and_derivative_without_erf,
+)
 from focalnet_jax.ops.kernel_operation import (
     OutOfReach,
     Target,
     chip_of_program,
     define,
-    target_of_program,
+    gpu_of_program,
+    tpu_of_program,
     warn_once,
 )
 from focalnet_jax.ops.varying import vary_alike
@@ -58,27 +64,30 @@ def fused_aggregation(
     causal: bool = False,
     global_axes: Sequence[int] = (),
     valid: jax.Array | None = None,
+    platform: str = "tpu",
     interpret: bool = False,
 ) -> jax.Array:
-    """Computes `aggregate_context` by one kernel.
+    """Computes `aggregate_context` by kernels.
 
     On a mesh each device computes its part of the batch.
 
     Args:
       context, gates, kernels, normalize, biases, causal, global_axes, valid: as for
         `aggregate_context`.
-      interpret: interprets the kernel. That is slow, and possible on every platform.
+      platform: whose kernels they are, `"tpu"`, or `"cuda"` for NVIDIA GPUs.
+      interpret: interprets the kernels. That is slow, and possible on every platform.
 
     Returns:
       The aggregated context, `[batch, *spatial, channels]`, in the dtype of `context`.
     """
+    target_of_program = {"tpu": tpu_of_program, "cuda": gpu_of_program}[platform]
     try:
         target = target_of_program(interpret=interpret)
         if biases or causal or global_axes:
             raise OutOfReach("it has no biases, no causal form and no axes of the mean")
         if valid is not None:
             raise OutOfReach("it tells no image from the padding of its canvas")
-        _check_reach(context, kernels, target.vmem)
+        _check_reach(context, kernels, target)
         levels = functools.partial(_aggregate_map, target=target)
         aggregated = run_on_shards(levels, (context, gates), tuple(kernels))
     except (OutOfReach, NotSplitByBatch) as reason:
@@ -97,24 +106,40 @@ def fused_aggregation(
     return aggregated / gates.shape[-1] if normalize else aggregated
 
 
-def _check_reach(context: jax.Array, kernels: Sequence[jax.Array], vmem: int) -> None:
-    """Raises `OutOfReach` for what the kernel can't compute."""
+def _check_reach(
+    context: jax.Array, kernels: Sequence[jax.Array], target: Target
+) -> None:
+    """Raises `OutOfReach` for what the kernels can't compute."""
     spatial, sizes = context.shape[1:-1], [kernel.shape[:-2] for kernel in kernels]
+    dtypes = (jnp.bfloat16, jnp.float32)
+    if target == Target("cuda", interpret=True):
+        dtypes += (jnp.float64,)  # for tests of the kernels
     if not 1 <= len(spatial) <= 2:
         raise OutOfReach(f"it takes 1 or 2 spatial axes, and maps have {len(spatial)}")
-    if context.dtype not in (jnp.bfloat16, jnp.float32):
+    if context.dtype not in dtypes:
         raise OutOfReach(f"it computes in bfloat16 and float32, not in {context.dtype}")
     if not all(isinstance(size, int) for size in context.shape):
         raise OutOfReach("the sizes of its maps are not known yet")
     if 0 in context.shape:
         raise OutOfReach("its maps are empty")
+    if target.platform == "cuda":
+        _check_reach_on_gpu(sizes)
+        return
     if any(length % 2 == 0 for size in sizes for length in size):
         raise OutOfReach(f"it takes kernels of odd sizes, and these are {sizes}")
-    if _bands(forward_bands, context, kernels, vmem) is None:
+    if _bands(forward_bands, context, kernels, target.vmem) is None:
         raise OutOfReach(
             f"maps of {' x '.join(map(str, spatial))} with kernels of {sizes} take more "
-            f"than the {vmem >> 20} MiB beside a vector unit"
+            f"than the {target.vmem >> 20} MiB beside a vector unit"
         )
+
+
+def _check_reach_on_gpu(sizes: Sequence[tuple[int, ...]]) -> None:
+    most = triton_aggregation.MOST_ROWS_OF_KERNEL
+    if not triton_aggregation.IS_THERE:
+        raise OutOfReach("this version of jax has no Pallas for Triton")
+    if any(len(size) == 2 and size[0] > most for size in sizes):
+        raise OutOfReach(f"it takes kernels of up to {most} rows, and these are {sizes}")
 
 
 # --- The operator in parts, and its derivative in plain JAX ------------------
@@ -149,13 +174,17 @@ def _levels_in_jax(context, gates, *kernels) -> list[jax.Array]:
         saved.append(depthwise_conv(context, kernel))
         context = gelu(saved[-1])
         aggregated += context * _gate(gates, level)
-    mean = context.astype(jnp.float32).mean((1, 2), keepdims=True)
+    mean = context.astype(_wide(context)).mean((1, 2), keepdims=True)
     aggregated += gelu(mean).astype(aggregated.dtype) * _gate(gates, -1)
     return [aggregated, mean, *saved]
 
 
 def _gate(gates: jax.Array, level: int) -> jax.Array:
     return gates[..., level, None]
+
+
+def _wide(x) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _tangent_in_jax(context, gates, *rest) -> list[jax.Array]:
@@ -170,7 +199,7 @@ def _tangent_in_jax(context, gates, *rest) -> list[jax.Array]:
         context, d_context = jax.jvp(gelu, [saved[level]], [before])
         d_aggregated += d_context * _gate(gates, level)
         d_aggregated += context * _gate(d_gates, level)
-    d_mean = d_context.astype(jnp.float32).mean((1, 2), keepdims=True)
+    d_mean = d_context.astype(_wide(context)).mean((1, 2), keepdims=True)
     value, d_value = jax.jvp(gelu, [mean], [d_mean])
     d_aggregated += d_value.astype(context.dtype) * _gate(gates, -1)
     d_aggregated += value.astype(context.dtype) * _gate(d_gates, -1)
@@ -188,21 +217,26 @@ def _cotangent_in_jax(*arguments) -> list[jax.Array]:
     )
 
 
-# --- The same by the kernels -------------------------------------------------
+# --- The same by the kernels for TPUs ----------------------------------------
 
-_ACTIVATIONS = {
-    jnp.dtype(dtype): functools.partial(gelu_and_derivative, exact=exact)
-    for dtype, exact in ((jnp.float32, True), (jnp.bfloat16, False))
-}
+_EXACT = functools.partial(gelu_and_derivative, exact=True)
+_FOR_BFLOAT16 = functools.partial(gelu_and_derivative, exact=False)
 
 
-def _levels_by_kernel(
+def _activation(dtype, target: Target) -> triton_aggregation.Activation:
+    if dtype == jnp.bfloat16:
+        return _FOR_BFLOAT16
+    is_triton = target.platform == "cuda" and dtype == jnp.float32
+    return gelu_and_derivative_without_erf if is_triton else _EXACT
+
+
+def _levels_on_tpu(
     context, gates, *kernels, save: bool, target: Target
 ) -> list[jax.Array]:
     aggregated, mean, saved = focal_aggregation.forward(
         *map(_images_third, (context, gates)),
         kernels,
-        activate=_ACTIVATIONS[context.dtype],
+        activate=_activation(context.dtype, target),
         bands=_bands(forward_bands, context, kernels, target.vmem),
         save=save,
         vmem=target.vmem,
@@ -212,7 +246,7 @@ def _levels_by_kernel(
     return list(map(_images_first, results if save else results[:1]))
 
 
-def _cotangent_by_kernel(context, gates, *rest, target: Target) -> list[jax.Array]:
+def _cotangent_on_tpu(context, gates, *rest, target: Target) -> list[jax.Array]:
     levels = gates.shape[-1] - 1
     kernels, (mean, *saved, cotangent) = rest[:levels], rest[levels:]
     bands = _bands(backward_bands, context, kernels, target.vmem)
@@ -229,7 +263,7 @@ def _cotangent_by_kernel(context, gates, *rest, target: Target) -> list[jax.Arra
         kernels,
         list(map(_images_third, saved)),
         *map(_images_third, (mean, cotangent)),
-        activate=_ACTIVATIONS[context.dtype],
+        activate=_activation(context.dtype, target),
         bands=bands,
         vmem=target.vmem,
         interpret=target.interpret,
@@ -250,6 +284,39 @@ def _images_third(x: jax.Array) -> jax.Array:
 
 def _images_first(x: jax.Array) -> jax.Array:
     return x.transpose(2, 0, 1, 3)
+
+
+# --- And by those for GPUs ---------------------------------------------------
+
+
+def _levels_on_gpu(
+    context, gates, *kernels, save: bool, target: Target
+) -> list[jax.Array]:
+    aggregated, mean, saved = triton_aggregation.forward(
+        context,
+        gates,
+        kernels,
+        activate=_activation(context.dtype, target),
+        save=save,
+        interpret=target.interpret,
+    )
+    return [aggregated, mean, *saved] if save else [aggregated]
+
+
+def _cotangent_on_gpu(context, gates, *rest, target: Target) -> list[jax.Array]:
+    levels = gates.shape[-1] - 1
+    kernels, (mean, *saved, cotangent) = rest[:levels], rest[levels:]
+    of_context, of_gates, of_kernels = triton_aggregation.backward(
+        context,
+        gates,
+        kernels,
+        saved,
+        mean,
+        cotangent,
+        activate=_activation(context.dtype, target),
+        interpret=target.interpret,
+    )
+    return [of_context, of_gates, *of_kernels]
 
 
 # --- Four operations for JAX -------------------------------------------------
@@ -287,26 +354,29 @@ def _transpose(cotangents, *arguments, **options):
 def _describe_saving(context, gates, *kernels):
     mean = (context.shape[0], 1, 1, context.shape[-1])
     saved = [context] * len(kernels)
-    return [context, context.update(shape=mean, dtype=jnp.dtype("float32")), *saved]
+    return [context, context.update(shape=mean, dtype=_wide(context)), *saved]
 
 
 def _describe_cotangent(*arguments):
     return list(arguments[: arguments[1].shape[-1] + 1])
 
 
+_LEVELS = {"tpu": _levels_on_tpu, "cuda": _levels_on_gpu}
+_COTANGENTS = {"tpu": _cotangent_on_tpu, "cuda": _cotangent_on_gpu}
+
+
+def _saving(save: bool) -> dict[str, Callable]:
+    return {name: functools.partial(f, save=save) for name, f in _LEVELS.items()}
+
+
 define(
     _aggregate,
     lambda context, *_: [context],
     lambda *arrays: _levels_in_jax(*arrays)[:1],
-    functools.partial(_levels_by_kernel, save=False),
+    _saving(False),
 )
-define(
-    _save,
-    _describe_saving,
-    _levels_in_jax,
-    functools.partial(_levels_by_kernel, save=True),
-)
+define(_save, _describe_saving, _levels_in_jax, _saving(True))
 define(_tangent, lambda context, *_: [context], _tangent_in_jax)
-define(_cotangent, _describe_cotangent, _cotangent_in_jax, _cotangent_by_kernel)
+define(_cotangent, _describe_cotangent, _cotangent_in_jax, _COTANGENTS)
 ad.primitive_jvps[_aggregate] = _differentiate
 ad.primitive_transposes[_tangent] = _transpose

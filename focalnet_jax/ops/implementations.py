@@ -66,6 +66,15 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         functools.partial(aggregate_level_by_level, convolution="shifted"),
         "Computes level by level, with sums of shifted maps as convolutions.",
     ),
+    "triton": Implementation(
+        functools.partial(fused_aggregation, platform="cuda"),
+        "Kernels for NVIDIA GPUs compute each convolution with its GELU, and their "
+        "gradients; Triton compiles them. They have not run on a GPU yet.",
+    ),
+    "triton_interpreted": Implementation(
+        functools.partial(fused_aggregation, platform="cuda", interpret=True),
+        "The kernels of `triton`, interpreted: slow, for tests of them on any platform.",
+    ),
 }
 """The ways to compute `aggregate_context` by name."""
 

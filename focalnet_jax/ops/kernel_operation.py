@@ -1,4 +1,4 @@
-"""Operations of JAX that programs for TPUs compute by a kernel.
+"""Operations of JAX that programs for TPUs or NVIDIA GPUs compute by a kernel.
 
 A kernel can't be differentiated, batched or partitioned by itself. So it becomes the
 lowering of a JAX primitive, beside a counterpart in plain JAX. That is what programs for
@@ -7,7 +7,7 @@ other platforms hold, and what derivatives and `jax.vmap` are made from.
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -27,42 +27,56 @@ class OutOfReach(Exception):
 
 
 def chip_of_program() -> Tpu | None:
-    """The kind of TPU that is traced for; None if it is none, or not known.
+    """The kind of TPU that is traced for; None if it is none, or not known."""
+    chip = chip_of(_device_of_program())
+    return chip if isinstance(chip, Tpu) else None
 
-    It is that of the mesh that the program is traced for, and that of the first device if
-    there is none.
-    """
+
+def _device_of_program():
+    """That of the mesh that is traced for, and the first device if there is none."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
-    chip = chip_of(device or jax.devices()[0])
-    return chip if isinstance(chip, Tpu) else None
+    return device or jax.devices()[0]
 
 
 class Target(NamedTuple):
     """What kernels are made for.
 
     Attributes:
-      vmem: bytes that a kernel may take.
-      cores: that share a kernel.
+      platform: that programs are lowered for, `"tpu"` or `"cuda"`.
+      vmem: bytes that kernels for TPUs may take.
+      cores: of a TPU that share a kernel.
       interpret: kernels are interpreted, on any platform.
     """
 
-    vmem: int
+    platform: str
+    vmem: int = 0
     cores: int = 1
     interpret: bool = False
 
 
-def target_of_program(*, interpret: bool) -> Target:
-    """The target of kernels in the program that is traced.
+def tpu_of_program(*, interpret: bool) -> Target:
+    """The target of kernels for TPUs in the program that is traced.
 
     Raises:
       OutOfReach: the program is for no TPU that is known.
     """
     if interpret:
-        return Target(INTERPRETED_VMEM, interpret=True)
+        return Target("tpu", INTERPRETED_VMEM, interpret=True)
     if not (chip := chip_of_program()):
         raise OutOfReach("the program is not for a kind of TPU that is known")
-    return Target(chip.vmem, chip.cores)
+    return Target("tpu", chip.vmem, chip.cores)
+
+
+def gpu_of_program(*, interpret: bool) -> Target:
+    """The target of kernels for NVIDIA GPUs in the program that is traced.
+
+    Raises:
+      OutOfReach: the program is for no NVIDIA GPU.
+    """
+    if not interpret and not _device_of_program().device_kind.startswith("NVIDIA"):
+        raise OutOfReach("the program is not for an NVIDIA GPU")
+    return Target("cuda", interpret=interpret)
 
 
 @functools.cache
@@ -75,7 +89,7 @@ def define(
     primitive: Primitive,
     describe: Callable,
     in_jax: Callable,
-    by_kernel: Callable | None = None,
+    by_kernel: Mapping[str, Callable] | None = None,
 ) -> None:
     """Says what the results of a primitive are like, and how programs compute them.
 
@@ -84,25 +98,30 @@ def define(
         must be hashable.
       describe: from abstract arguments to abstract results.
       in_jax: computes the results in plain JAX.
-      by_kernel: computes them by a kernel. It takes `target`, too.
+      by_kernel: computes them by a kernel, for each platform that has one. It takes
+        `target`, too.
     """
     primitive.multiple_results = True
+    by_kernel = by_kernel or {}
 
     def plain(*arguments, target, **options):
         del target
         return in_jax(*arguments, **options)
 
-    def lower(context, *values, on_tpu=False, **options):
+    def lower(context, *values, platform=None, **options):
+        target = options["target"]
+        kernel = by_kernel.get(target.platform)
+        is_for_it = platform == target.platform
         is_whole = not _is_partitioned_by_xla(context.module_context)
-        fits = options["target"].interpret or (on_tpu and is_whole)
+        fits = target.interpret or (is_for_it and is_whole)
         function = plain
-        if by_kernel and on_tpu and not fits:
+        if kernel and is_for_it and not fits:
             warn_once(
                 "kernels do not reach a program that XLA divides among devices: trace it "
                 "inside focalnet_jax.placement.map_axes_over"
             )
-        if by_kernel and fits:
-            function = by_kernel
+        if kernel and fits:
+            function = kernel
             # Over which devices an array differs matters no more; kernels can't tell.
             context = context.replace(
                 avals_in=[_without_mesh(a) for a in context.avals_in],
@@ -133,8 +152,9 @@ def define(
     primitive.def_abstract_eval(describe_results)
     primitive.def_impl(run)
     mlir.register_lowering(primitive, lower)
-    on_tpu = functools.partial(lower, on_tpu=True)
-    mlir.register_lowering(primitive, on_tpu, platform="tpu")
+    for platform in by_kernel:
+        on_it = functools.partial(lower, platform=platform)
+        mlir.register_lowering(primitive, on_it, platform=platform)
     ad.primitive_jvps[primitive] = differentiate
     batching.primitive_batchers[primitive] = batch
 

@@ -34,7 +34,7 @@ from focalnet_jax.ops.kernel_operation import (
     Target,
     chip_of_program,
     define,
-    target_of_program,
+    tpu_of_program,
     warn_once,
 )
 from focalnet_jax.ops.layer_norm import layer_norm
@@ -169,7 +169,7 @@ def _by_kernel(function, maps, images, weights, dtype, interpret) -> list[jax.Ar
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     if dtype == jnp.float32 and precision:
         raise OutOfReach("a precision of matrix products is asked for")
-    target = target_of_program(interpret=interpret)
+    target = tpu_of_program(interpret=interpret)
 
     def apply(maps, images, weights):
         leaves, tree = jax.tree.flatten((maps, images, weights))
@@ -418,14 +418,14 @@ def _describe_cotangent(*leaves, varied, **_):
 
 
 _describe_results = functools.partial(_describe, _apply_in_jax)
-define(_apply, _describe_results, _apply_in_jax, _apply_by_kernel)
+define(_apply, _describe_results, _apply_in_jax, {"tpu": _apply_by_kernel})
 define(
     _save,
     functools.partial(_describe, _save_in_jax),
     _save_in_jax,
-    functools.partial(_apply_by_kernel, save=True),
+    {"tpu": functools.partial(_apply_by_kernel, save=True)},
 )
 define(_tangent, _describe_results, _tangent_in_jax)
-define(_cotangent, _describe_cotangent, _cotangent_in_jax, _cotangent_by_kernel)
+define(_cotangent, _describe_cotangent, _cotangent_in_jax, {"tpu": _cotangent_by_kernel})
 ad.primitive_jvps[_apply] = _differentiate
 ad.primitive_transposes[_tangent] = _transpose

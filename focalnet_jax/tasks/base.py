@@ -157,6 +157,10 @@ class Predicts(Protocol):
 class Task(Predicts, Protocol):
     """All that the trainer asks of a task.
 
+    A task may also have `may_lack`: what names of parameters begin with that may be
+    missing altogether where a run starts from. With `reset_head` such parameters begin
+    anew, and are read where they are there.
+
     Attributes:
       name: as in `tasks.registry.TASKS`.
       title: of the model, for people.

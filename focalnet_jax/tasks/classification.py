@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from focalnet_jax.data import Source
+from focalnet_jax.data import EvalTransform, Source, TrainTransform
 from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Accuracy
 from focalnet_jax.fields import Field, Fields
@@ -25,6 +25,7 @@ from focalnet_jax.tasks.base import (
     Keys,
     Loss,
     Metric,
+    Split,
     Variables,
 )
 from focalnet_jax.tasks.classes import (
@@ -85,7 +86,7 @@ FIELDS: Fields = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classification(ImageTask):
+class Classification(ImageTask[Source, TrainTransform, EvalTransform]):
     """Classification as the trainer sees it: see `tasks.base.Task`.
 
     Attributes, beside those of `ImageTask`:
@@ -111,8 +112,9 @@ class Classification(ImageTask):
     def train_example(self, source: Source) -> TrainExample:
         return TrainExample(self.train_transform, source.labels(self.model.num_classes))
 
-    def eval_example(self, source: Source) -> EvalExample:
-        return EvalExample(self.eval_transform, source.labels(self.model.num_classes))
+    def test_split(self, source: Source) -> tuple[Split, tuple[str, ...]]:
+        labels = source.labels(self.model.num_classes)
+        return Split(source, EvalExample(self.eval_transform, labels)), ()
 
     def check_data(
         self, train_source: Source | None, test_source: Source

@@ -5,14 +5,14 @@ A task on images is a subclass of `ImageTask`. It has `name`, `metrics`, `random
 record:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Segmentation(ImageTask):
-        void: int = 255
+    class Ranking(ImageTask[Source, TrainTransform, EvalTransform]):
+        margin: float = 0.1
 
-        name = "segmentation"
+        name = "ranking"
         ...
 
         def train_example(self, source):
-            return TrainMaskedImage(self.train_transform, self.void)
+            return TrainRankedImage(self.train_transform)
 
 Its function `make` gives it what `image_task_arguments` reads of a configuration that has
 the fields of `tasks.images`.
@@ -21,7 +21,7 @@ the fields of `tasks.images`.
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from focalnet_jax.data import EvalTransform, Source, TrainTransform, image_operations
+from focalnet_jax.data import Source
 from focalnet_jax.errors import counted
 from focalnet_jax.image_size import height_and_width
 from focalnet_jax.models import count_multiply_adds
@@ -38,7 +38,6 @@ from focalnet_jax.preprocessing import Preprocessing
 from focalnet_jax.tasks.base import BatchArray, Example, Keys, Split, Splits, Variables
 from focalnet_jax.tasks.images import (
     OF_HEADS,
-    DataSets,
     data_sets_of,
     eval_transform_of,
     model_overrides,
@@ -54,15 +53,36 @@ from focalnet_jax.weights.description import (
 )
 
 
+class TrainsOn(Protocol):
+    """What transforms training images on the host."""
+
+    def load_operations(self) -> Any:
+        """Raises SetupError if a library that it needs is not installed."""
+
+
+S = TypeVar("S", bound=Source)
+S_co = TypeVar("S_co", bound=Source, covariant=True)
+T = TypeVar("T", bound=TrainsOn)
+E = TypeVar("E")
+
+
+class DataSets(Protocol[S_co]):
+    """The data sets of a run."""
+
+    def open(self, which: str) -> S_co:
+        """Opens `"train_split"` or `"test_split"`; raises SetupError if it can't."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageTask(abc.ABC):
+class ImageTask(abc.ABC, Generic[S, T, E]):
     """The part of a task that tasks on images share; see `tasks.base.Task` for the rest.
 
     Attributes:
       model: the model.
       model_name, model_overrides: what it is made of, as in a `ModelDescription`.
       preprocessing: of images for evaluation; training has its statistics and size.
-      train_transform, eval_transform: of images on the host.
+      train_transform: of images on the host, for training.
+      eval_transform: the same for evaluation, or what has to be known for it.
       data_sets: what it is trained and tested on; None where no data is needed.
     """
 
@@ -70,26 +90,27 @@ class ImageTask(abc.ABC):
     model_name: str
     model_overrides: dict[str, Any]
     preprocessing: Preprocessing
-    train_transform: TrainTransform
-    eval_transform: EvalTransform
-    data_sets: DataSets | None = None
+    train_transform: T
+    eval_transform: E
+    data_sets: DataSets[S] | None = None
 
     unit = "images"
-    new = OF_HEADS
+    new: ClassVar[tuple[str, ...]] = OF_HEADS
 
     # --- What a task says of its own ------------------------------------------
 
     @abc.abstractmethod
-    def train_example(self, source: Source) -> Callable[..., Example]:
+    def train_example(self, source: S) -> Callable[..., Example]:
         """Makes a training row of a record and a random generator: see `Split`."""
 
     @abc.abstractmethod
-    def eval_example(self, source: Source) -> Callable[..., Example]:
-        """Makes a row for evaluation of a record alone, and of None a blank one."""
+    def test_split(self, source: S) -> tuple[Split, tuple[str, ...]]:
+        """The split to evaluate on, and remarks on it for whoever starts the run.
 
-    def check_data(
-        self, train_source: Source | None, test_source: Source
-    ) -> tuple[str, ...]:
+        Its `example` makes a row of a record alone, and of None a blank one.
+        """
+
+    def check_data(self, train_source: S | None, test_source: S) -> tuple[str, ...]:
         """Checks data sets that have been opened, before anything is made of them.
 
         Args:
@@ -127,17 +148,17 @@ class ImageTask(abc.ABC):
         assert self.data_sets is not None  # It is where there is data to open.
         train_source = None
         if train:
-            image_operations(self.train_transform.pixels)  # Are its libraries there?
+            self.train_transform.load_operations()
             train_source = self.data_sets.open("train_split")
         test_source = self.data_sets.open("test_split")
         more = self.check_data(train_source, test_source)
-        test = Split(test_source, self.eval_example(test_source))
+        test, own = self.test_split(test_source)
         if train_source is None:
-            return Splits(None, test, test_source.remarks + more)
+            return Splits(None, test, test_source.remarks + more + own)
         # A folder may be the one and the other.
         remarks = tuple(dict.fromkeys(train_source.remarks + test_source.remarks))
         example = self.train_example(train_source)
-        return Splits(Split(train_source, example), test, remarks + more)
+        return Splits(Split(train_source, example), test, remarks + more + own)
 
     def init(self, key: jax.Array) -> Variables:
         sides = height_and_width(self.preprocessing.image_size)
@@ -150,14 +171,14 @@ class ImageTask(abc.ABC):
         return normalize(images, mean=mean, std=std)
 
     def apply_in_training(
-        self, variables: Variables, keys: Keys, *inputs: jax.Array
+        self, variables: Variables, keys: Keys, *inputs: jax.Array, **options: Any
     ) -> tuple[Any, Any]:
         """Applies the model in training mode.
 
         Args:
           variables: of the model.
           keys: `drop_path` and `dropout` among them.
-          *inputs: what the model takes.
+          *inputs, **options: what the model takes.
 
         Returns:
           The model's result, without the maps inside it; and what `Loss.batch_stats`
@@ -167,14 +188,14 @@ class ImageTask(abc.ABC):
         # A FocalNet has no running averages, but an operator of one's own may.
         averages = ["batch_stats"] if "batch_stats" in variables else []
         (result, _), new = self.model.apply(
-            variables, *inputs, train=True, rngs=rngs, mutable=averages
+            variables, *inputs, **options, train=True, rngs=rngs, mutable=averages
         )
         return result, new.get("batch_stats")
 
     def depth_of(self, name: str) -> int:
         return self.model.encoder.depth_of(name)
 
-    def description(self, source: Source) -> dict[str, Any]:
+    def description(self, source: S) -> dict[str, Any]:
         """The content of `model.json`; a task adds the classes, if there are any."""
         return ModelDescription(
             name=self.model_name,
@@ -182,7 +203,7 @@ class ImageTask(abc.ABC):
             preprocessing=self.preprocessing,
         ).to_json()
 
-    def differences(self, directory: epath.Path, source: Source | None) -> list[str]:
+    def differences(self, directory: epath.Path, source: S | None) -> list[str]:
         differences = model_differences(directory, self.model)
         if source is None:
             for option in HEAD_OPTIONS:

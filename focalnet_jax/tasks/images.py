@@ -42,8 +42,11 @@ from focalnet_jax.values import (
 )
 
 
-def _attribute_meanings(kind: type) -> dict[str, str]:
-    """What a class's docstring says of its attributes, as sentences, by name."""
+def attribute_meanings(kind: type) -> dict[str, str]:
+    """What a class's docstring says of its attributes, as sentences, by name.
+
+    It is empty where Python leaves docstrings out.
+    """
     section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
     meanings = {}
     for names, meaning in re.findall(r"^  (\w[\w, ]*): (.*(?:\n    .*)*)", section, re.M):
@@ -54,7 +57,7 @@ def _attribute_meanings(kind: type) -> dict[str, str]:
 
 
 # The options of a model are explained where they are defined.
-_MEANINGS = _attribute_meanings(FocalNetEncoder) if FocalNetEncoder.__doc__ else {}
+_MEANINGS = attribute_meanings(FocalNetEncoder)
 
 
 # On the command line, these have names.
@@ -243,12 +246,15 @@ def model_overrides(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def model_of(config: ConfigDict, create: Callable[..., M]) -> M:
+def model_of(
+    config: ConfigDict, create: Callable[..., M], *, size: str = "image_size"
+) -> M:
     """The model that the config describes.
 
     Args:
       config: has the fields of models and images.
       create: makes a model of the name and `model_overrides`, as `create_model`.
+      size: the field of `data` with the size of images.
 
     Raises:
       SetupError: a value that the model doesn't allow, or images that are too small.
@@ -276,11 +282,11 @@ def model_of(config: ConfigDict, create: Callable[..., M]) -> M:
             "images have 2"
         )
     least = model.encoder.smallest_input()
-    size = height_and_width(config.data.image_size)
-    if any(side < needed for side, needed in zip(size, least)):
+    sides = height_and_width(config.data[size])
+    if any(side < needed for side, needed in zip(sides, least)):
         needed = " x ".join(map(str, least))
         raise SetupError(
-            f"data.image_size={config.data.image_size} is too small for "
+            f"data.{size}={config.data[size]} is too small for "
             f"{config.model.name}, which needs {needed} (or model.pad_to_patch=True)"
         )
     return model

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from focalnet_jax.data import Source
+from focalnet_jax.data import EvalTransform, Source, TrainTransform
 from focalnet_jax.errors import SetupError
 from focalnet_jax.evaluators import Mean
 from focalnet_jax.fields import Field, Fields
 from focalnet_jax.image_size import height_and_width
 from focalnet_jax.models import MaskedFocalNet, create_masked_model
 from focalnet_jax.models.modulation import per_axis
-from focalnet_jax.tasks.base import Batch, Keys, Loss, Metric, Variables
+from focalnet_jax.tasks.base import Batch, Keys, Loss, Metric, Split, Variables
 from focalnet_jax.tasks.examples import EvalImage, TrainImage
 from focalnet_jax.tasks.image_task import ImageTask, image_task_arguments
 from focalnet_jax.tasks.images import IMAGE_FIELDS, MODEL_FIELDS, model_of
@@ -81,7 +81,7 @@ class RandomMask:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskedImageModeling(ImageTask):
+class MaskedImageModeling(ImageTask[Source, TrainTransform, EvalTransform]):
     """Masked image modelling as the trainer sees it: see `tasks.base.Task`.
 
     Attributes, beside those of `ImageTask`:
@@ -103,8 +103,8 @@ class MaskedImageModeling(ImageTask):
     def train_example(self, source: Source) -> TrainImage:
         return TrainImage(self.train_transform)
 
-    def eval_example(self, source: Source) -> EvalImage:
-        return EvalImage(self.eval_transform)
+    def test_split(self, source: Source) -> tuple[Split, tuple[str, ...]]:
+        return Split(source, EvalImage(self.eval_transform)), ()
 
     def prepare(self, batch: Batch, keys: Keys) -> Batch:
         """Normalises, and draws what is hidden: float `image` and bool `hidden`."""

@@ -1,6 +1,7 @@
 """From a record of an image and a mask to arrays, on the host."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -49,31 +50,43 @@ class EvalSegmentation:
       scale: the image is resized to fit into it: see `resized_size`.
       canvas: height and width of a canvas for the resized image.
       label_canvas: height and width of a canvas for the labels.
+      more: further scales, each with its canvas. The image that fits into the first of
+        them is `image_1`, its height and width `valid_1`, and so on.
     """
 
     labels: MaskLabels
     scale: tuple[int, int]
     canvas: tuple[int, int]
     label_canvas: tuple[int, int]
+    more: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
 
     def __call__(self, record: Record | None) -> dict[str, Any]:
         if record is None:
             return self._blank()
         label = self.labels.read(record)
-        transform = EvalSegmentationTransform(self.scale, self.canvas)
-        image, valid = transform(decode_with_label(record["image"], label))
-        return {
-            "image": image,
-            "valid": valid,
+        image = decode_with_label(record["image"], label)
+        row = {
             "label": placed(label, self.label_canvas, fill=IGNORED),
             "size": np.array(label.shape, np.int32),
         }
+        for suffix, scale, canvas in self._views():
+            transform = EvalSegmentationTransform(scale, canvas)
+            row[f"image{suffix}"], row[f"valid{suffix}"] = transform(image)
+        return row
+
+    def _views(self) -> Iterator[tuple[str, tuple[int, int], tuple[int, int]]]:
+        """The end of the names of each view's arrays, its scale and its canvas."""
+        yield "", self.scale, self.canvas
+        for number, (scale, canvas) in enumerate(self.more, start=1):
+            yield f"_{number}", scale, canvas
 
     def _blank(self) -> dict[str, Any]:
-        # All of it is valid, so that no mean is over nothing.
-        return {
-            "image": np.zeros((*self.canvas, 3), np.uint8),
-            "valid": np.array(self.canvas, np.int32),
+        row = {
             "label": self.labels.blank(self.label_canvas),
             "size": np.array(self.label_canvas, np.int32),
         }
+        for suffix, _, canvas in self._views():
+            row[f"image{suffix}"] = np.zeros((*canvas, 3), np.uint8)
+            # All of it is valid, so that no mean is over nothing.
+            row[f"valid{suffix}"] = np.array(canvas, np.int32)
+        return row

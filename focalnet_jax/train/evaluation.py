@@ -37,7 +37,7 @@ from focalnet_jax.weights.params import (
 )
 
 # What `model.json` says of these is compared by `Task.differences`.
-_OF_THE_MODEL = {"name", "overrides", "classes"}
+_OF_THE_MODEL = {"name", "overrides", "classes", "colors"}
 
 
 def evaluate(config: ConfigDict, task: Task, workdir: epath.Path) -> dict[str, float]:

@@ -22,6 +22,7 @@ from focalnet_jax.weights.params import (
     find_params,
     load_params,
     newest_params_path,
+    stored_shapes,
 )
 
 
@@ -101,14 +102,15 @@ def _start_from(
     config: ConfigDict, task: Task, program: Program, init_from: epath.Path
 ) -> Start:
     differences = task.differences(init_from.parent, None)
-    new = task.new if config.reset_head else ()
+    may_be_new = (*task.new, *getattr(task, "may_lack", ()))
+    new = _starting_anew(task, init_from) if config.reset_head else ()
     state, abstract = program.init(), program.abstract_state
     try:
         params = load_params(
             init_from,
             abstract.params,
             new=new,
-            may_be_new=task.new,
+            may_be_new=may_be_new,
             resize_kernels=config.resize_kernels,
             causal=bool(config.get("model", {}).get("causal")),
         )
@@ -116,7 +118,7 @@ def _start_from(
         stored = batch_stats_path(init_from)
         if batch_stats and stored.exists():
             batch_stats = load_params(
-                stored, abstract.batch_stats, new=new, may_be_new=task.new
+                stored, abstract.batch_stats, new=new, may_be_new=may_be_new
             )
     except SetupError as error:
         if not differences:
@@ -133,6 +135,17 @@ def _start_from(
     if batch_stats and not stored.exists():
         origin += ", with new running averages"
     return Start(state, origin + _listed("but with", differences))
+
+
+def _starting_anew(task: Task, init_from: epath.Path) -> tuple[str, ...]:
+    """What names of parameters begin with that are not taken from `init_from`."""
+    stored = [*stored_shapes(init_from)]
+    lacking = [
+        prefix
+        for prefix in getattr(task, "may_lack", ())
+        if not any(name.startswith(prefix) for name in stored)
+    ]
+    return (*task.new, *lacking)
 
 
 def _listed(word: str, lines: Sequence[str]) -> str:

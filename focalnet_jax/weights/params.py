@@ -213,8 +213,7 @@ def load_params(
     """
     import orbax.checkpoint as ocp
 
-    with _damage_reported(path):
-        stored = _without(stored_shapes(path), new)
+    stored = _without(stored_shapes(path), new)
     expected = _without(named_leaves(abstract_params), new)
     others = _resizable(stored, _shapes(expected)) if resize_kernels else []
     shapes = _shapes(expected) | {name: stored[name] for name in others}
@@ -314,8 +313,13 @@ def _check_room(directory: epath.Path, size: int) -> None:
 
 
 def stored_shapes(path: epath.Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays that are stored at `path`, by name."""
-    return _shapes(named_leaves(_metadata(path)))
+    """The shapes of the arrays that are stored at `path`, by name.
+
+    Raises:
+      SetupError: what is stored is damaged.
+    """
+    with _damage_reported(path):
+        return _shapes(named_leaves(_metadata(path)))
 
 
 def _metadata(path: epath.Path) -> PyTree:

@@ -199,7 +199,8 @@ def test_what_is_planned():
     """Each implementation's step comes first; then all that was asked for."""
     groups = gpu.plan()
     assert groups[0].tasks == ("training",)
-    assert set(groups[0].contenders) == {*IMPLEMENTATIONS}
+    assert set(groups[0].contenders) == {"auto", "lax", "shifted", "triton"}
+    assert set(groups[0].contenders) == {*IMPLEMENTATIONS} - gpu.NOT_FOR_GPUS
     names = [f"{group.name}: {task}" for group in groups for task in group.tasks]
     for name in ("tiny_lrf", "small_lrf", "base_lrf", "large_fl4"):
         assert f"focalnet_{name}: training" in names
@@ -207,6 +208,50 @@ def test_what_is_planned():
     assert [n for n in names if "stage 2" in n] == [
         *("operator: stage 2 forward", "operator: stage 2 gradient")
     ]
+
+
+def trained(**contenders):
+    """Measurements of implementations: seconds, and the first loss."""
+    answers = {
+        name: {"seconds": [seconds], "losses": [loss, 6.8]}
+        for name, (seconds, loss) in contenders.items()
+    }
+    return {gpu.IMPLEMENTATIONS_TRAIN: {"contenders": answers}}
+
+
+@pytest.mark.parametrize(
+    ("measurements", "expected"),
+    [
+        ({}, "auto"),
+        (trained(lax=(3.0, 6.9), triton=(2.0, 6.91)), "triton"),
+        (trained(lax=(3.0, 6.9), triton=(2.0, 6.4)), "lax"),
+        (trained(lax=(3.0, 6.9), triton=(2.0, math.nan)), "lax"),
+        (trained(shifted=(3.0, 6.9), triton=(2.0, 6.9)), "triton"),
+        (trained(triton=(2.0, 6.9)), "auto"),  # Nothing says that it is right.
+    ],
+)
+def test_our_nets_take_the_fastest_implementation_that_is_right(measurements, expected):
+    assert gpu.fastest(measurements) == expected
+    error = {"error": "RuntimeError: no memory"}
+    measurements.get(gpu.IMPLEMENTATIONS_TRAIN, {"contenders": {}})["contenders"].update(
+        auto=error
+    )
+    assert gpu.fastest(measurements) == expected
+
+
+def test_what_is_chosen_is_what_starts(measure, tmp_path):
+    started = []
+
+    def start(name, spec):
+        started.append(spec["implementation"])
+        return measure.start(name, spec)
+
+    measurements = trained(lax=(3.0, 6.9), triton=(2.0, 6.9))
+    before = {"about": ABOUT, "measurements": measurements}
+    (tmp_path / "gpu.json").write_text(json.dumps(before), encoding="utf-8")
+    contenders = {"good": {"kind": "good", "implementation": "fastest"}}
+    measure(gpu.Group("b", ("first",), contenders, SUBJECT), start=start)
+    assert started == ["triton"]
 
 
 # --- Contenders ----------------------------------------------------------------
@@ -326,7 +371,7 @@ def test_tables():
 
     copy = measured(lax={"bytes": 2e9, "seconds": [1e-3]})
     net = measured(
-        ours={"seconds": [0.1, 0.1, 0.2]},
+        ours={"seconds": [0.1, 0.1, 0.2], "implementation": "triton"},
         timm={"seconds": [0.2, 0.3, 0.2]},
         transformers={"error": "it is not there"},
     )
@@ -345,7 +390,7 @@ def test_tables():
     assert "| operator, ms (copies at 2.00 TB/s) | lax |" in text
     assert "| stage 1 forward | 3.000 |" in text
     assert (
-        "| focalnet_tiny_lrf, 32 pixels, batch 2, training | 20 | 10 |  |  "
+        "| focalnet_tiny_lrf, 32 pixels, batch 2, training by `triton` | 20 | 10 |  |  "
         "| 2.00 (1.00 to 3.00) |  |  |"
     ) in text
     assert "| lax | 2 | 6.9000, 6.8000 |" in text

@@ -1,8 +1,10 @@
-"""The shapes of full-size variants, each traced once."""
+"""Parameters of a small model, and the shapes of full-size variants, traced once."""
 
 import functools
 
 import pytest
+from converting import small
+from tiny import random_params
 
 from focalnet_jax import create_model, list_models
 from focalnet_jax.models import abstract_params
@@ -34,3 +36,9 @@ def shapes_of(name):
 def variant(request):
     """The name of a variant and the shapes of its parameters by path."""
     return request.param, shapes_of(request.param)
+
+
+@pytest.fixture
+def params():
+    """Of `small`."""
+    return random_params(small(), "float32")

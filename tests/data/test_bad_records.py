@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import PIL.Image
 import pytest
+from running import TIMEOUT
 
 from focalnet_jax.data import (
     BadRecords,
@@ -199,7 +200,10 @@ def test_workers_end_with_a_program_that_is_killed(tmp_path, data_dir):
     script.write_text(ORPHAN)
     # Output ends when the worker has, too, which holds the other end of it.
     result = subprocess.run(
-        [sys.executable, script, data_dir], capture_output=True, text=True, timeout=60
+        [sys.executable, script, data_dir],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
     )
     assert result.returncode == -signal.SIGKILL
     assert result.stdout.strip().isdecimal()

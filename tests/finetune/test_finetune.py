@@ -29,12 +29,14 @@ from focalnet_jax.train.overrides import apply_overrides, split_overrides
 from focalnet_jax.train.run.preemption import Preemption
 from focalnet_jax.weights.description import ModelDescription
 
+pytestmark = pytest.mark.usefixtures("shared_programs", "no_summaries")
+
 SMALL = [
     "--image-size=16",
-    "--set=depths=(1,1)",
+    "--set=depths=(1,)",
     "--set=embed_dim=8",
-    "--set=focal_levels=(1,1)",
-    "--set=focal_windows=(3,3)",
+    "--set=focal_levels=(1,)",
+    "--set=focal_windows=(3,)",
 ]
 # Eight images are a row for each of the tests' devices.
 SHORT = ["--config.num_steps=4", "--config.batch_size=8", "--config.log_every_steps=1"]

@@ -60,28 +60,37 @@ def test_lists_the_official_variants():
     assert focalnet_jax.list_models("resnet*") == []
 
 
+def some(names, *default):
+    """The names of variants, of which all but the default are in the extended run."""
+    return [
+        pytest.param(name, marks=[] if name in default else pytest.mark.extended)
+        for name in names
+    ]
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_counts(name):
-    without_head, in_1k, _ = PARAMETERS[name]
-    assert count_params(create_model(name, num_classes=0)) == without_head
-    assert count_params(create_model(name)) == in_1k
+    assert count_params(create_model(name)) == PARAMETERS[name][1]
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        name
-        if name in ("focalnet_tiny_srf", "focalnet_huge_fl4")
-        else pytest.param(name, marks=pytest.mark.extended)
-        for name in PARAMETERS
-    ],
+    "name", some(PARAMETERS, "focalnet_tiny_srf", "focalnet_huge_fl4")
 )
-def test_parameter_counts_with_a_22k_head(name):
-    model = create_model(name, num_classes=21842)
-    assert count_params(model) == PARAMETERS[name][2]
+def test_parameter_counts_with_other_heads(name):
+    without_head, _, in_22k = PARAMETERS[name]
+    assert count_params(create_model(name, num_classes=0)) == without_head
+    assert count_params(create_model(name, num_classes=21842)) == in_22k
 
 
-@pytest.mark.parametrize("name", GIGA_MULTIPLY_ADDS)
+# In the default run one of each kind: levels, widths, depths, stages of equal size.
+@pytest.mark.parametrize(
+    "name",
+    some(
+        GIGA_MULTIPLY_ADDS,
+        *("focalnet_tiny_srf", "focalnet_small_lrf", "focalnet_base_lrf"),
+        "focalnet_base_iso",
+    ),
+)
 def test_multiply_adds_are_the_papers(name):
     count = count_multiply_adds(create_model(name), 224) / 1e9
     in_paper, official = GIGA_MULTIPLY_ADDS[name]

@@ -1,6 +1,7 @@
 """The fused operator: derivatives of all kinds, meshes, and what it does not reach."""
 
 import functools
+import itertools
 import logging
 
 import chex
@@ -11,6 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from traced import mesh_of, program_of
 
+from focalnet_jax.kernels import triton_aggregation
 from focalnet_jax.ops import aggregate_context, fused_aggregation, kernel_operation
 from focalnet_jax.placement import map_axes_over, run_on_shards
 
@@ -67,12 +69,36 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.parametrize("spatial", [(6, 5), (7,)], ids=str)
-@pytest.mark.parametrize("transform", TRANSFORMS)
-def test_all_derivatives_are_those_of_convolutions(transform, spatial):
+@pytest.fixture
+def few_rows(monkeypatch):
+    """Programs of kernels for GPUs have few rows, so that less has to be compiled."""
+    monkeypatch.setattr(triton_aggregation, "ROWS", 2)
+
+
+# Those for GPUs have the same rules, and the kernels are called for values and gradients.
+OF_GPUS = {("reverse over reverse", (6, 5)), ("reverse", (7,))}
+
+
+@pytest.mark.usefixtures("few_rows")
+@pytest.mark.parametrize(
+    ("transform", "spatial", "implementation"),
+    [
+        pytest.param(
+            *case,
+            name,
+            marks=[]
+            if name == "interpreted" or case in OF_GPUS
+            else pytest.mark.extended,
+        )
+        for name in ("interpreted", "triton_interpreted")
+        for case in itertools.product(TRANSFORMS, [(6, 5), (7,)])
+    ],
+    ids=str,
+)
+def test_all_derivatives_are_those_of_convolutions(transform, spatial, implementation):
     inputs = make_inputs(spatial)
     given, expected = (
-        jax.jit(TRANSFORMS[transform](name))(*inputs) for name in ("interpreted", "lax")
+        jax.jit(TRANSFORMS[transform](name))(*inputs) for name in (implementation, "lax")
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), given, expected)
 
@@ -87,10 +113,21 @@ def test_jit_can_be_disabled():
 # --- On several devices ------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_rows")
 @pytest.mark.parametrize(
-    ("shape", "reaches"), [((8,), True), ((4, 2), False), ((1, 8), False)], ids=str
+    ("implementation", "shape", "reaches"),
+    [
+        ("interpreted", (8,), True),
+        ("interpreted", (4, 2), False),
+        ("interpreted", (1, 8), False),
+        ("triton_interpreted", (8,), True),
+        ("triton_interpreted", (4, 2), False),
+    ],
+    ids=str,
 )
-def test_each_device_computes_its_part_of_the_batch(shape, reaches, caplog):
+def test_each_device_computes_its_part_of_the_batch(
+    implementation, shape, reaches, caplog
+):
     kernel_operation.warn_once.cache_clear()
     mesh = mesh_of(*shape)
     axes = {"batch": "data", "height": "spatial"} if len(shape) > 1 else {"batch": "data"}
@@ -101,7 +138,7 @@ def test_each_device_computes_its_part_of_the_batch(shape, reaches, caplog):
     @functools.partial(jax.jit, in_shardings=(split, split, [whole, whole]))
     def gradients(*inputs):
         with map_axes_over(mesh, axes):
-            return jax.value_and_grad(squares_of("interpreted"), (0, 1, 2))(*inputs)
+            return jax.value_and_grad(squares_of(implementation), (0, 1, 2))(*inputs)
 
     expected = jax.value_and_grad(squares_of("lax"), (0, 1, 2))(*inputs)
     chex.assert_trees_all_close(gradients(*inputs), expected, **CLOSE)
@@ -117,7 +154,9 @@ def test_a_batch_that_devices_cannot_share_is_aggregated_level_by_level(caplog):
     assert "3 images on 2 devices" in caplog.text
 
 
-def test_inside_shard_map_gradients_of_kernels_are_summed():
+@pytest.mark.usefixtures("few_rows")
+@pytest.mark.parametrize("implementation", ["interpreted", "triton_interpreted"])
+def test_inside_shard_map_gradients_of_kernels_are_summed(implementation):
     inputs = make_inputs(batch=4)
     part, whole = PartitionSpec("data"), PartitionSpec()
 
@@ -129,7 +168,7 @@ def test_inside_shard_map_gradients_of_kernels_are_summed():
         out_specs=(part, part, [whole, whole]),
     )
     def gradients(*inputs):
-        return jax.grad(squares_of("interpreted"), (0, 1, 2))(*inputs)
+        return jax.grad(squares_of(implementation), (0, 1, 2))(*inputs)
 
     expected = jax.grad(squares_of("lax"), (0, 1, 2))(*inputs)
     chex.assert_trees_all_close(gradients(*inputs), expected, **CLOSE)
@@ -150,6 +189,47 @@ def test_auto_takes_the_kernels_in_programs_for_tpus():
     assert "tpu_custom_call" not in text_for("tpu", "lax", chip="TPU v5 lite")
     assert "tpu_custom_call" not in text_for("cpu", chip="TPU v5 lite")
     assert "tpu_custom_call" not in text_for("cpu")
+
+
+H100 = "NVIDIA H100 80GB HBM3"
+TRITON = "__gpu$xla.gpu.triton"
+
+
+def test_programs_for_gpus_hold_kernels_if_they_are_asked_for():
+    assert text_for("cuda", "triton", H100).count(TRITON) == 6  # 3 for each level
+    assert TRITON not in text_for("cuda", "auto", H100)
+    assert TRITON not in text_for("cpu", "triton", H100)
+    assert "custom_call" not in text_for("tpu", "triton", H100)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("windows", [(3, 5, 7), (9, 11, 13)])
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("channels", [96, 128, 192, 352])
+def test_triton_knows_what_the_kernels_are_made_of(stage, windows, dtype, channels):
+    """At the stages of FocalNet-T, B, L and H."""
+    gradient = jax.value_and_grad(squares_of("triton"), (0, 1, 2))
+    inputs = jax.eval_shape(
+        functools.partial(
+            make_inputs,
+            (56 >> stage,) * 2,
+            channels=channels << stage,
+            sizes=windows,
+            dtype=dtype,
+        )
+    )
+    text = program_of(gradient, *inputs, platform="cuda", chip=H100)
+    assert text.count(TRITON) == 9
+
+
+def test_where_there_is_no_triton_is_said(monkeypatch, caplog):
+    kernel_operation.warn_once.cache_clear()
+    assert "custom_call" not in text_for("cpu", "triton")
+    assert "the program is not for an NVIDIA GPU" in caplog.text
+    monkeypatch.setattr(triton_aggregation, "IS_THERE", False)
+    assert TRITON not in text_for("cuda", "triton", H100)
+    assert "this version of jax has no Pallas for Triton" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -173,21 +253,32 @@ def test_maps_that_do_not_fit_are_aggregated_level_by_level(
 
 
 @pytest.mark.parametrize(
-    ("inputs", "options", "reason"),
+    ("implementation", "inputs", "options", "reason"),
     [
-        (dict(spatial=(4, 4, 4)), {}, "it takes 1 or 2 spatial axes, and maps have 3"),
-        (dict(sizes=(4,)), {}, "kernels of odd sizes"),
-        (dict(batch=0), {}, "its maps are empty"),
-        (dict(dtype=jnp.float16), {}, "not in float16"),
-        ({}, dict(global_axes=(1,)), "no axes of the mean"),
-        ({}, dict(valid=np.array([[6, 5], [2, 3]])), "the padding of its canvas"),
+        *(
+            (name, inputs, options, reason)
+            for name in ("interpreted", "triton_interpreted")
+            for inputs, options, reason in (
+                (
+                    dict(spatial=(4, 4, 4)),
+                    {},
+                    "takes 1 or 2 spatial axes, and maps have 3",
+                ),
+                (dict(batch=0), {}, "its maps are empty"),
+                (dict(dtype=jnp.float16), {}, "not in float16"),
+                ({}, dict(global_axes=(1,)), "no axes of the mean"),
+                ({}, dict(valid=np.array([[6, 5], [2, 3]])), "the padding of its canvas"),
+            )
+        ),
+        ("interpreted", dict(sizes=(4,)), {}, "kernels of odd sizes"),
+        ("triton_interpreted", dict(sizes=(33,)), {}, "kernels of up to 32 rows"),
     ],
 )
-def test_what_it_does_not_reach_is_said(inputs, options, reason, caplog):
+def test_what_it_does_not_reach_is_said(implementation, inputs, options, reason, caplog):
     kernel_operation.warn_once.cache_clear()
     inputs = make_inputs(**inputs)
     with caplog.at_level(logging.WARNING):
-        given = aggregate("interpreted")(*inputs, **options)
+        given = aggregate(implementation)(*inputs, **options)
     assert reason in caplog.text
     np.testing.assert_array_equal(given, aggregate("auto")(*inputs, **options))
 
@@ -204,7 +295,8 @@ def text_for_two_devices(compute):
 
 
 aggregate_for_tpus = functools.partial(
-    fused_aggregation._aggregate_map, target=kernel_operation.Target(vmem=128 << 20)
+    fused_aggregation._aggregate_map,
+    target=kernel_operation.Target("tpu", vmem=128 << 20),
 )
 
 

@@ -15,7 +15,8 @@ def mesh_of(*shape: int) -> Mesh:
 
 def program_of(compute: Callable, *inputs, platform: str, chip: str | None = None) -> str:
     """The text of a program, before it is compiled, for one device of that kind."""
-    device = chip and AbstractDevice(device_kind=chip, num_cores=1, platform="tpu")
+    maker = "gpu" if chip and chip.startswith("NVIDIA") else "tpu"
+    device = chip and AbstractDevice(device_kind=chip, num_cores=1, platform=maker)
     mesh = AbstractMesh((1,), ("data",), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         traced = jax.jit(compute).trace(*inputs)

@@ -111,7 +111,7 @@ class Discs:
 
 
 def make(config):
-    small = dict(depths=(1, 1), embed_dim=8, focal_levels=(1, 1), focal_windows=(3, 3))
+    small = dict(depths=(1,), embed_dim=8, focal_levels=(1,), focal_windows=(3,))
     return Discs(Segmenter(create_backbone(config.discs.name, **small, out_stages=(0,))))
 
 

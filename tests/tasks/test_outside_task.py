@@ -5,6 +5,7 @@ pixels out, BatchNorm in its head, and a metric of its own.
 """
 
 import dataclasses
+import functools
 import signal
 
 import chex
@@ -25,6 +26,8 @@ from focalnet_jax.train.program import make_program
 from focalnet_jax.train.run.summary import draw_curves, pictures_of
 from focalnet_jax.train.state import initial_state
 from focalnet_jax.train.step import make_train_step
+
+pytestmark = pytest.mark.usefixtures("shared_programs")
 
 RECIPE = f"""
 import sys
@@ -52,7 +55,7 @@ def config():
     config.ema_decay = 0.8
     config.accumulate_steps = 2
     config.layer_decay = 0.9
-    config.evaluate_every_steps = 2
+    config.evaluate_every_steps = 4
     config.log_every_steps = 1
     config.checkpoint.every_steps = 100
     config.checkpoint.keep = 1
@@ -112,11 +115,13 @@ def test_it_trains_and_resumes_to_the_bit(spatial, config, tmp_path, train_until
         assert evaluated[name] == metrics[name]
 
 
+@pytest.mark.usefixtures("no_summaries")
 def test_it_starts_from_parameters_with_their_running_averages(config, tmp_path, capsys):
     first, second = epath.Path(tmp_path / "first"), epath.Path(tmp_path / "second")
+    config.num_steps = 2
     trained = train(*check_config(config), first)
     for average, expected in (("params", "test/iou"), ("ema", "test_ema/iou")):
-        config.init_from = str(first / "checkpoints" / "12" / average)
+        config.init_from = str(first / "checkpoints" / "2" / average)
         assert evaluate(*check_config(config), second)["test/iou"] == trained[expected]
     config.num_steps = 1
     config.reset_head = True
@@ -187,8 +192,12 @@ def batch():
     return batch
 
 
-@pytest.mark.parametrize("mesh", [None, dict(data=2, fsdp=2, spatial=2)])
-def test_parts_of_unequal_weight_make_the_loss_of_the_whole(config, batch, mesh):
+def first_state(task, optimizer, **options):
+    """Compiled as a whole, which is quicker than operation by operation."""
+    return jax.jit(functools.partial(initial_state, task, optimizer, seed=0, **options))()
+
+
+def test_parts_of_unequal_weight_make_the_loss_of_the_whole(config, batch):
     """Of a head without BatchNorm's dependence on the part, so of frozen statistics.
 
     The mean of the parts' means is another number, which the test would notice.
@@ -196,7 +205,7 @@ def test_parts_of_unequal_weight_make_the_loss_of_the_whole(config, batch, mesh)
     config, task = check_config(config)
     frozen = discs.Discs(FrozenStatistics(task.model))
     optimizer = optax.sgd(1.0)
-    state = initial_state(frozen, optimizer, seed=0)
+    state = first_state(frozen, optimizer)
     results = []
     for parts in (1, 2):
         step = jax.jit(make_train_step(frozen, optimizer, seed=0, accumulate_steps=parts))
@@ -212,6 +221,7 @@ def test_parts_of_unequal_weight_make_the_loss_of_the_whole(config, batch, mesh)
     assert abs(np.mean(means) - metrics["loss"]) > 1e-3
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def step_loss(task, state, rows):
     keys = {"drop_path": jax.random.key(0)}
     loss = task.loss(state.variables, task.prepare(rows, keys), keys)
@@ -243,9 +253,10 @@ def test_running_averages_take_in_one_part_after_the_other(config, batch):
     config, task = check_config(config)
     stats = before.batch_stats
     keys = {"drop_path": jax.random.key(0)}
+    loss = jax.jit(task.loss)
     for part in range(2):
         rows = {name: array[part::2] for name, array in batch.items()}
-        stats = task.loss(
+        stats = loss(
             {"params": before.params, "batch_stats": stats}, rows, keys
         ).batch_stats
     chex.assert_trees_all_close(state.batch_stats, stats, rtol=1e-4, atol=1e-5)
@@ -281,7 +292,7 @@ def test_a_batch_of_which_nothing_counts_has_no_gradient(config, batch):
 def test_steps_that_are_not_finite_leave_running_averages_alone(config, batch):
     config, task = check_config(config)
     optimizer = optax.sgd(1.0)
-    state = initial_state(task, optimizer, seed=0, ema=True)
+    state = first_state(task, optimizer, ema=True)
     flat = traverse_util.flatten_dict(state.params, sep="/")
     flat["head/bias"] = jnp.full_like(flat["head/bias"], jnp.nan)
     broken = dataclasses.replace(
@@ -312,7 +323,7 @@ def test_what_contradicts_itself_is_told_to_the_author(config, tmp_path):
 
     wrong.loss = loss
     step = make_train_step(wrong, optax.sgd(1.0), seed=0)
-    state = initial_state(task, optax.sgd(1.0), seed=0)
+    state = first_state(task, optax.sgd(1.0))
     batch = {name: np.stack([discs.draw(0)[name]] * 2) for name in discs.draw(0)}
     with pytest.raises(ValueError, match="parts of the loss have names of others"):
         step(state, batch)

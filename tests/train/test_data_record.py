@@ -20,6 +20,8 @@ from focalnet_jax.train.run.data_record import (
     write_data,
 )
 
+pytestmark = pytest.mark.usefixtures("shared_programs", "no_summaries")
+
 
 @pytest.fixture
 def folder(tmp_path):

@@ -29,7 +29,7 @@ class Batches:
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -71,14 +71,15 @@ def test_only_time_in_which_the_devices_are_idle_counts_as_lost(monkeypatch):
     """Waiting for a batch while they compute is free."""
     from focalnet_jax.train import feed as module
 
-    with DeviceFeed(Batches(1, seconds=0.2), to_device) as feed:
+    # On a machine that is busy with other things, nothing takes less time than it says.
+    with DeviceFeed(Batches(1, seconds=0.5), to_device) as feed:
         feed.next(busy_with=())
-        assert feed.waited == pytest.approx(0.2, abs=0.1)
+        assert feed.waited > 0.4
 
     computed = threading.Event()
-    monkeypatch.setattr(module.jax, "block_until_ready", lambda _: computed.wait(5))
-    batches = Batches(1, seconds=0.2)
+    monkeypatch.setattr(module.jax, "block_until_ready", lambda _: computed.wait(60))
+    batches = Batches(1, seconds=0.5)
     with DeviceFeed(batches, to_device) as feed:
-        threading.Timer(1.0, computed.set).start()
-        feed.next(busy_with="an array of a second")
-        assert feed.waited < 0.1
+        threading.Timer(1.5, computed.set).start()
+        feed.next(busy_with="an array of more than a second")
+        assert feed.waited < 0.4

@@ -18,6 +18,8 @@ from focalnet_jax.train.run.metrics import MetricsWriter
 from focalnet_jax.train.run.profile import Profile
 from focalnet_jax.weights.params import newest_params_path
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):

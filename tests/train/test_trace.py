@@ -50,6 +50,7 @@ PLACES = {
 }
 
 
+@pytest.mark.usefixtures("no_summaries")
 @pytest.mark.parametrize("place", PLACES)
 def test_the_trace_is_the_one_that_was_written_down(place, data_dir, tmp_path):
     config = load_recipe("digits")

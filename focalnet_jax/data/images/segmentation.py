@@ -158,6 +158,10 @@ class TrainSegmentationTransform:
     flip: bool = True
     photometric: bool = True
 
+    def load_operations(self) -> ModuleType:
+        """The module with the operations on pixels; SetupError without OpenCV."""
+        return segmentation_operations()
+
     def __call__(
         self, encoded: bytes, label: np.ndarray, rng: np.random.Generator
     ) -> Cropped:

@@ -86,13 +86,17 @@ class TrainTransform:
     fill: tuple[int, int, int] = (124, 116, 104)
     pixels: str = "exact"
 
+    def load_operations(self) -> ModuleType:
+        """The module with the operations on pixels; raises as `image_operations`."""
+        return image_operations(self.pixels)
+
     def __call__(self, encoded: bytes, rng: np.random.Generator) -> np.ndarray:
         """Makes an encoded image `uint8 [height, width, 3]`.
 
         Raises:
           BadRecordError: the bytes are not a whole image.
         """
-        images = image_operations(self.pixels)
+        images = self.load_operations()
         interpolations = (self.interpolation,)
         if self.interpolation == "random":
             interpolations = RANDOM_INTERPOLATIONS
