@@ -130,7 +130,9 @@ def _causes(
         here = visible_settings(shapes, use_postln=model.encoder.use_postln)
     except SetupError:
         return []
-    unlike = [option for option in there if here.get(option) != there[option]]
+    # Weights of other models show nothing of what a segmenter has.
+    options = [*there, *({"segment"} & here.keys() - there.keys())]
+    unlike = [option for option in options if here.get(option) != there.get(option)]
     if not unlike:
         return []
     name, overrides = nearest_variant(there)
@@ -142,7 +144,8 @@ def _causes(
     shown = "".join(f", {option}={value}" for option, value in overrides.items())
     causes = [f'the weights look like {maker}("{name}"{shown})']
     causes += [
-        f"{option} is {there[option]} there, {here.get(option, 'unset')} in the model"
+        f"{option} is {there.get(option, 'unset')} there, "
+        f"{here.get(option, 'unset')} in the model"
         for option in unlike
     ]
     ranks = [_spatial_rank(settings) for settings in (there, here)]

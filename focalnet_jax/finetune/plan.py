@@ -41,7 +41,7 @@ from focalnet_jax.weights.params import newest_params_path
 # Fields that follow from the folder, the workdir, the weights and options.
 _DECIDED = {
     *("data.name", "data.files", "data.classes", "data.train_split", "data.test_split"),
-    *("model.num_classes", "init_from", "reset_head", "seed"),
+    *("model.num_classes", "init_from", "reset_head", "resize_kernels", "seed"),
 }
 
 

@@ -173,9 +173,8 @@ RUN_FIELDS: Fields = {
     ),
     "resize_kernels": Field(
         False,
-        "True makes the depthwise kernels of `init_from` fit other windows: it puts "
-        "zeros around them, or crops them, as the official code does for dense "
-        "prediction.",
+        "True zero-pads or crops the depthwise kernels of `init_from` around their "
+        "centre where the model has others, as official recipes for dense prediction do.",
     ),
     "data.num_train_examples": Field(
         None,
@@ -293,6 +292,8 @@ def check_config(config: ConfigDict) -> tuple[FrozenConfigDict, Task]:
     config = check_fields(config, all_fields(config.get("task", CLASSIFICATION)))
     if config.reset_head and not config.init_from:
         raise SetupError("reset_head=True needs init_from, whose head is left out")
+    if config.resize_kernels and not config.init_from:
+        raise SetupError("resize_kernels=True needs init_from, whose kernels it changes")
     if config.batch_size % config.accumulate_steps:
         raise SetupError(
             f"accumulate_steps={config.accumulate_steps} doesn't divide "

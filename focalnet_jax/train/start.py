@@ -1,17 +1,14 @@
 """What a run starts from."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from focalnet_jax.data import Records
 from focalnet_jax.errors import SetupError
-from focalnet_jax.fields import flatten
 from focalnet_jax.tasks.base import Task
 from focalnet_jax.train.config import all_fields
 from focalnet_jax.train.processes import failing_together
@@ -20,7 +17,6 @@ from focalnet_jax.train.run.checkpoints import Checkpoints
 from focalnet_jax.train.run.workdir import changed_fields
 from focalnet_jax.train.state import TrainState
 from focalnet_jax.trees import named_leaves, nested
-from focalnet_jax.weights.kernel_sizes import resized_kernel
 from focalnet_jax.weights.params import (
     batch_stats_path,
     find_params,
@@ -108,7 +104,6 @@ def _start_from(
     differences = task.differences(init_from.parent, None)
     may_be_new = (*task.new, *getattr(task, "may_lack", ()))
     new = _starting_anew(task, init_from) if config.reset_head else ()
-    resize = _resize_of(config) if config.resize_kernels else None
     state, abstract = program.init(), program.abstract_state
     try:
         params = load_params(
@@ -116,7 +111,8 @@ def _start_from(
             abstract.params,
             new=new,
             may_be_new=may_be_new,
-            resize=resize,
+            resize_kernels=config.resize_kernels,
+            causal=bool(config.get("model", {}).get("causal")),
         )
         batch_stats = state.batch_stats
         stored = batch_stats_path(init_from)
@@ -139,11 +135,6 @@ def _start_from(
     if batch_stats and not stored.exists():
         origin += ", with new running averages"
     return Start(state, origin + _listed("but with", differences))
-
-
-def _resize_of(config: ConfigDict) -> Callable[..., np.ndarray]:
-    is_causal = bool(flatten(config.to_dict()).get("model.causal"))
-    return functools.partial(resized_kernel, causal=is_causal)
 
 
 def _starting_anew(task: Task, init_from: epath.Path) -> tuple[str, ...]:

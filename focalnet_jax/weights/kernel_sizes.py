@@ -6,8 +6,13 @@ windows there. They put zeros around the kernels.
 
 import re
 from collections.abc import Sequence
+from typing import TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+Array = TypeVar("Array", np.ndarray, jax.Array)
 
 
 def is_focal_kernel(path: str) -> bool:
@@ -15,9 +20,7 @@ def is_focal_kernel(path: str) -> bool:
     return re.search(r"/focal_layers_\d+/kernel$", path) is not None
 
 
-def resized_kernel(
-    kernel: np.ndarray, size: Sequence[int], *, causal: bool
-) -> np.ndarray:
+def resized_kernel(kernel: Array, size: Sequence[int], *, causal: bool) -> Array:
     """Zero-pads or crops the spatial axes of a kernel around its centre.
 
     The centre is where the operator has it: of an even size, the first of both in the
@@ -28,13 +31,17 @@ def resized_kernel(
       size: the new one of each spatial axis.
       causal: whether it is of a causal net.
     """
-    for axis, wanted in enumerate(size):
-        have = kernel.shape[axis]
+    margins = []
+    for axis, (have, wanted) in enumerate(zip(kernel.shape, size)):
         before = (wanted - 1) // 2 - (have - 1) // 2
         if causal and axis == 0:
             before = wanted - have
-        margins = [(0, 0)] * kernel.ndim
-        margins[axis] = (max(before, 0), max(wanted - have - before, 0))
-        start = max(-before, 0)
-        kernel = np.take(np.pad(kernel, margins), range(start, start + wanted), axis)
-    return kernel
+        margins.append((before, wanted - have - before))
+    kept = tuple(
+        slice(max(-before, 0), have - max(-after, 0))
+        for (before, after), have in zip(margins, kernel.shape)
+    )
+    added = [(max(before, 0), max(after, 0)) for before, after in margins]
+    added += [(0, 0)] * (kernel.ndim - len(size))
+    pad = np.pad if isinstance(kernel, np.ndarray) else jnp.pad
+    return pad(kernel[kept], added)

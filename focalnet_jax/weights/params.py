@@ -12,11 +12,12 @@ Orbax takes long to import, so the functions that need it import it themselves.
 """
 
 import contextlib
+import functools
 import os
 import re
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,7 +36,7 @@ from focalnet_jax.paths import (
 )
 from focalnet_jax.trees import PyTree, named_leaves, nested
 from focalnet_jax.weights.exported import check_is_not_exported
-from focalnet_jax.weights.kernel_sizes import is_focal_kernel
+from focalnet_jax.weights.kernel_sizes import is_focal_kernel, resized_kernel
 from focalnet_jax.weights.releases import (
     HUB_FILES,
     is_published,
@@ -191,7 +192,8 @@ def load_params(
     *,
     new: Sequence[str] = (),
     may_be_new: Sequence[str] = (),
-    resize: Callable[[np.ndarray, Sequence[int]], np.ndarray] | None = None,
+    resize_kernels: bool = False,
+    causal: bool = False,
 ) -> PyTree:
     """Reads parameters and checks that they fit a model.
 
@@ -202,8 +204,8 @@ def load_params(
         neither read nor checked, and the result lacks them.
       may_be_new: prefixes that the caller could add to `new`. If all problems lie there,
         the error says how to start these parameters anew.
-      resize: makes a depthwise kernel of another spatial size fit, as `resized_kernel`
-        does; None takes no other size.
+      resize_kernels: zero-pads or crops depthwise kernels to the sizes of the model.
+      causal: whether the model is causal, whose kernels end at their centre.
 
     Raises:
       SetupError: parameters are missing, have another shape, are not in the model or are
@@ -213,16 +215,12 @@ def load_params(
 
     stored = _without(stored_shapes(path), new)
     expected = _without(named_leaves(abstract_params), new)
-    resized = {
-        name: jax.ShapeDtypeStruct(stored[name], leaf.dtype, sharding=_whole(leaf))
-        for name, leaf in expected.items()
-        if resize
-        and is_focal_kernel(name)
-        and _differ_in_size(leaf.shape, stored.get(name))
-    }
-    read = expected | resized
-    _check_fit(path, stored, _shapes(read), may_be_new)
-    wanted = nested(read)
+    others = _resizable(stored, _shapes(expected)) if resize_kernels else []
+    shapes = _shapes(expected) | {name: stored[name] for name in others}
+    _check_fit(path, stored, shapes, may_be_new)
+    wanted = nested(
+        expected | {name: _whole(stored[name], expected[name]) for name in others}
+    )
     with _damage_reported(path), ocp.PyTreeCheckpointer() as checkpointer:
         params = checkpointer.restore(
             path,
@@ -232,31 +230,37 @@ def load_params(
                 partial_restore=True,
             ),
         )
-    if resize is None or not resized:
+    if not others:
         return params
     named = named_leaves(params)
-    for name in resized:
+    for name in others:
         leaf = expected[name]
-        kernel = resize(np.asarray(named[name]), leaf.shape[:-2])
-        named[name] = jax.make_array_from_callback(
-            leaf.shape, leaf.sharding, kernel.__getitem__
-        )
+        resize = functools.partial(resized_kernel, size=leaf.shape[:-2], causal=causal)
+        named[name] = jax.jit(resize, out_shardings=leaf.sharding)(named[name])
     return nested(named)
 
 
-def _differ_in_size(shape: Sequence[int], stored: Sequence[int] | None) -> bool:
-    """Whether a kernel `[*size, 1, channels]` is stored with another size alone."""
-    if stored is None or len(stored) != len(shape):
-        return False
-    return (*stored[:-2],) != (*shape[:-2],) and (*stored[-2:],) == (*shape[-2:],)
+def _resizable(
+    stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """The names of depthwise kernels whose sizes alone differ from those of the model."""
+    return [
+        name
+        for name in stored.keys() & expected.keys()
+        if is_focal_kernel(name)
+        and stored[name] != expected[name]
+        and len(stored[name]) == len(expected[name])
+        and stored[name][-2:] == expected[name][-2:]
+    ]
 
 
-def _whole(leaf: PyTree) -> jax.sharding.Sharding:
-    """A place where every device of a parameter's holds all of it."""
-    if isinstance(leaf.sharding, jax.sharding.NamedSharding):
-        empty = jax.sharding.PartitionSpec()
-        return jax.sharding.NamedSharding(leaf.sharding.mesh, empty)
-    return leaf.sharding
+def _whole(shape: tuple[int, ...], like: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """An array of another shape that each device of `like` has as a whole."""
+    sharding = like.sharding
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        whole = jax.sharding.PartitionSpec()
+        sharding = jax.sharding.NamedSharding(sharding.mesh, whole)
+    return jax.ShapeDtypeStruct(shape, like.dtype, sharding=sharding)
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
@@ -361,26 +365,19 @@ def _check_fit(
     if problems:
         lines = "\n  ".join(sorted(problems.values()))
         hint = ""
-        of_head = {name for name in problems if name.startswith(tuple(may_be_new))}
-        of_size = {
-            name
-            for name in problems.keys() & expected.keys()
-            if is_focal_kernel(name) and _differ_in_size(expected[name], stored.get(name))
-        }
-        # Only where parameters start a run, some may be new.
-        if may_be_new and {*problems} == of_head | of_size:
-            remedies = []
-            if of_size:
-                remedies.append(
-                    f"For other windows, {argument('resize_kernels')}=True puts zeros "
-                    "around the kernels, or crops them"
+        of_kernels = {*_resizable(stored, expected)}
+        of_heads = {name for name in problems if name.startswith(tuple(may_be_new))}
+        if problems.keys() <= of_kernels | of_heads:
+            if of_kernels:
+                hint += (
+                    f"\nFor kernels of other sizes, {argument('resize_kernels')}=True "
+                    "zero-pads or crops them"
                 )
-            if of_head:
-                remedies.append(
-                    f"For another head, {argument('reset_head')}=True starts it anew; "
+            if of_heads:
+                hint += (
+                    f"\nFor another head, {argument('reset_head')}=True starts it anew; "
                     "python -m focalnet_jax.convert --help shows what else can be changed"
                 )
-            hint = "".join(f"\n{remedy}" for remedy in remedies)
         elif [*problems] == [_STEM] and stored.get(_STEM, ())[2:3] == (3,):
             hint = (
                 f"\nThe command python -m focalnet_jax.convert {path.parent} DIRECTORY "

@@ -194,7 +194,7 @@ def test_a_segmenter_starts_from_a_classifier(config, classifier, tmp_path):
         "head/kernel (16, 5) is not in the model",
         "decode_head/conv_seg/kernel (1, 1, 8, 3) is not stored",
         "is stored as (3, 3, 1, 8), the model has (7, 7, 1, 8)",
-        "resize_kernels=True puts zeros around the kernels",
+        "resize_kernels=True zero-pads or crops them",
         "reset_head=True starts it anew",
     ):
         assert text in str(error.value)

@@ -263,6 +263,7 @@ def set_field(config, field, value):
         ("model.num_classes", 0, "model.num_classes=0"),
         ("model.remat", "dot", "model.remat='dot' is unknown; did you mean 'dots'"),
         ("reset_head", True, "reset_head=True needs init_from"),
+        ("resize_kernels", True, "resize_kernels=True needs init_from"),
         ("ema_decay", 1.0, "ema_decay=1.0 is not a number in"),
         ("profile_steps", (3, 2), "has the greater one first"),
         ("profile_steps", (3,), "is not a tuple of 2 "),

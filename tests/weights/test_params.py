@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 
 from focalnet_jax.errors import SetupError
+from focalnet_jax.trees import named_leaves, nested
 from focalnet_jax.weights import releases
 from focalnet_jax.weights.params import (
     find_params,
@@ -151,6 +153,41 @@ def test_what_is_there_is_no_name(path, tmp_path, monkeypatch):
     (tmp_path / "hf:a" / "b").symlink_to(tmp_path)
     assert os.path.samefile(find_params("hf:a/b"), path)
     assert find_params(f"file://{tmp_path}") == path
+
+
+KERNEL = "layers_0/blocks_0/modulation/focal_layers_0/kernel"
+
+
+@pytest.mark.parametrize(("size", "causal"), [(5, False), (5, True), (1, False)])
+def test_kernels_are_resized_around_their_centre(size, causal, tmp_path):
+    """On several devices, each of which has a part of the result."""
+    path = epath.Path(tmp_path) / "params"
+    kernel = np.arange(1.0, 3 * 3 * 8 + 1, dtype=np.float32).reshape(3, 3, 1, 8)
+    save_params(path, nested({KERNEL: kernel, "norm/scale": np.ones(8, np.float32)}))
+    mesh = jax.sharding.Mesh(jax.devices(), ("fsdp",))
+    shapes = {
+        KERNEL: ((size, size, 1, 8), PartitionSpec(None, None, None, "fsdp")),
+        "norm/scale": ((8,), PartitionSpec()),
+    }
+    expected = nested(
+        {
+            name: jax.ShapeDtypeStruct(shape, np.float32, sharding=NamedSharding(mesh, p))
+            for name, (shape, p) in shapes.items()
+        }
+    )
+    params = load_params(path, expected, resize_kernels=True, causal=causal)
+    given = named_leaves(params)[KERNEL]
+    assert given.sharding.spec == shapes[KERNEL][1]
+    before, after = {(5, False): (1, 1), (5, True): (2, 0), (1, False): (0, 0)}[
+        size, causal
+    ]
+    padded = np.pad(kernel, [(before, after), (size // 4, size // 4), (0, 0), (0, 0)])
+    np.testing.assert_array_equal(given, padded if size == 5 else kernel[1:2, 1:2])
+    with pytest.raises(SetupError, match="resize_kernels=True zero-pads or crops them$"):
+        load_params(path, expected)
+    del expected["norm"]
+    with pytest.raises(SetupError, match=r"crops them\n.*reset_head=True starts it anew"):
+        load_params(path, expected, may_be_new=["norm"])
 
 
 def test_rgb_weights_for_other_channels_are_hinted_at(tmp_path):
