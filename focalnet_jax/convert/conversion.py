@@ -85,11 +85,6 @@ def from_torch(
         alone are asked for.
     """
     _check_is_model(model)
-    if not variables and "batch_stats" in abstract_variables(model):
-        raise SetupError(
-            "the model has running averages beside its parameters: "
-            f"{argument('variables', True)} returns both"
-        )
     reading = Reading(
         wrapper=wrapper,
         prefix=prefix,
@@ -101,6 +96,11 @@ def from_torch(
         seed=seed,
     )
     fitted = fit_to_model(_matched(source, dialect, reading), model, reading)
+    if fitted.batch_stats and not variables:
+        raise SetupError(
+            "the model has running averages beside its parameters: "
+            f"{argument('variables', True)} returns both"
+        )
     beside = _read_beside(source)
     _warn(beside.notes + contradictions(beside, model.encoder))
     _warn(fitted.notes + fitted.dtype_notes)
