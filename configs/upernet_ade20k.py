@@ -3,7 +3,7 @@ r"""Semantic segmentation on ADE20K: UPerNet, from weights of ImageNet-1K.
     python -m focalnet_jax.convert focalnet_base_lrf.pth start
     python main.py --config=configs/upernet_ade20k.py:base_lrf \
         --config.data.name=folder:ADEChallengeData2016 --config.init_from=start \
-        --config.reset_head=True
+        --config.reset_head=True --config.resize_kernels=True
     python main.py --config=configs/upernet_ade20k.py:base_lrf --mode=eval \
         --config.data.name=folder:ADEChallengeData2016 \
         --config.eval_ratios="(0.5,0.75,1.0,1.25,1.5,1.75)" --config.eval_flip=True
@@ -68,7 +68,6 @@ def get_config(variant: str = ""):
     config.weight_decay_mask = "all"
     config.no_weight_decay = (".*norm",)  # BatchNorm of the heads is called bn
     config.clip_norm = 0.0
-    config.resize_kernels = True
 
     config.model.name = f"focalnet_{variant}"
     config.model.num_classes = 150
