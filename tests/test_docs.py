@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from mask_files import ade
 from running import ROOT, TIMEOUT, TINY, run
 
 import focalnet_jax.convert.__main__ as convert
@@ -27,6 +28,7 @@ import focalnet_jax.export.__main__ as export
 import focalnet_jax.finetune.__main__ as finetune
 import focalnet_jax.parity.__main__ as parity
 import focalnet_jax.predict as predict
+import focalnet_jax.segment as segment
 import focalnet_jax.visualize.__main__ as visualize
 from focalnet_jax.__main__ import COMMANDS
 from focalnet_jax.convert import to_torch
@@ -50,6 +52,7 @@ MODULES = {
     "focalnet_jax.finetune": finetune.parse,
     "focalnet_jax.parity": parity.parse,
     "focalnet_jax.predict": predict.parse,
+    "focalnet_jax.segment": segment.parse,
     "focalnet_jax.visualize": visualize.parse,
 }
 
@@ -363,7 +366,8 @@ LACKING = {
     r"fashion_mnist": r"Fashion-MNIST",
     r"imagenet22k": r"ImageNet-22K",
     r"can't download https?://": r"Hub|hf:|release",
-    r"focalnet_large_lrf_384[.]pth": r"file of the official release",
+    r"focalnet_(large_lrf_384|base_lrf)[.]pth": r"file of the official release",
+    r"there is no folder .*ADEChallengeData2016": r"folder is the download",
     PLACEHOLDERS: PLACEHOLDERS,
     r"pip install": r"pip install|\bextra",
     # Fields of another recipe.
@@ -412,7 +416,11 @@ def test_commands_run(page, tmp_path, environment, run_of_digits, torch):
     for directory in ("configs", "benchmarks", "docs", "main.py"):
         (tmp_path / directory).symlink_to(ROOT / directory)
     write_tiny_weights(tmp_path / "focalnet_tiny_srf.pth", torch)
-    write_folder(tmp_path / "DIR")
+    if page.name == "segmentation.md":
+        ade(tmp_path / "DIR", [("training", 8), ("validation", 2)])
+        ade(tmp_path / "ADEChallengeData2016", [("training", 8), ("validation", 2)])
+    else:
+        write_folder(tmp_path / "DIR")
     found = [(text, command) for text in sections(page) for command in commands_in(text)]
     if ["main.py"] not in [command for _, command in found]:
         shutil.copytree(run_of_digits, tmp_path / "runs" / "digits")
@@ -456,6 +464,24 @@ ON_DIGITS = (
 )
 
 
+# What makes runs of segmentation small. The second one starts from a whole FocalNet-T.
+SMALL_SEGMENTERS = {
+    "configs/segmentation_sample.py": [
+        *(flag for flag in TINY if flag.startswith("--config.model.")),
+        "--config.data.scale=(32,32)",
+    ],
+    "configs/upernet_ade20k.py:tiny_srf": [
+        "--config.data.num_train_examples=None",
+        "--config.data.scale=(64,32)",
+        "--config.data.workers=0",
+    ],
+}
+OF_HEADS = [
+    *("--config.model.head_channels=8", "--config.model.auxiliary_channels=8"),
+    *("--config.data.crop_size=32", "--config.batch_size=8"),
+]
+
+
 def shorter(arguments, workdir):
     """What a command gets in addition."""
     program, *flags = arguments
@@ -471,6 +497,9 @@ def shorter(arguments, workdir):
     elif given.get("--config") in ON_DIGITS:
         smaller = [flag for flag in TINY if flag.partition("=")[0] not in given]
         smaller.append("--config.batch_size=32")  # of eight devices, in four parts
+    elif (recipe := given.get("--config")) in SMALL_SEGMENTERS:
+        smaller += [*SMALL_SEGMENTERS[recipe], *OF_HEADS]
+        smaller = [flag for flag in smaller if flag.partition("=")[0] not in given]
     # A run of other fields than the page's first one has a place of its own.
     is_changed = any(re.match("--(no)?config[.]", flag) for flag in flags)
     if is_changed and "--workdir" not in given:
