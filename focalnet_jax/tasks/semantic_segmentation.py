@@ -313,6 +313,7 @@ class SemanticSegmentation(
             classes=source.class_names,
             scale=self.eval_transform.scales[0],
             colors=self.legend(source).colors.tolist(),
+            reduce_zero_label=source.mask_classes.reduce_zero_label,
         ).to_json()
 
     def differences(
