@@ -113,8 +113,8 @@ def test_multiply_adds_count_the_overlap_of_the_embeddings():
     ("name", "millions", "giga_multiply_adds"),
     [
         ("focalnet_tiny_deeper", "25.1", 4.0),
-        ("focalnet_small_deeper", "38.2", 6.4),
-        ("focalnet_base_deeper", "85.1", 14.3),
+        pytest.param("focalnet_small_deeper", "38.2", 6.4, marks=pytest.mark.extended),
+        pytest.param("focalnet_base_deeper", "85.1", 14.3, marks=pytest.mark.extended),
     ],
 )
 def test_deeper_variants_have_the_papers_sizes(name, millions, giga_multiply_adds):
