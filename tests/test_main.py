@@ -161,7 +161,7 @@ FULL = """
 import errno, os, runpy
 import focalnet_jax.train
 
-def train(config, task, workdir):
+def train(config, task, workdir, **options):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
 
 focalnet_jax.train.train = train

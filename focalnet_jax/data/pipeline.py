@@ -147,7 +147,9 @@ def eval_batches_of(
     Args:
       source: the records.
       groups: which of them, and how they become rows.
-      bad_records, threads, workers: as for `train_batches`.
+      bad_records: as for `train_batches`.
+      threads: as for `train_batches`.
+      workers: as for `train_batches`.
 
     Yields and raises: as `eval_batches`. The last batch of each group is filled up.
     """

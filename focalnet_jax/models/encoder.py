@@ -319,7 +319,8 @@ class FocalNetEncoder(nn.Module):
         """The stem: maps `[b, *spatial, in_channels]` to `[b, *smaller, embed_dim]`.
 
         Args:
-          images, valid: as for `__call__`.
+          images: as for `__call__`.
+          valid: as for `__call__`.
 
         Raises:
           TypeError, ValueError: as `__call__`.
@@ -339,7 +340,8 @@ class FocalNetEncoder(nn.Module):
 
         Args:
           x: the map.
-          train, valid: as for `__call__`; `valid` is that of the images.
+          train: as for `__call__`.
+          valid: as for `__call__`, the sizes of the images.
 
         Returns:
           As `__call__`, without `stem`.

@@ -94,8 +94,9 @@ class FocalNet(AroundEncoder):
         are above 0.
 
         Args:
-          images, train, valid: as for `FocalNetEncoder`. With `valid`, the mean over
-            space is that of each image.
+          images: as for `FocalNetEncoder`.
+          train: as for it.
+          valid: as for it. The mean over space is that of each image then.
 
         Returns:
           Logits `[b, num_classes]`, and the maps that the encoder names, together with
@@ -141,8 +142,10 @@ class FocalNetBackbone(AroundEncoder):
         """Maps `[b, *spatial, in_channels]` to `[b, *smaller, c_s]` for each stage.
 
         Args:
-          images, train, valid: as for `FocalNetEncoder`. With `valid`, each map is 0
-            outside of what `encoder.valid_after_stages(valid)` says.
+          images: as for `FocalNetEncoder`.
+          train: as for it.
+          valid: as for it. Each map is 0 then outside of what
+            `encoder.valid_after_stages(valid)` says.
 
         Raises:
           TypeError, ValueError, OptionError: as `FocalNetEncoder`.

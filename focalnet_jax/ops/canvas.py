@@ -109,8 +109,11 @@ def valid_after(
 
     Args:
       valid: int `[b, rank]`, the size of each image.
-      kernel_size, stride, padding, pad_to: as for `size_after`, a number for all spatial
+      kernel_size: as for `size_after`; this and the others are a number for all spatial
         axes, or one for each.
+      stride: as for `size_after`.
+      padding: as for `size_after`.
+      pad_to: as for `size_after`.
 
     Returns:
       int32 `[b, rank]`; 0 where an image is too small for one position.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import random_params, tiny_model
 
-from focalnet_jax.models import focalnet, modulation
+from focalnet_jax.models import encoder, modulation
 from focalnet_jax.ops import focal_modulation, positionwise
 from focalnet_jax.ops.layer_norm import layer_norm
 from focalnet_jax.parity.layers import compare_layers
@@ -55,13 +55,13 @@ def query_and_context_swapped(monkeypatch):
 
 
 def stem_padded_by_3(monkeypatch):
-    embed = focalnet.PatchEmbed
+    embed = encoder.PatchEmbed
 
     def mutated(features, *, padding, **options):
         padding = tuple(3 if size == 2 else size for size in padding)
         return embed(features, padding=padding, **options)
 
-    monkeypatch.setattr(focalnet, "PatchEmbed", mutated)
+    monkeypatch.setattr(encoder, "PatchEmbed", mutated)
 
 
 def mean_before_the_last_level(monkeypatch):

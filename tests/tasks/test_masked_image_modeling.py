@@ -243,7 +243,7 @@ def test_a_classifier_becomes_one(tmp_path):
     write_weights(tmp_path / "a.safetensors", tensors)
     with pytest.raises(SetupError, match="starts the model's decoder and mask token"):
         load_model(tmp_path / "a.safetensors", reconstruct=True)
-    with pytest.raises(SetupError, match="or reconstruct=True for masked image") as error:
+    with pytest.raises(SetupError, match="reconstruct=True for masked image") as error:
         load_model(tmp_path / "a.safetensors", head="reset")
     assert "--set=reconstruct=True" in error.value.spelt(spell, assigned)
     net = load_model(tmp_path / "a.safetensors", **error.value.remedies)

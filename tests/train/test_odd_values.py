@@ -172,7 +172,14 @@ def test_configurations_of_other_kinds(content, tiny_config):
         (dict(frozen=(".*",)), "frozen=.* leaves no parameter to train"),
         ({"model.embed_dim": 65536, "model.num_classes": 10**9}, "parameters: 1e"),
         ({"model.embed_dim": 32768}, "take .* GB on each device, which has"),
-        ({"model.depths": (1000, 1)}, "are 1,001 blocks: 1,000 at most"),
+        (
+            {
+                "model.depths": (1000, 1),
+                "model.focal_levels": (1, 1),
+                "model.focal_windows": (3, 3),
+            },
+            "are 1,001 blocks: 1,000 at most",
+        ),
         ({"data.image_size": 16384, "batch_size": 1400}, "takes .* GB, and it has"),
         ({"mesh.spatial": 7}, "don't make up the 8 devices"),
         ({"mesh.data": 2**20, "mesh.fsdp": 2**20}, "don't make up the 8 devices"),
