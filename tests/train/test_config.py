@@ -355,8 +355,7 @@ def test_every_field_is_read_by_someone(tiny_config, tmp_path, monkeypatch):
     monkeypatch.undo()
 
     # The model's options go to `create_model` as a whole, which refuses unknown ones.
-    # `num_steps` is set here, and stands in for `num_epochs`. What a run starts from is
-    # not read where it starts anew.
+    # `num_steps` is set here, and stands in for `num_epochs`.
     unread = all_fields("classification").keys() - read
     unread = {name for name in unread if not name.startswith("model.")}
-    assert unread == {"num_epochs", "resize_kernels"}
+    assert unread == {"num_epochs"}
