@@ -127,7 +127,7 @@ def test_a_run_from_a_folder_to_its_files(config, tmp_path, capsys):
     assert description.task == "semantic_segmentation"
     assert description.scale == [48, 32]
     assert len(description.colors) == 3
-    assert description.reduce_zero_label is False
+    assert description.reduce_zero_label is True
     assert description.create() == task.model
 
     again = evaluate(config, task, workdir)
